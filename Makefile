@@ -1,0 +1,32 @@
+# Two commands from a fresh clone, with nothing but Python 3.11: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: quickstart test lint format clean
+
+quickstart: $(VENV)/.installed
+	$(RUN) scripts/quickstart.py $(ARGS)
+
+test: $(VENV)/.installed-dev lint
+	$(RUN) -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+format: $(VENV)/.installed-dev
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(RUN) -m pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out/quickstart *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,122 @@
+"""Checked samples, rendered once: token ids in memory, pictures decoded when a batch needs them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dataset.formats import DataError, Sample
+from model.processing import Rendered, SampleError, VLMProcessor, collate
+
+FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
+PICTURE = np.uint16(65535)  # stands for a whole span in the stored ids
+
+
+@dataclass
+class DataReport:
+    """What the check found; printed at the start of every run."""
+
+    samples: int = 0
+    pictures: int = 0
+    trained_tokens: list[int] = field(default_factory=list)  # a sample each
+    dropped: list[str] = field(default_factory=list)  # where and why
+
+    def __str__(self) -> str:
+        counts = self.trained_tokens or [0]
+        line = (
+            f"{self.samples:,} samples, {self.pictures:,} pictures, trained tokens a sample "
+            f"{min(counts)} to {max(counts)}, mean {sum(counts) / len(counts):.1f}"
+        )
+        if self.dropped:
+            line += f"\ndropped {len(self.dropped):,} samples, the first: " + "; ".join(self.dropped[:3])
+        return line
+
+
+class ConversationDataset(Dataset):
+    """(Rendered, pixels of its pictures) by number.
+
+    Everything is checked and rendered here, before the first training step: lines, roles, tags against pictures,
+    picture headers (and whole pictures where there are few), lengths. Samples too long for their pictures or left
+    without a trained token are dropped and counted; anything else that is wrong raises DataError with file, line, cure.
+    """
+
+    def __init__(self, samples: Sequence[Sample], processor: VLMProcessor, max_seq_len: int):
+        self.samples, self.processor, self.report = samples, processor, DataReport()
+        self.kept: list[int] = []
+        ids, trained, lengths = [], [], [0]
+        for index in range(len(samples)):
+            sample = samples[index]
+            rendered = self._render(sample, max_seq_len)
+            if rendered is None:
+                continue
+            self.report.pictures += len(sample.pictures)
+            sample.open_pictures(decode=self.report.pictures <= FULLY_DECODED)
+            packed = _pack(rendered, processor.image_tokens)
+            ids.append(packed[0])
+            trained.append(packed[1])
+            lengths.append(len(packed[0]))
+            self.kept.append(index)
+            self.report.trained_tokens.append(int(packed[1].sum()))
+        self.report.samples = len(self.kept)
+        if not self.kept:
+            raise DataError(f"no sample of {len(samples)} can be used; {self.report}")
+        self.offsets = np.cumsum(lengths)
+        self.ids, self.trained = np.concatenate(ids), np.concatenate(trained)
+
+    def _render(self, sample: Sample, max_seq_len: int) -> Rendered | None:
+        try:
+            if sample.text is not None:
+                rendered = self.processor.render_text(sample.text, max_seq_len)
+            else:
+                rendered = self.processor.render(sample.messages)
+        except SampleError as error:
+            raise DataError(f"{sample.where}: {error}") from error
+        try:
+            rendered.truncate(max_seq_len)
+        except SampleError as error:
+            self.report.dropped.append(f"{sample.where}: {error}")
+            return None
+        if not any(rendered.trained[1:]):
+            self.report.dropped.append(f"{sample.where}: no token of an answer within {max_seq_len} tokens")
+            return None
+        return rendered
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def rendered(self, index: int) -> Rendered:
+        """The stored conversation, its pictures' spans written out again."""
+        place = slice(self.offsets[index], self.offsets[index + 1])
+        spans = self.ids[place] == PICTURE
+        repeats = np.where(spans, self.processor.image_tokens, 1)
+        image_mask = spans.repeat(repeats)
+        ids = np.where(image_mask, self.processor.image_token_id, self.ids[place].astype(np.int64).repeat(repeats))
+        return Rendered(ids.tolist(), self.trained[place].repeat(repeats).tolist(), image_mask.tolist())
+
+    def __getitem__(self, index: int) -> tuple[Rendered, list[torch.Tensor]]:
+        rendered = self.rendered(index)
+        if not any(rendered.image_mask):
+            return rendered, []
+        pictures = self.samples[self.kept[index]].open_pictures()
+        return rendered, [self.processor.pixels(picture) for picture in pictures]
+
+
+def _pack(rendered: Rendered, image_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids as uint16 with one entry a picture instead of its 196, and which of them are trained."""
+    mask = np.array(rendered.image_mask)
+    first_of_span = mask & (np.cumsum(mask) % image_tokens == 1 % image_tokens)
+    ids = np.where(mask, PICTURE, np.array(rendered.input_ids, dtype=np.uint16))
+    keep = ~mask | first_of_span
+    return ids[keep].astype(np.uint16), np.array(rendered.trained)[keep]
+
+
+def text_only(rows: Sequence[Rendered]) -> dict[str, torch.Tensor]:
+    """A batch of the same conversations without their pictures, to ask a decoder what it knows of the text."""
+    stripped = []
+    for row in rows:
+        kept = [number for number, is_image in enumerate(row.image_mask) if not is_image]
+        columns = ([column[number] for number in kept] for column in (row.input_ids, row.trained, row.image_mask))
+        stripped.append((Rendered(*columns), []))
+    return collate(stripped)

@@ -1,0 +1,111 @@
+"""Sizes and special ids of the decoder and of the vision-language model."""
+
+from transformers import PretrainedConfig
+
+IGNORE_INDEX = -100  # label of a position that the loss skips
+IMAGE_TOKEN = "@"  # one character and one token; a picture is a span of config.image_tokens of them
+IMAGE_TOKEN_ID = 34
+END_OF_TEXT_ID = 0  # <|endoftext|>, also the padding
+START_ID = 1  # <|im_start|>
+END_ID = 2  # <|im_end|>, ends every turn and every generation
+ROPE_DEFAULT = {"rope_type": "default", "rope_theta": 1e6}
+CLIP_VIT_B16 = {  # the sizes of openai/clip-vit-base-patch16's vision half
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+
+
+class MiniMindConfig(PretrainedConfig):
+    """The decoder's sizes. Defaults are MiniMind2-Small's: 25.83 M parameters.
+
+    The dense decoder is exactly Llama and the MoE decoder exactly Qwen2-MoE, so that exports need no code of ours.
+    """
+
+    model_type = "minimind"
+
+    def __init__(
+        self,
+        hidden_size: int = 512,
+        num_hidden_layers: int = 8,
+        num_attention_heads: int = 8,
+        num_key_value_heads: int = 2,
+        vocab_size: int = 6400,
+        intermediate_size: int | None = None,  # None: 64 * ceil(int(8/3 * hidden_size) / 64)
+        max_position_embeddings: int = 32768,  # tokens
+        rope_parameters: dict | None = None,  # None: ROPE_DEFAULT; or with YaRN, see rope_frequencies
+        rms_norm_eps: float = 1e-5,
+        dropout: float = 0.0,
+        use_moe: bool = False,
+        num_experts: int = 4,
+        num_experts_per_tok: int = 2,
+        router_aux_loss_coef: float = 0.1,  # weight of the balance loss
+        tie_word_embeddings: bool = True,
+        **kwargs,
+    ):
+        if hidden_size % num_attention_heads or num_attention_heads % num_key_value_heads:
+            raise ValueError(
+                f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads}, "
+                f"and that a multiple of num_key_value_heads {num_key_value_heads}"
+            )
+        if hidden_size // num_attention_heads % 2:
+            raise ValueError(f"the head size {hidden_size // num_attention_heads} is odd; RoPE turns pairs")
+        if use_moe and not 1 <= num_experts_per_tok <= num_experts:
+            raise ValueError(f"num_experts_per_tok {num_experts_per_tok} is not within 1..num_experts {num_experts}")
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads
+        self.head_dim = hidden_size // num_attention_heads
+        self.vocab_size = vocab_size
+        self.intermediate_size = intermediate_size or 64 * -(-int(8 / 3 * hidden_size) // 64)
+        self.max_position_embeddings = max_position_embeddings
+        self.rope_parameters = dict(rope_parameters or ROPE_DEFAULT)
+        self.rms_norm_eps = rms_norm_eps
+        self.dropout = dropout
+        self.use_moe = use_moe
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.router_aux_loss_coef = router_aux_loss_coef
+        self.use_cache = True
+        kwargs.setdefault("bos_token_id", START_ID)
+        kwargs.setdefault("eos_token_id", END_ID)
+        kwargs.setdefault("pad_token_id", END_OF_TEXT_ID)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+
+class VLMConfig(MiniMindConfig):
+    """The decoder's sizes and what the pictures bring: the tower's config and where its weights come from."""
+
+    model_type = "minimind_vlm"
+
+    def __init__(
+        self,
+        vision_config: dict | None = None,  # CLIPVisionConfig as a dict; None: CLIP-ViT-B/16's sizes
+        vision_source: str | None = None,  # the tower's folder; None: it came from nowhere and is saved with the model
+        vision_sha256: str | None = None,  # of the tower's weights, checked when they are loaded again
+        image_token_id: int = IMAGE_TOKEN_ID,
+        **kwargs,
+    ):
+        self.vision_config = dict(vision_config or CLIP_VIT_B16)
+        self.vision_source = vision_source
+        self.vision_sha256 = vision_sha256
+        self.image_token_id = image_token_id
+        super().__init__(**kwargs)
+
+    @property
+    def vision_hidden_size(self) -> int:
+        return self.vision_config["hidden_size"]
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side, square."""
+        return self.vision_config["image_size"]
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens a picture takes in the sequence: one a patch, 196 for CLIP-ViT-B/16."""
+        return (self.image_size // self.vision_config["patch_size"]) ** 2

@@ -1,0 +1,321 @@
+"""The decoder: RMSNorm, RoPE (with YaRN), grouped-query attention, SwiGLU or a mixture of experts, and the head.
+
+Dense it is exactly Llama, with experts exactly Qwen2-MoE (see MiniMindConfig). Parameters are named as MiniMind2's.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import ModelOutput
+
+from model.config import IGNORE_INDEX, MiniMindConfig
+
+
+@dataclass
+class CausalLMOutput(ModelOutput):
+    loss: torch.Tensor | None = None  # cross-entropy and balance loss, to be minimised
+    aux_loss: torch.Tensor | None = None  # the balance loss alone, weighted; None when dense
+    logits: torch.Tensor | None = None  # [batch, kept positions, vocabulary]
+    past_key_values: Cache | None = None
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype, x = x.dtype, x.float()
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * x.to(dtype)
+
+
+def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
+    """Radians per token of each pair of a head [head_dim / 2], and the factor on cos and sin.
+
+    RoPE: Su et al. 2021, arXiv 2104.09864. With rope_parameters {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+    "original_max_position_embeddings": 2048} (YaRN: Peng et al. 2023, arXiv 2309.00071) pairs that turn slowly over the
+    original context are stretched by `factor`, fast ones are kept, those between are blended.
+    """
+    scaling = config.rope_parameters
+    size, base = config.head_dim, scaling["rope_theta"]
+    frequencies = base ** -(torch.arange(0, size, 2, dtype=torch.float32) / size)
+    if scaling["rope_type"] == "default":
+        return frequencies, 1.0
+    if scaling["rope_type"] != "yarn":
+        raise ValueError(f"rope_parameters {scaling} are not understood: rope_type must be 'default' or 'yarn'")
+    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+
+    def pair_that_turns(times: float) -> float:
+        return size * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_that_turns(scaling.get("beta_fast", 32.0))), 0)
+    high = min(math.ceil(pair_that_turns(scaling.get("beta_slow", 1.0))), size - 1)
+    stretched = ((torch.arange(size // 2) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    frequencies = frequencies * (1 - stretched) + frequencies / factor * stretched
+    return frequencies, scaling.get("attention_factor") or 0.1 * math.log(factor) + 1.0
+
+
+class RotaryEmbedding(nn.Module):
+    def __init__(self, config: MiniMindConfig):
+        super().__init__()
+        frequencies, self.attention_factor = rope_frequencies(config)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [batch, 1, seq, head_dim] of positions [batch, seq]; the angles are always computed in fp32."""
+        angles = position_ids[:, None, :, None].float() * self.frequencies.float()
+        angles = torch.cat([angles, angles], dim=-1)
+        return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs (i, i + head_dim / 2) of x [batch, heads, seq, head_dim]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, config: MiniMindConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None, cache: Cache | None
+    ) -> torch.Tensor:
+        batch, length, _ = x.shape
+        query, key, value = (
+            projection(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [batch, heads, seq, head_dim]
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer)
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and length > 1, enable_gqa=self.groups > 1,
+        )  # fmt: skip
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: MiniMindConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MoEFeedForward(nn.Module):
+    """num_experts routed feed-forwards, num_experts_per_tok of them a token, and one that every token takes."""
+
+    def __init__(self, config: MiniMindConfig):
+        super().__init__()
+        self.top_k, self.num_experts = config.num_experts_per_tok, config.num_experts
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = nn.ModuleList(FeedForward(config) for _ in range(config.num_experts))
+        self.shared_experts = nn.ModuleList([FeedForward(config)])
+
+    def forward(self, x: torch.Tensor, token_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [batch, seq, hidden] -> the same shape, and the balance loss of each sequence [batch].
+
+        Every expert sees every token: at four experts that costs less than sorting tokens, needs no host
+        synchronisation, and leaves no expert without a gradient when training runs on several ranks.
+        """
+        scores = self.gate(x).softmax(-1, dtype=torch.float32)  # [batch, seq, experts]
+        top_scores, chosen = scores.topk(self.top_k, dim=-1)
+        if self.top_k > 1:  # a single weight divided by itself is 1, and the router would get no gradient
+            top_scores = top_scores / top_scores.sum(-1, keepdim=True)
+        weights = torch.zeros_like(scores).scatter(-1, chosen, top_scores).to(x.dtype)
+        mixed = self.shared_experts[0](x)
+        for number, expert in enumerate(self.experts):
+            mixed = mixed + weights[..., number, None] * expert(x)
+        return mixed, self._balance_loss(scores, chosen, token_mask)
+
+    def _balance_loss(
+        self, scores: torch.Tensor, chosen: torch.Tensor, token_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Share of choices times mean score, summed over experts, per sequence: 1 when balanced.
+
+        DeepSeek-V2's expert-level loss (arXiv 2405.04434, section 2.2.3); padding does not count.
+        """
+        real = scores.new_ones(scores.shape[:2]) if token_mask is None else token_mask.to(scores.dtype)
+        real = real[..., None] / real.sum(1).clamp(min=1)[:, None, None]  # [batch, seq, 1], sums to 1 a sequence
+        picks = torch.zeros_like(scores).scatter(-1, chosen, 1.0)
+        share = (picks * real).sum(1) * self.num_experts / self.top_k  # [batch, experts]
+        return (share * (scores * real).sum(1)).sum(-1)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: MiniMindConfig, layer: int):
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MoEFeedForward(config) if config.use_moe else FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        token_mask: torch.Tensor | None,
+        cache: Cache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, mask, cache))
+        normed, balance_loss = self.post_attention_layernorm(x), None
+        if isinstance(self.mlp, MoEFeedForward):
+            mixed, balance_loss = self.mlp(normed, token_mask)
+        else:
+            mixed = self.mlp(normed)
+        return x + self.dropout(mixed), balance_loss
+
+
+class MiniMindModel(nn.Module):
+    def __init__(self, config: MiniMindConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(config)
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: Cache | None,
+        token_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """inputs_embeds [batch, seq, hidden] -> hidden states, and the balance loss of each sequence (None: dense).
+
+        attention_mask: None says that what padding there is stands on the right, where causal attention never looks.
+        token_mask: [batch, seq], 0 at padding, for the balance loss alone.
+        """
+        if position_ids is None:
+            seen = cache.get_seq_length() if cache is not None else 0
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
+        mask = None
+        if attention_mask is not None or cache is not None:
+            mask = create_causal_mask(
+                config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
+                past_key_values=cache, position_ids=position_ids,
+            )  # fmt: skip
+        rotary = self.rotary(position_ids, inputs_embeds.dtype)
+        x, balance_losses = inputs_embeds, []
+        for layer in self.layers:
+            x, balance_loss = layer(x, rotary, mask, token_mask, cache)
+            if balance_loss is not None:
+                balance_losses.append(balance_loss)
+        return self.norm(x), torch.stack(balance_losses).sum(0) if balance_losses else None
+
+
+class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
+    """The decoder with its head, tied to the embeddings."""
+
+    config_class = MiniMindConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: MiniMindConfig):
+        super().__init__(config)
+        self.model = MiniMindModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+
+    def embed(self, input_ids: torch.Tensor, **inputs) -> torch.Tensor:
+        """[batch, seq] -> [batch, seq, hidden]; the place where MiniMindVLM puts its pictures."""
+        return self.model.embed_tokens(input_ids)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor | None = None,
+        supervised_tokens: torch.Tensor | int | None = None,
+        sequences: int | None = None,
+        return_dict: bool = True,  # generate() sends it; there is no other way to answer
+        **inputs,
+    ) -> CausalLMOutput:
+        """Logits of the next token, or with labels the loss.
+
+        Args:
+            input_ids: [batch, seq].
+            attention_mask: [batch, seq], 0 at padding; may be left out when padding stands on the right.
+            labels: [batch, seq], input_ids where the token is to be learnt and IGNORE_INDEX elsewhere.
+            logits_to_keep: the last so many positions, or an index of positions; None: all without labels, none with.
+            supervised_tokens: by how many labelled tokens to divide the loss; None: those of this batch. A step of
+                several micro-batches or ranks gives the number of the whole step, so that every token weighs the same.
+            sequences: likewise for the balance loss, which is a mean over sequences.
+            inputs: what `embed` takes; MiniMindVLM's image_mask and pixel_values.
+        """
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        token_mask = input_ids != self.config.pad_token_id if labels is not None and self.config.use_moe else None
+        hidden, balance_losses = self.model(
+            self.embed(input_ids, **inputs), attention_mask, position_ids, past_key_values, token_mask
+        )
+        loss = aux_loss = logits = None
+        if labels is not None:
+            loss, aux_loss = self._loss(hidden, labels, balance_losses, supervised_tokens, sequences)
+        if labels is None or logits_to_keep is not None:
+            logits = self.lm_head(_keep(hidden, logits_to_keep))
+        return CausalLMOutput(loss=loss, aux_loss=aux_loss, logits=logits, past_key_values=past_key_values)
+
+    def _loss(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        balance_losses: torch.Tensor | None,
+        supervised_tokens: torch.Tensor | int | None,
+        sequences: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Cross-entropy of each label from the position before it; logits are computed at those positions only."""
+        targets = labels[:, 1:]
+        supervised = targets != IGNORE_INDEX
+        logits = self.lm_head(hidden[:, :-1][supervised])  # [supervised tokens, vocabulary]
+        count = supervised.sum() if supervised_tokens is None else torch.as_tensor(supervised_tokens)
+        loss = F.cross_entropy(logits.float(), targets[supervised], reduction="sum") / count.clamp(min=1)
+        if balance_losses is None:
+            return loss, None
+        aux_loss = self.config.router_aux_loss_coef * balance_losses.sum() / (sequences or len(labels))
+        return loss + aux_loss, aux_loss
+
+
+def _keep(hidden: torch.Tensor, positions: int | torch.Tensor | None) -> torch.Tensor:
+    if torch.is_tensor(positions):
+        return hidden[:, positions]
+    return hidden[:, -positions:] if positions else hidden

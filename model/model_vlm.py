@@ -1,0 +1,103 @@
+"""The decoder that sees: MiniMindVLM puts projected patch embeddings where the text holds placeholder spans."""
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from model.config import VLMConfig
+from model.model_minimind import MiniMindForCausalLM
+from model.vision_encoder import normalize_pixels
+
+
+class VisionProj(nn.Module):
+    """Patch embeddings to token embeddings: one linear layer."""
+
+    def __init__(self, vision_size: int, hidden_size: int):
+        super().__init__()
+        self.vision_proj = nn.Sequential(nn.Linear(vision_size, hidden_size))
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.vision_proj(patches)
+
+
+class MiniMindVLM(MiniMindForCausalLM):
+    """MiniMindForCausalLM, a frozen CLIP tower and the projector between them.
+
+    A picture is a span of `config.image_tokens` placeholder tokens. Which tokens are placeholders is told by
+    image_mask, never guessed from the ids: a person may type `@` too.
+    """
+
+    config_class = VLMConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config: VLMConfig):
+        super().__init__(config)
+        self.vision_proj = VisionProj(config.vision_hidden_size, config.hidden_size)
+        self.vision_encoder = CLIPVisionModel(CLIPVisionConfig(**config.vision_config))
+        self.vision_encoder.requires_grad_(False)
+        self.post_init()
+
+    def train(self, mode: bool = True) -> "MiniMindVLM":
+        super().train(mode)
+        self.vision_encoder.train(False)  # frozen means asleep: no dropout, whatever the rest does
+        return self
+
+    @torch.no_grad()
+    def encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[pictures, 3, height, width], uint8 or already normalized -> [pictures, image_tokens, vision hidden size]."""
+        if pixels.dtype == torch.uint8:
+            pixels = normalize_pixels(pixels)
+        return self.vision_encoder(pixels.to(self.vision_encoder.dtype)).last_hidden_state[:, 1:]
+
+    def embed(
+        self, input_ids: torch.Tensor, image_mask: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Token embeddings with the pictures in their places.
+
+        Args:
+            input_ids: [batch, seq].
+            image_mask: [batch, seq], true at placeholders; each row has image_tokens of them a picture.
+            pixel_values: [batch, most pictures a row, 3, height, width], rows with fewer filled up with anything.
+
+        Raises:
+            ValueError: a row has other than a whole number of spans, or more of them than pictures.
+        """
+        embeddings = self.model.embed_tokens(input_ids)
+        if pixel_values is None:
+            if image_mask is not None and image_mask.any():
+                raise ValueError(f"{int(image_mask.sum())} placeholders are marked but there are no pixel_values")
+            if self.training:  # the projector takes part in every step, or ranks without pictures would hang the others
+                nothing = embeddings.new_zeros(1, self.config.vision_hidden_size)
+                embeddings = embeddings + 0.0 * self.vision_proj(nothing).sum()
+            return embeddings
+        if image_mask is None:
+            raise ValueError("pixel_values need image_mask, which says where they go")
+        pictures = self._pictures_in_rows(image_mask, pixel_values)
+        tokens = self.vision_proj(self.encode_pictures(pictures))  # [pictures, image_tokens, hidden]
+        return embeddings.masked_scatter(image_mask[..., None].bool(), tokens.to(embeddings.dtype))
+
+    def _pictures_in_rows(self, image_mask: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[batch, most pictures, ...] -> [pictures, ...], without the filling, after counting both sides."""
+        tokens, most = self.config.image_tokens, pixel_values.shape[1]
+        placeholders = image_mask.sum(1)
+        wrong = ((placeholders % tokens != 0) | (placeholders > most * tokens)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(
+                f"row {row} has {int(placeholders[row])} placeholders and at most {most} pictures, "
+                f"and a picture takes {tokens} placeholders"
+            )
+        kept = torch.arange(most, device=image_mask.device) < (placeholders // tokens)[:, None]
+        return pixel_values[kept]
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, image_mask=None, pixel_values=None, is_first_iteration: bool = False, **kwargs
+    ) -> dict:
+        """Pictures enter at prefill only: afterwards the cache remembers them."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs["pixel_values"] = pixel_values
+            if image_mask is not None:  # without a cache the prompt grows by what was generated
+                grown = inputs["input_ids"].shape[1] - image_mask.shape[1]
+                inputs["image_mask"] = nn.functional.pad(image_mask, (0, grown))
+        return inputs

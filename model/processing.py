@@ -1,0 +1,219 @@
+"""Messages and pictures to model inputs: one renderer for training, evaluation, the demo and the score.
+
+messages   [{"role": "user", "content": "<image>\\nWhat is it?"}, {"role": "assistant", "content": "a cat"}]
+text       <|im_start|>user\\n@@@ ... @@@\\nWhat is it?<|im_end|>\\n<|im_start|>assistant\\na cat<|im_end|>\\n
+image_mask                     true                                                                          (196 a picture)
+labels                                                                              a cat<|im_end|>          (the rest IGNORE)
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import PreTrainedTokenizerFast
+
+from model.config import END_ID, END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, START_ID, VLMConfig
+
+IMAGE_TAG = "<image>"
+ROLES = ("system", "user", "assistant")
+MAX_PIXELS = 25_000_000  # a picture of more is refused by its header, before it is decoded
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
+
+
+class SampleError(ValueError):
+    """A sample that cannot be used; the message says why, without saying where: the reader knows that."""
+
+
+@dataclass
+class Rendered:
+    """One conversation as token ids, and for each of them whether it is learnt and whether it is a placeholder."""
+
+    input_ids: list[int] = field(default_factory=list)
+    trained: list[bool] = field(default_factory=list)
+    image_mask: list[bool] = field(default_factory=list)
+
+    def extend(self, ids: Sequence[int], trained: bool = False, image: bool = False) -> None:
+        self.input_ids += ids
+        self.trained += [trained] * len(ids)
+        self.image_mask += [image] * len(ids)
+
+    def truncate(self, max_length: int) -> None:
+        if any(self.image_mask[max_length:]):
+            needed = len(self.image_mask) - self.image_mask[::-1].index(True)
+            raise SampleError(
+                f"its last picture ends at token {needed} and would be cut: raise --max_seq_len above {max_length}"
+            )
+        for row in (self.input_ids, self.trained, self.image_mask):
+            del row[max_length:]
+
+    @property
+    def labels(self) -> list[int]:
+        return [i if learnt else IGNORE_INDEX for i, learnt in zip(self.input_ids, self.trained, strict=True)]
+
+
+def load_tokenizer(folder: str | Path | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder, by default the shipped one."""
+    return PreTrainedTokenizerFast.from_pretrained(folder or Path(__file__).parent)
+
+
+def open_picture(source: str | Path | Image.Image, decode: bool = True) -> Image.Image:
+    """A picture as RGB, turned as its EXIF says, transparency on white.
+
+    decode: False only looks at the header, which is fast, and finds what is no picture but not what is cut short.
+
+    Raises:
+        SampleError: it is missing, no picture, too large, or damaged.
+    """
+    try:
+        picture = source if isinstance(source, Image.Image) else Image.open(source, formats=PICTURE_FORMATS)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise SampleError(
+                f"it has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}: scale it down"
+            )
+        if not decode:
+            return picture
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to white
+            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return picture.convert("RGB")
+    except SampleError:
+        raise
+    except FileNotFoundError:
+        raise SampleError("the file does not exist: check --images_path") from None
+    except DECODE_ERRORS as error:
+        raise SampleError(f"it cannot be read as a picture ({error}): replace it or delete the line") from error
+
+
+class VLMProcessor:
+    """Renders conversations and pictures for a model whose pictures are `image_tokens` tokens of `image_size` pixels."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int = 196, image_size: int = 224):
+        self.tokenizer = tokenizer
+        self.image_tokens = image_tokens
+        self.image_token_id = IMAGE_TOKEN_ID
+        self.image_size = image_size
+        self.encode = functools.lru_cache(maxsize=1 << 16)(self._encode)  # questions repeat
+        self.new_line = self.encode("\n")
+        self.headers = {role: (START_ID, *self.encode(role), *self.new_line) for role in ROLES}
+
+    @classmethod
+    def for_config(cls, config, tokenizer: PreTrainedTokenizerFast | None = None) -> "VLMProcessor":
+        tokenizer = tokenizer or load_tokenizer()
+        if isinstance(config, VLMConfig):
+            return cls(tokenizer, config.image_tokens, config.image_size)
+        return cls(tokenizer)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """Plain text to ids; what looks like a control token is spelt out as text, so nobody can type one."""
+        try:
+            return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        except (TypeError, UnicodeError):
+            raise SampleError("its text holds half a surrogate pair, which is not Unicode: fix the encoding") from None
+
+    def render(
+        self, messages: Sequence[dict], add_generation_prompt: bool = False, max_length: int | None = None
+    ) -> Rendered:
+        """Conversation to ids in one pass, with the labels known from where each piece came.
+
+        messages: role and content each. A string holds IMAGE_TAG where a picture goes; a list of
+            {"type": "image"} and {"type": "text", "text": ...} parts takes its text literally.
+        add_generation_prompt: end with the opening of an assistant's turn.
+        max_length: tokens; what is longer loses its end, but never a part of a picture.
+
+        Raises:
+            SampleError: a role or content of the wrong kind, or a picture beyond max_length.
+        """
+        rendered = Rendered()
+        for message in messages:
+            if not isinstance(message, dict) or message.get("role") not in ROLES:
+                raise SampleError(f"a message is {str(message)[:60]!r}: it needs a role, one of {', '.join(ROLES)}")
+            answer = message["role"] == "assistant"
+            rendered.extend(self.headers[message["role"]])
+            for kind, text in content_parts(message.get("content")):
+                if kind == "image":
+                    rendered.extend([IMAGE_TOKEN_ID] * self.image_tokens, image=True)
+                else:
+                    rendered.extend(self.encode(text), trained=answer)
+            rendered.extend([END_ID], trained=answer)
+            rendered.extend(self.new_line)
+        if add_generation_prompt:
+            rendered.extend(self.headers["assistant"])
+        if max_length is not None:
+            rendered.truncate(max_length)
+        return rendered
+
+    def render_text(self, text: str, max_length: int | None = None) -> Rendered:
+        """Plain text for the base decoder: every token is learnt, and the end."""
+        rendered = Rendered()
+        rendered.extend([START_ID])
+        rendered.extend([*self.encode(text), END_ID], trained=True)
+        if max_length is not None:
+            rendered.truncate(max_length)
+        return rendered
+
+    def pixels(self, picture: Image.Image) -> torch.Tensor:
+        """uint8 [3, image_size, image_size]; the whole picture, squeezed to a square: nothing is cut off."""
+        square = picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+    def prompts(self, conversations: Sequence[tuple[Sequence[dict], Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
+        """(messages, pictures) pairs to the inputs of generate(), padded on the left."""
+        rows = []
+        for messages, pictures in conversations:
+            rendered = self.render(messages, add_generation_prompt=True)
+            wanted = sum(rendered.image_mask) // self.image_tokens
+            if wanted != len(pictures):
+                raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
+            rows.append((rendered, [self.pixels(picture) for picture in pictures]))
+        batch = collate(rows, pad_left=True)
+        del batch["labels"]
+        return batch
+
+
+def content_parts(content: str | list | None) -> list[tuple[str, str]]:
+    """Message content to ("text", text) and ("image", "") parts in order."""
+    if isinstance(content, str):
+        first, *rest = content.split(IMAGE_TAG)
+        parts = [("text", first)] + [part for text in rest for part in (("image", ""), ("text", text))]
+    elif isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        parts = [(part.get("type", ""), part.get("text", "")) for part in content]
+        if any(kind not in ("text", "image") or not isinstance(text, str) for kind, text in parts):
+            raise SampleError(f"content parts must be text or image, not {content!r:.80}")
+    else:
+        raise SampleError(f"a message's content is {content!r:.60}: it must be text")
+    return [part for part in parts if part != ("text", "")]
+
+
+def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool = False) -> dict[str, torch.Tensor]:
+    """Rendered conversations and their pixels to one batch.
+
+    Returns input_ids, attention_mask, image_mask, labels [batch, longest row], and where any row has a picture
+    pixel_values [batch, most pictures a row, 3, height, width] in uint8.
+    """
+    length = max(len(rendered.input_ids) for rendered, _ in rows)
+    ids = np.full((len(rows), length), END_OF_TEXT_ID, dtype=np.int64)
+    labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
+    masks = np.zeros((2, len(rows), length), dtype=bool)  # attention, image
+    for number, (rendered, _) in enumerate(rows):
+        size = len(rendered.input_ids)
+        place = slice(length - size, length) if pad_left else slice(0, size)
+        ids[number, place], labels[number, place] = rendered.input_ids, rendered.labels
+        masks[0, number, place], masks[1, number, place] = True, rendered.image_mask
+    batch = {"input_ids": ids, "labels": labels, "attention_mask": masks[0].astype(np.int64), "image_mask": masks[1]}
+    batch = {name: torch.from_numpy(values) for name, values in batch.items()}
+    most = max(len(pictures) for _, pictures in rows)
+    if most:
+        shape = next(pictures[0].shape for _, pictures in rows if pictures)
+        batch["pixel_values"] = torch.zeros((len(rows), most, *shape), dtype=torch.uint8)
+        for number, (_, pictures) in enumerate(rows):
+            for index, pixels in enumerate(pictures):
+                batch["pixel_values"][number, index] = pixels
+    return batch

@@ -1,0 +1,62 @@
+"""The frozen CLIP tower: where it comes from, what identifies it, how pixels enter it."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionModel
+
+# OpenAI CLIP's channel statistics, RGB in 0..1 (https://github.com/openai/CLIP)
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED_TOWER = "model/vision_model/emoji-clip"  # from ROOT
+
+
+def normalize_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., 3, height, width] to what CLIP was trained on: floats of mean 0 and deviation 1 a channel."""
+    shape = (3, 1, 1)
+    mean, std = (torch.tensor(v, device=pixels.device).view(shape) for v in (PIXEL_MEAN, PIXEL_STD))
+    return (pixels.float() / 255 - mean) / std
+
+
+def read_tower(folder: str | Path) -> tuple[CLIPVisionModel, str]:
+    """The vision half of a CLIP folder, frozen, in fp32, and the sha256 of its weights file.
+
+    folder: as transformers saves it; text and vision together (openai/clip-vit-base-patch16) or vision alone.
+
+    Raises:
+        ValueError: no such folder, or its weights are not those of a whole CLIP vision tower.
+    """
+    folder = find_folder(folder)
+    weights = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
+    if weights is None or not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} holds no CLIP vision tower ({'no weights' if folder.is_dir() else 'the folder does not exist'}). "
+            "Put openai's there: `hf download openai/clip-vit-base-patch16 --local-dir "
+            f"{folder}`, or name the small shipped one: --vision_model {SHIPPED_TOWER}"
+        )
+    tower, report = CLIPVisionModel.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32, local_files_only=True
+    )
+    missing = [*report["missing_keys"], *report["mismatched_keys"]]
+    if missing:
+        raise ValueError(f"{weights} lacks {len(missing)} of the vision tower's tensors, the first is {missing[0]}")
+    return tower.requires_grad_(False).eval(), file_sha256(weights)
+
+
+def portable_path(folder: str | Path) -> str:
+    """As it is written into weight files: from the project's root where it lies inside, so that a clone can move."""
+    path = find_folder(folder).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def find_folder(folder: str | Path) -> Path:
+    """A relative path is looked up in the working directory, then in the project."""
+    return Path(folder) if Path(folder).exists() else ROOT / folder
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

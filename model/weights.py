@@ -1,0 +1,207 @@
+"""Strict saving and loading: nothing is left at random in silence. Our safetensors, and MiniMind's .pth, come in."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from model.config import MiniMindConfig, VLMConfig
+from model.model_minimind import MiniMindForCausalLM
+from model.model_vlm import MiniMindVLM
+from model.vision_encoder import file_sha256, portable_path, read_tower
+
+TOWER_PREFIX = "vision_encoder."
+PROJECTOR_PREFIX = "vision_proj."
+WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
+DERIVED = ("lm_head.weight",)  # tied to the embeddings, so a file need not hold it
+
+
+@dataclass
+class LoadReport:
+    """What came out of a file; `str()` is the line that every run prints."""
+
+    path: Path
+    sha256: str
+    matched: int  # parameters
+    total: int  # parameters of the model, the tower and what is derived left out
+    left_at_start: list[str]  # tensors that the file may lack and does
+
+    def __str__(self) -> str:
+        rest = f"; new and untrained: {', '.join(self.left_at_start)}" if self.left_at_start else ""
+        share = 100 * self.matched / self.total
+        return f"matched {share:.1f} % of {self.total:,} parameters from {self.path} (sha256 {self.sha256[:12]}){rest}"
+
+
+def read_weights(path: str | Path) -> tuple[dict | None, dict[str, torch.Tensor]]:
+    """The config (None in a .pth) and the tensors of a file, under MiniMind's names, whatever wrapped the model.
+
+    Raises:
+        ValueError: the file is missing, cut off, or holds something else than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: train the stage before this one, or name a file with --from_weight")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                config = json.loads((file.metadata() or {}).get("config", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        else:
+            config, tensors = None, torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged or no weights file ({str(error)[:200]}): copy or train it again"
+        ) from error
+    except Exception as error:  # torch raises pickle.UnpicklingError, which this project never imports
+        raise ValueError(f"{path} holds more than tensors and is refused: {str(error)[:200]}") from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} is not a dictionary of tensors")
+    return config, {_canonical(name): value for name, value in tensors.items()}
+
+
+def _canonical(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def load_weights(
+    model: torch.nn.Module, path: str | Path, may_miss: tuple[str, ...] = (), ignore: tuple[str, ...] = ()
+) -> LoadReport:
+    """Fill the model from a file, all of it.
+
+    may_miss: prefixes of tensors that the file may lack, say the projector in a base decoder's.
+    ignore: prefixes of tensors in the file that the model does not want.
+
+    Raises:
+        ValueError: any other difference; the message lists it.
+    """
+    config, tensors = read_weights(path)
+    wanted = model.state_dict()
+    optional = (TOWER_PREFIX, *DERIVED, *may_miss)
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(ignore or ("\0",))}
+    missing = [name for name in wanted if name not in tensors]
+    problems = [f"missing {name}" for name in missing if not name.startswith(optional)]
+    problems += [f"unknown {name}" for name in tensors if name not in wanted]
+    problems += [
+        f"{name} is {list(tensors[name].shape)}, the model wants {list(wanted[name].shape)}"
+        for name in tensors if name in wanted and tensors[name].shape != wanted[name].shape
+    ]  # fmt: skip
+    if problems:
+        sizes = f" The file says of itself: {_sizes(config)}." if config else ""
+        raise ValueError(
+            f"{path} does not fit the model in {len(problems)} tensors: {'; '.join(problems[:6])}. Check --hidden_size, "
+            f"--num_hidden_layers, --use_moe and the file's stage.{sizes}"
+        )
+    model.load_state_dict(tensors, strict=False)
+    counted = {n: v.numel() for n, v in wanted.items() if not n.startswith((TOWER_PREFIX, *DERIVED))}
+    return LoadReport(
+        path=Path(path),
+        sha256=file_sha256(Path(path)),
+        matched=sum(size for name, size in counted.items() if name in tensors),
+        total=sum(counted.values()),
+        left_at_start=[name for name in missing if name.startswith(may_miss or ("\0",))],
+    )
+
+
+def _sizes(config: dict) -> str:
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "use_moe")
+    return ", ".join(f"{name} {config[name]}" for name in names if name in config)
+
+
+def save_weights(model: MiniMindForCausalLM, path: str | Path, facts: dict[str, str] | None = None) -> None:
+    """Write the model in one file with its config: all but the frozen tower, unless that has no folder to come from.
+
+    The file appears whole or not at all. facts: further text for the file's metadata (stage, scores, data).
+    """
+    path = Path(path)
+    keep_tower = isinstance(model, MiniMindVLM) and not model.config.vision_source
+    tensors = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in model.state_dict().items()
+        if name not in DERIVED and (keep_tower or not name.startswith(TOWER_PREFIX))
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, {"config": json.dumps(model.config.to_dict()), "format": "pt", **(facts or {})})
+        temporary.chmod(0o644)  # safetensors leaves 0600, which a demo's user could not read
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def infer_config(tensors: Mapping[str, torch.Tensor], num_attention_heads: int = 8) -> dict:
+    """Sizes of a MiniMind .pth from its tensors; the number of heads is the one thing that they do not tell."""
+    embeddings, gate = tensors["model.embed_tokens.weight"], "model.layers.0.mlp.gate.weight"
+    hidden_size, use_moe = embeddings.shape[1], gate in tensors
+    inner = "model.layers.0.mlp.experts.0.gate_proj.weight" if use_moe else "model.layers.0.mlp.gate_proj.weight"
+    key_size = tensors["model.layers.0.self_attn.k_proj.weight"].shape[0]
+    layers = {int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")}
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": max(layers) + 1,
+        "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": key_size * num_attention_heads // hidden_size,
+        "vocab_size": embeddings.shape[0],
+        "intermediate_size": tensors[inner].shape[0],
+        "use_moe": use_moe,
+        **({"num_experts": tensors[gate].shape[0]} if use_moe else {}),
+    }
+
+
+def build_vlm(sizes: dict, tower_folder: str | Path) -> MiniMindVLM:
+    """A new model around the tower of a folder; its config remembers which one that is.
+
+    sizes: the decoder's, arguments of MiniMindConfig.
+    """
+    tower, sha256 = read_tower(tower_folder)
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
+             "hidden_act", "layer_norm_eps")  # fmt: skip
+    vision_config = {name: getattr(tower.config, name) for name in names}
+    source = {"vision_source": portable_path(tower_folder), "vision_sha256": sha256}
+    model = MiniMindVLM(VLMConfig(vision_config=vision_config, **source, **sizes))
+    model.vision_encoder = tower
+    return model
+
+
+def load_model(
+    path: str | Path, vision_model: str | Path | None = None, num_attention_heads: int = 8
+) -> MiniMindForCausalLM:
+    """A trained model ready to answer: MiniMindVLM where the file has a projector, MiniMindForCausalLM where not.
+
+    vision_model: the tower's folder; by default the one that the file names.
+    num_attention_heads: for MiniMind's .pth, which does not say.
+
+    Raises:
+        ValueError: the file does not fit, or the tower is missing or another than the one trained with.
+    """
+    config, tensors = read_weights(path)
+    sees = any(name.startswith(PROJECTOR_PREFIX) for name in tensors)
+    sizes = dict(config or infer_config(tensors, num_attention_heads))
+    trained_with = sizes.pop("vision_sha256", None)
+    tower_folder = vision_model or sizes.pop("vision_source", None)
+    for name in ("model_type", "vision_config", "vision_source"):
+        sizes.pop(name, None)
+    if not sees:
+        model = MiniMindForCausalLM(MiniMindConfig(**sizes))
+    elif tower_folder:
+        model = build_vlm(sizes, tower_folder)
+        if trained_with not in (None, model.config.vision_sha256):
+            raise ValueError(
+                f"{path} was trained with another tower than {tower_folder} (sha256 {trained_with[:12]}, this one "
+                f"{model.config.vision_sha256[:12]}): name the right one with --vision_model"
+            )
+    elif config:  # a tower that came from nowhere travels in the file
+        model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **sizes))
+    else:
+        raise ValueError(f"{path} does not say which tower it was trained with: name it with --vision_model DIR")
+    load_weights(model, path)
+    return model.eval()

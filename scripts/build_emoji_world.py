@@ -1,0 +1,97 @@
+"""Write Emoji World as files in the ordinary format: JSONL beside a folder of pictures.
+
+python scripts/build_emoji_world.py --output dataset/data
+
+llm.jsonl        conversations without pictures: described scenes with questions, and names in the other language
+pretrain.jsonl   a picture and its caption each (stage 1)
+sft.jsonl        a picture and several questions each (stage 2)
+held_out.jsonl   one question a line, six kinds in equal shares, on scenes and pairs of concepts that train never has
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from random import Random
+
+from dataset import emoji_world as world
+
+SEEDS = {"llm": 1, "pretrain": 2, "sft": 3, "held_out": 4}  # so that no two files share a scene
+
+
+def reading(arguments: argparse.Namespace) -> Iterator[dict]:
+    """The base decoder's practice. One line in eight is a dictionary, one in sixteen a plain caption."""
+    for index in range(arguments.llm):
+        rng = Random(f"reading:{arguments.seed}:{index}")
+        scene = world.sample_scene(_seed("llm", arguments), "train", index, arguments.concepts, weighted=True)
+        if index % 8 == 0:
+            yield {"conversations": world.word_turns(rng, arguments.questions, arguments.concepts)}
+        elif index % 16 == 1:
+            yield {"text": world.caption(scene, rng.choice(world.LANGUAGES))}
+        else:
+            yield {"conversations": world.reading_turns(scene, rng, arguments.questions, arguments.concepts)}
+
+
+def pictured(stage: str, count: int, arguments: argparse.Namespace) -> Iterator[dict]:
+    for index in range(count):
+        rng = Random(f"{stage}:{arguments.seed}:{index}")
+        scene = world.sample_scene(_seed(stage, arguments), "train", index, arguments.concepts)
+        if stage == "pretrain":
+            turns = world.caption_turns(scene, rng)
+        else:
+            turns = world.question_turns(scene, rng, arguments.questions, arguments.concepts)
+        yield {"image": _draw(scene, arguments, f"{stage}_{index:06d}.jpg"), "conversations": turns}
+
+
+def held_out(arguments: argparse.Namespace) -> Iterator[dict]:
+    for index in range(arguments.held_out):
+        rng = Random(f"held_out:{arguments.seed}:{index}")
+        scene = world.sample_scene(_seed("held_out", arguments), "held_out", index, arguments.concepts)
+        image = _draw(scene, arguments, f"held_out_{index:06d}.jpg")
+        for number, kind in enumerate(world.KINDS):
+            language = world.LANGUAGES[(index + number) % 2]
+            question, answer = world.ask(scene, kind, language, rng, arguments.concepts)
+            turns = [{"role": "user", "content": f"<image>\n{question}"}, {"role": "assistant", "content": answer}]
+            yield {"image": image, "kind": kind, "language": language, "conversations": turns}
+
+
+def _seed(name: str, arguments: argparse.Namespace) -> int:
+    return arguments.seed * 10 + SEEDS[name]
+
+
+def _draw(scene: world.Scene, arguments: argparse.Namespace, name: str) -> str:
+    picture, _ = world.render(scene)
+    picture.save(arguments.output / "images" / name, quality=92)
+    return name
+
+
+def write(path: Path, records: Iterable[dict]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        count = sum(bool(file.write(json.dumps(record, ensure_ascii=False) + "\n")) for record in records)
+    print(f"{path}: {count:,} lines")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent.parent / "dataset/data")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--concepts", type=int, default=None, help="only the first so many; all without it")
+    parser.add_argument("--questions", type=int, default=10, help="turns a conversation")
+    parser.add_argument("--llm", type=int, default=0, help="texts for the base decoder")
+    parser.add_argument("--pretrain", type=int, default=4000, help="captioned pictures")
+    parser.add_argument("--sft", type=int, default=8000, help="pictures with questions")
+    parser.add_argument("--held_out", type=int, default=240, help="held-out pictures, six questions each")
+    arguments = parser.parse_args()
+    (arguments.output / "images").mkdir(parents=True, exist_ok=True)
+    if arguments.llm:
+        write(arguments.output / "llm.jsonl", reading(arguments))
+    for stage in ("pretrain", "sft"):
+        if count := getattr(arguments, stage):
+            write(arguments.output / f"{stage}.jsonl", pictured(stage, count, arguments))
+    if arguments.held_out:
+        write(arguments.output / "held_out.jsonl", held_out(arguments))
+    (arguments.output / "LICENSE.txt").write_text(world.attribution() + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""StageConfig: everything a stage can be told; every field is a command-line flag of the same name."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "out"
+PARTS = ("projector", "last_layer", "language_model")
+
+
+def flag(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    # what the stage is
+    name: str = flag(
+        "stage", "name of the stage, and of its weights: <save_dir>/<name>_<hidden_size>[_moe].safetensors"
+    )
+    trainable: tuple[str, ...] = flag(
+        ("language_model",), f"parts that learn, of {', '.join(PARTS)}; the tower never does"
+    )
+    with_vision: bool = flag(True, "0: the bare decoder, 1: decoder, projector and tower")
+    # where things are
+    data_path: str = flag("", "training data, .jsonl or .parquet")
+    images_path: str = flag("", "folder of a .jsonl's pictures; empty: `images` beside it")
+    val_path: str = flag("", "validation data; empty: --val_samples of the training data are held back")
+    val_samples: int = flag(128, "samples for the validation loss, at most a tenth of the data; 0: none")
+    save_dir: str = flag(str(OUT), "folder for weights and runs")
+    from_weight: str = flag("none", "weights to start from: a file, a stage's name looked up in save_dir, or none")
+    from_resume: int = flag(0, "1: go on from the run's last checkpoint, if there is one")
+    vision_model: str = flag(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the CLIP tower")
+    # sizes of the decoder
+    hidden_size: int = flag(512, "width; 768 with 16 layers is the larger MiniMind")
+    num_hidden_layers: int = flag(8, "layers")
+    num_attention_heads: int = flag(8, "query heads")
+    num_key_value_heads: int = flag(2, "key and value heads")
+    use_moe: int = flag(0, "1: mixture of experts")
+    num_experts: int = flag(4, "routed experts a layer")
+    num_experts_per_tok: int = flag(2, "of which a token takes")
+    dropout: float = flag(0.0, "share of activations dropped in training")
+    max_seq_len: int = flag(640, "tokens a sample; what is longer loses its end, never a part of a picture")
+    # how it learns
+    epochs: int = flag(1, "passes over the data")
+    batch_size: int = flag(16, "samples a micro-batch and rank")
+    accumulation_steps: int = flag(1, "micro-batches a step")
+    learning_rate: float = flag(5e-4, "peak, reached after the warm-up; a cosine leads it down to a tenth")
+    projector_learning_rate: float = flag(0.0, "peak for the projector; 0: the same")
+    warmup_ratio: float = flag(0.03, "share of the steps with a linearly rising learning rate")
+    weight_decay: float = flag(0.01, "AdamW's, on matrices only")
+    grad_clip: float = flag(1.0, "largest norm of the gradient")
+    seed: int = flag(42, "of order, initialisation and dropout")
+    # how it runs
+    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: str = flag("auto", "of the arithmetic: auto, bfloat16, float16 or float32; weights are kept in float32")
+    num_workers: int = flag(1, "processes a rank that decode pictures")
+    log_interval: int = flag(20, "steps between log lines")
+    save_interval: int = flag(500, "steps between checkpoints, each with a validation")
+    use_wandb: int = flag(0, "1: log to Weights & Biases, offline when there is no key")
+    wandb_project: str = flag("MiniMind-VLM", "project there")
+
+    def __post_init__(self) -> None:
+        unknown = set(self.trainable) - set(PARTS)
+        if unknown or not self.trainable:
+            raise ValueError(f"--trainable {','.join(self.trainable)}: choose from {', '.join(PARTS)}")
+        for name in ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "max_seq_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "grad_clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name} {getattr(self, name)} must be above 0")
+        if self.dtype not in ("auto", "bfloat16", "float16", "float32"):
+            raise ValueError(f"--dtype {self.dtype}: choose from auto, bfloat16, float16, float32")
+
+    @property
+    def weight_name(self) -> str:
+        return weight_name(self.name, self.hidden_size, bool(self.use_moe))
+
+    @property
+    def weight_path(self) -> Path:
+        return Path(self.save_dir) / f"{self.weight_name}.safetensors"
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.save_dir) / self.weight_name
+
+    @property
+    def start_path(self) -> Path | None:
+        """The file to start from: from_weight as it is, or the stage of that name at these sizes."""
+        if self.from_weight == "none":
+            return None
+        if self.from_weight.endswith((".safetensors", ".pth")):
+            return Path(self.from_weight)
+        return (
+            Path(self.save_dir) / f"{weight_name(self.from_weight, self.hidden_size, bool(self.use_moe))}.safetensors"
+        )
+
+
+def weight_name(stage: str, hidden_size: int, use_moe: bool) -> str:
+    return f"{stage}_{hidden_size}" + ("_moe" if use_moe else "")
+
+
+def parse_config(stage: StageConfig, arguments: list[str] | None = None) -> StageConfig:
+    """The stage's values, each replaced by the flag of its name where one is given."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for item in dataclasses.fields(stage):
+        default = getattr(stage, item.name)
+        kind = {"trainable": _names, "with_vision": _bit}.get(item.name, type(default))
+        parser.add_argument(f"--{item.name}", type=kind, default=default, help=item.metadata["help"])
+    try:
+        return StageConfig(**vars(parser.parse_args(arguments)))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
+def _bit(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be 0 or 1")
+    return text == "1"

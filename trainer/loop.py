@@ -1,0 +1,142 @@
+"""The one loop: every stage trains here."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from dataset.vlm_dataset import ConversationDataset
+from model.config import IGNORE_INDEX
+from model.processing import collate
+from trainer.config import StageConfig
+from trainer.metrics import Metrics
+from trainer.optim import rate_share, set_learning_rate
+from trainer.order import Order
+from trainer.runtime import Runtime
+
+Batch = dict[str, torch.Tensor]
+
+
+def train(
+    model: nn.Module,  # as it is, or wrapped in DistributedDataParallel
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    batches: Iterator[Batch],
+    order: Order,
+    config: StageConfig,
+    runtime: Runtime,
+    metrics: Metrics,
+    first_step: int,
+    save: Callable[[int], None],
+) -> None:
+    """From first_step to the end; `save(steps done)` is called every save_interval and after the last step."""
+    model.train()
+    for step in range(first_step, order.total_steps):
+        share = rate_share(step, order.total_steps, config.warmup_ratio)
+        set_learning_rate(optimizer, share)
+        micro_batches = [runtime.to_device(next(batches)) for _ in range(config.accumulation_steps)]
+        values = train_step(model, optimizer, scaler, micro_batches, order.global_batch, config.grad_clip, runtime)
+        metrics.count(order.global_batch, values.pop("supervised_tokens"))
+        done = step + 1
+        if done % config.log_interval == 0 or done == order.total_steps:
+            epoch = done / order.steps_per_epoch
+            metrics.log(
+                done, {**_to_numbers(values, runtime), "learning_rate": config.learning_rate * share, "epoch": epoch}
+            )
+        if done % config.save_interval == 0 or done == order.total_steps:
+            started = time.perf_counter()
+            save(done)
+            model.train()
+            metrics.pause(time.perf_counter() - started)
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    micro_batches: list[Batch],
+    sequences: int,
+    grad_clip: float,
+    runtime: Runtime,
+) -> dict:
+    """One update from all micro-batches of all ranks, every supervised token weighing the same.
+
+    Returns this rank's part of the loss (a tensor), of the balance loss where there is one, the norm of the whole
+    gradient before clipping, and the number of supervised tokens of all ranks.
+    """
+    (supervised,) = runtime.sum(sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro_batches))
+    loss, aux_loss = 0.0, None
+    for number, batch in enumerate(micro_batches):
+        batch = {name: value for name, value in batch.items() if name != "attention_mask"}  # padding is on the right
+        last = number == len(micro_batches) - 1
+        with _without_sync(model, wanted=not last), runtime.autocast():
+            output = model(**batch, supervised_tokens=int(supervised), sequences=sequences)
+            # DDP averages gradients over ranks; the loss is already a share of the whole step's, so they must add up.
+            scaler.scale(output.loss * runtime.world_size).backward()
+        loss = loss + output.loss.detach()
+        if output.aux_loss is not None:
+            aux_loss = output.aux_loss.detach() + (0.0 if aux_loss is None else aux_loss)
+    scaler.unscale_(optimizer)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(trained, grad_clip)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    values = {"loss": loss, "grad_norm": norm, "supervised_tokens": int(supervised)}
+    return values if aux_loss is None else {**values, "aux_loss": aux_loss}
+
+
+def _without_sync(model: nn.Module, wanted: bool) -> contextlib.AbstractContextManager:
+    if wanted and isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def _to_numbers(values: dict, runtime: Runtime) -> dict[str, float]:
+    """Tensors to floats, parts of a loss added up over ranks; the only place where the host waits for the device."""
+    norm = float(values["grad_norm"])
+    names = [name for name in ("loss", "aux_loss") if name in values]
+    summed = dict(zip(names, runtime.sum(*(float(values[name]) for name in names)), strict=True))
+    if not math.isfinite(summed["loss"]):
+        raise RuntimeError(
+            f"the loss is {summed['loss']}: lower --learning_rate, or use --dtype float32; the last checkpoint is whole"
+        )
+    return {**summed, "grad_norm": norm}
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, data: ConversationDataset, batch_size: int, runtime: Runtime) -> float:
+    """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th sample."""
+    model.eval()
+    total = tokens = 0.0
+    numbers = range(runtime.rank, len(data), runtime.world_size)
+    for start in range(0, len(numbers), batch_size):
+        batch = runtime.to_device(collate([data[number] for number in numbers[start : start + batch_size]]))
+        del batch["attention_mask"]
+        with runtime.autocast():
+            output = model(**batch)
+        count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        total += count * float(output.loss - (output.aux_loss if output.aux_loss is not None else 0.0))
+        tokens += count
+    total, tokens = runtime.sum(total, tokens)
+    return total / max(1.0, tokens)
+
+
+def batches_of(
+    data: ConversationDataset, order: Order, config: StageConfig, runtime: Runtime, first_step: int
+) -> Iterator[Batch]:
+    """This rank's micro-batches from a step on, decoded by worker processes."""
+    return iter(
+        DataLoader(
+            data,
+            batch_sampler=list(order.micro_batches(runtime.rank, first_step)),
+            num_workers=config.num_workers,
+            collate_fn=collate,
+            pin_memory=runtime.device.type == "cuda",
+        )
+    )

@@ -1,0 +1,94 @@
+"""What a run says: a progress bar, one JSON line a log interval, and Weights & Biases when asked."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from trainer.config import StageConfig
+from trainer.runtime import Runtime
+
+
+class Metrics:
+    """Speaks on rank 0 only; the other ranks call it just the same."""
+
+    def __init__(self, config: StageConfig, runtime: Runtime, first_step: int, total_steps: int):
+        self.active = runtime.is_main
+        self.tracker = None
+        self._since, self._samples, self._tokens = time.perf_counter(), 0, 0
+        if not self.active:
+            return
+        self.path = config.run_dir / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_records_after(self.path, first_step)
+        self.bar = tqdm(total=total_steps, initial=first_step, desc=config.name, unit="step", mininterval=1.0)
+        if config.use_wandb:
+            self.tracker = _start_wandb(config)
+
+    def count(self, samples: int, supervised_tokens: int) -> None:
+        """Once a step: what was learnt from, over all ranks."""
+        self._samples += samples
+        self._tokens += supervised_tokens
+        if self.active:
+            self.bar.update()
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """A record of a training step, with the speed since the last one."""
+        seconds = time.perf_counter() - self._since
+        speed = {"samples_per_second": self._samples / seconds, "supervised_tokens_per_second": self._tokens / seconds}
+        self._since, self._samples, self._tokens = time.perf_counter(), 0, 0
+        if self.active:
+            self.bar.set_postfix_str(
+                f"loss {values['loss']:.3f}, {speed['samples_per_second']:.1f} samples/s, "
+                f"{speed['supervised_tokens_per_second']:.0f} trained tokens/s"
+            )
+        self.write({"step": step, **values, **speed})
+
+    def write(self, record: dict) -> None:
+        if not self.active:
+            return
+        record = {name: round(value, 6) if isinstance(value, float) else value for name, value in record.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.tracker is not None:
+            self.tracker.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+
+    def say(self, line: str) -> None:
+        if self.active:
+            tqdm.write(line)
+
+    def pause(self, seconds: float) -> None:
+        """Take time that was not training (a validation, a save) out of the speed."""
+        self._since += seconds
+
+    def close(self) -> None:
+        if self.active:
+            self.bar.close()
+        if self.tracker is not None:
+            self.tracker.finish()
+
+
+def _drop_records_after(path: Path, step: int) -> None:
+    """A new run starts an empty file; a resumed one forgets what came after its checkpoint."""
+    lines = path.read_text().splitlines() if path.is_file() and step else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(line + "\n" for line in kept))
+
+
+def _start_wandb(config: StageConfig):
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError("--use_wandb 1 needs the package: pip install wandb") from None
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _text(Path.home() / ".netrc")
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+    return wandb.init(
+        project=config.wandb_project, name=config.weight_name, dir=str(config.run_dir), mode=mode,
+        config={name: str(value) for name, value in vars(config).items()},
+    )  # fmt: skip
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

@@ -1,0 +1,167 @@
+"""run_stage: from a config to saved weights. Read this first; every step is one call into a file of its own.
+
+config -> samples -> processor -> batches -> model -> loop -> weights
+"""
+
+import json
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Subset
+
+from dataset.formats import read_samples
+from dataset.vlm_dataset import ConversationDataset, text_only
+from model.config import MiniMindConfig
+from model.model_minimind import MiniMindForCausalLM
+from model.processing import VLMProcessor
+from model.weights import PROJECTOR_PREFIX, build_vlm, load_weights, save_weights
+from trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from trainer.config import StageConfig
+from trainer.loop import batches_of, train, validation_loss
+from trainer.metrics import Metrics
+from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
+from trainer.order import Order
+from trainer.runtime import Runtime, start_runtime, stop_runtime
+
+CHECKED_SAMPLES = 32  # for the text loss before training
+
+
+def run_stage(config: StageConfig) -> None:
+    """Train one stage, from a config to weights in config.weight_path. What a user can mend ends in one sentence."""
+    runtime = None
+    try:
+        runtime = start_runtime(config.device, config.dtype, config.seed)
+        _run(config, runtime)
+    except ValueError as error:  # DataError, SampleError and all that the flags can get wrong
+        raise SystemExit(f"{config.name}: {error}") from error
+    finally:
+        stop_runtime()
+
+
+def _run(config: StageConfig, runtime: Runtime) -> None:
+    say = print if runtime.is_main else (lambda *_: None)
+    say(f"{config.name}: {runtime.world_size} x {runtime.device}, {runtime.dtype}, run folder {config.run_dir}")
+    model = build_model(config, say)
+    freeze_all_but(model, config.trainable)
+    say(table_of_parts(model, config))
+
+    processor = VLMProcessor.for_config(model.config)
+    data, validation = load_data(config, processor, say)
+    if config.start_path:
+        check_text_loss(model, data, say)
+    order = Order(
+        len(data), config.batch_size, config.accumulation_steps, runtime.world_size, config.epochs, config.seed
+    )
+    say(f"{order.total_steps:,} steps of {order.global_batch} samples, {config.epochs} epochs")
+
+    model.to(runtime.device)
+    optimizer = build_optimizer(model, config)
+    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
+    torch.manual_seed(config.seed + runtime.rank)  # dropout differs from rank to rank
+    progress = resume(config, model, optimizer, scaler, order, runtime, say)
+
+    metrics = Metrics(config, runtime, progress["step"], order.total_steps)
+    save = _saver(config, model, optimizer, scaler, validation, order, progress, metrics, runtime)
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if runtime.world_size > 1 else model
+    batches = batches_of(data, order, config, runtime, progress["step"])
+    train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, progress["step"], save)
+    metrics.close()
+    say(f"weights: {config.weight_path}")
+
+
+def build_model(config: StageConfig, say: Callable = print) -> MiniMindForCausalLM:
+    """The model at the config's sizes, with its tower, filled from config.start_path."""
+    sizes = {
+        name: getattr(config, name)
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "num_experts",
+                     "num_experts_per_tok", "dropout")
+    }  # fmt: skip
+    sizes["use_moe"] = bool(config.use_moe)
+    model = (
+        build_vlm(sizes, config.vision_model) if config.with_vision else MiniMindForCausalLM(MiniMindConfig(**sizes))
+    )
+    if config.start_path:
+        may_miss, ignore = ((PROJECTOR_PREFIX,), ()) if config.with_vision else ((), (PROJECTOR_PREFIX,))
+        say(load_weights(model, config.start_path, may_miss, ignore))
+    elif config.with_vision:
+        say("the decoder starts from nothing: it will first have to learn to speak (--from_weight names a base)")
+    return model
+
+
+def load_data(config: StageConfig, processor: VLMProcessor, say: Callable = print) -> tuple[Subset, Subset | None]:
+    """Training and validation samples, all checked and rendered. Raises DataError naming file, line and cure."""
+
+    def read(path: str) -> ConversationDataset:
+        samples = read_samples(path, config.images_path or None)
+        dataset = ConversationDataset(samples, processor, config.max_seq_len)
+        say(f"{path}: {dataset.report}")
+        return dataset
+
+    data = read(config.data_path)
+    if config.val_path:
+        return Subset(data, range(len(data))), read(config.val_path)
+    held_back = min(config.val_samples, len(data) // 10)
+    shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    return Subset(data, sorted(shuffled[held_back:])), Subset(data, shuffled[:held_back]) if held_back else None
+
+
+@torch.no_grad()
+def check_text_loss(model: MiniMindForCausalLM, data: Subset, say: Callable = print) -> None:
+    """Weights that speak at all know the answers' language without the picture. Raises ValueError where they do not.
+
+    A decoder that was never trained has a loss of ln(vocabulary) = 8.76; this is the first sign of weights that did not
+    load, and it costs a second instead of a night.
+    """
+    rows = [data.dataset.rendered(number) for number in data.indices[:CHECKED_SAMPLES]]
+    loss, limit = float(model.eval()(**text_only(rows)).loss), 0.8 * math.log(model.config.vocab_size)
+    say(f"text loss before training, pictures left out: {loss:.2f}")
+    if loss > limit:
+        raise ValueError(
+            f"the text loss of the loaded weights is {loss:.2f}, above {limit:.2f} = 0.8 ln(vocabulary): they have not "
+            "learnt this language or belong to another tokenizer; check --from_weight, or train from --from_weight none"
+        )
+
+
+def resume(
+    config: StageConfig, model: MiniMindForCausalLM, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    order: Order, runtime: Runtime, say: Callable = print,
+) -> dict:  # fmt: skip
+    """Where to start: {"step": ..., "best": best validation loss so far}, after the last checkpoint if that is asked for."""
+    path = newest_checkpoint(config.run_dir / "checkpoints") if config.from_resume else None
+    if path is None:
+        return {"step": 0, "best": math.inf}
+    state = load_checkpoint(path, model, optimizer, scaler, runtime)
+    if (state["samples"], state["global_batch"]) != (order.samples, order.global_batch):
+        raise ValueError(
+            f"{path} was trained on {state['samples']} samples in steps of {state['global_batch']}, now there are "
+            f"{order.samples} in steps of {order.global_batch}: give the same data and batch sizes, or --from_resume 0"
+        )
+    say(f"resumed from {path}")
+    return {"step": state["step"], "best": state["best"]}
+
+
+def _saver(
+    config: StageConfig, model: MiniMindForCausalLM, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    validation: Subset | None, order: Order, progress: dict, metrics: Metrics, runtime: Runtime,
+) -> Callable[[int], None]:  # fmt: skip
+    """What happens every save_interval: validate, write the weights (and the best), write the checkpoint."""
+    best_path = config.weight_path.with_name(f"{config.weight_name}_best.safetensors")
+
+    def save(step: int) -> None:
+        facts = {"stage": config.name, "step": str(step), "stage_config": json.dumps(vars(config))}
+        is_best = False
+        if validation is not None:
+            loss = validation_loss(model, validation, config.batch_size, runtime)
+            is_best, progress["best"] = loss < progress["best"], min(loss, progress["best"])
+            metrics.write({"step": step, "val_loss": loss})
+            metrics.say(f"step {step}: validation loss {loss:.4f}{', the best' if is_best else ''}")
+            facts["val_loss"] = f"{loss:.4f}"
+        if runtime.is_main:
+            for path in [config.weight_path, *([best_path] if is_best else [])]:
+                save_weights(model, path, facts)
+        state = {"best": progress["best"], "samples": order.samples, "global_batch": order.global_batch}
+        save_checkpoint(config.run_dir / "checkpoints", step, model, optimizer, scaler, state, runtime)
+
+    return save
