@@ -86,6 +86,12 @@ class ConversationDataset(Dataset):
     def __len__(self) -> int:
         return len(self.kept)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample, pictures at their full span."""
+        pictures = np.add.reduceat((self.ids == PICTURE).astype(np.int64), self.offsets[:-1])
+        return np.diff(self.offsets) + pictures * (self.processor.image_tokens - 1)
+
     def rendered(self, index: int) -> Rendered:
         """The stored conversation, its pictures' spans written out again."""
         place = slice(self.offsets[index], self.offsets[index + 1])

@@ -1,8 +1,10 @@
 """Which samples each rank sees in which step: a pure function of (seed, epoch, step), so that nothing has to be stored.
 
 A step takes the next `global batch` = batch_size * accumulation_steps * ranks samples of the epoch's permutation. The
-same samples fall into the same step however they are split over micro-batches and ranks. What does not fill a last step
-is left out of that epoch, other samples each time; all ranks therefore take equally many steps.
+same samples fall into the same step however they are split over micro-batches and ranks. Samples of like length share
+a step, so that little is padded: the permutation is sorted by length in pools of a few dozen steps, and the steps are
+shuffled again. What does not fill a last step is left out of that epoch, other samples each time; all ranks therefore
+take equally many steps.
 """
 
 from collections.abc import Iterator
@@ -10,10 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
+POOL = 32  # steps whose samples are sorted together
+
 
 @dataclass(frozen=True)
 class Order:
-    samples: int
+    lengths: torch.Tensor  # [samples], tokens
     batch_size: int  # samples a micro-batch and rank
     accumulation_steps: int
     world_size: int
@@ -28,6 +32,10 @@ class Order:
             )
 
     @property
+    def samples(self) -> int:
+        return len(self.lengths)
+
+    @property
     def global_batch(self) -> int:
         return self.batch_size * self.accumulation_steps * self.world_size
 
@@ -39,16 +47,19 @@ class Order:
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
-    def permutation(self, epoch: int) -> torch.Tensor:
+    def steps(self, epoch: int) -> torch.Tensor:
+        """Sample numbers of every step of an epoch [steps_per_epoch, global_batch]."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.samples, generator=generator)
+        shuffled = torch.randperm(self.samples, generator=generator)
+        shuffled = shuffled[: self.steps_per_epoch * self.global_batch]
+        pools = [pool[self.lengths[pool].argsort(stable=True)] for pool in shuffled.split(POOL * self.global_batch)]
+        steps = torch.cat(pools).view(-1, self.global_batch)
+        return steps[torch.randperm(len(steps), generator=generator)]
 
     def micro_batches(self, rank: int, first_step: int = 0) -> Iterator[list[int]]:
         """Sample numbers of this rank's micro-batches from a step on; accumulation_steps of them make a step."""
         for epoch in range(first_step // self.steps_per_epoch, self.epochs):
-            permutation = self.permutation(epoch)
-            start = first_step - epoch * self.steps_per_epoch if epoch == first_step // self.steps_per_epoch else 0
-            for step in range(start, self.steps_per_epoch):
-                chunk = permutation[step * self.global_batch : (step + 1) * self.global_batch]
+            start = max(0, first_step - epoch * self.steps_per_epoch)
+            for chunk in self.steps(epoch)[start:]:
                 parts = chunk.view(self.accumulation_steps, self.world_size, self.batch_size)
                 yield from parts[:, rank].tolist()

@@ -51,9 +51,8 @@ def _run(config: StageConfig, runtime: Runtime) -> None:
     data, validation = load_data(config, processor, say)
     if config.start_path:
         check_text_loss(model, data, say)
-    order = Order(
-        len(data), config.batch_size, config.accumulation_steps, runtime.world_size, config.epochs, config.seed
-    )
+    lengths = torch.from_numpy(data.dataset.lengths)[list(data.indices)]
+    order = Order(lengths, config.batch_size, config.accumulation_steps, runtime.world_size, config.epochs, config.seed)
     say(f"{order.total_steps:,} steps of {order.global_batch} samples, {config.epochs} epochs")
 
     model.to(runtime.device)
