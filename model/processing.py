@@ -2,8 +2,8 @@
 
 messages   [{"role": "user", "content": "<image>\\nWhat is it?"}, {"role": "assistant", "content": "a cat"}]
 text       <|im_start|>user\\n@@@ ... @@@\\nWhat is it?<|im_end|>\\n<|im_start|>assistant\\na cat<|im_end|>\\n
-image_mask                     true                                                                          (196 a picture)
-labels                                                                              a cat<|im_end|>          (the rest IGNORE)
+image_mask                     (196 true)
+labels                                                                              a cat<|im_end|>
 """
 
 import functools
@@ -93,7 +93,7 @@ def open_picture(source: str | Path | Image.Image, decode: bool = True) -> Image
 
 
 class VLMProcessor:
-    """Renders conversations and pictures for a model whose pictures are `image_tokens` tokens of `image_size` pixels."""
+    """Renders conversations and pictures for a model that sees `image_size` pixels as `image_tokens` tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int = 196, image_size: int = 224):
         self.tokenizer = tokenizer

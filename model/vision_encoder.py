@@ -32,9 +32,9 @@ def read_tower(folder: str | Path) -> tuple[CLIPVisionModel, str]:
     folder = find_folder(folder)
     weights = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
     if weights is None or not (folder / "config.json").is_file():
+        reason = "no weights in it" if folder.is_dir() else "the folder does not exist"
         raise ValueError(
-            f"{folder} holds no CLIP vision tower ({'no weights' if folder.is_dir() else 'the folder does not exist'}). "
-            "Put openai's there: `hf download openai/clip-vit-base-patch16 --local-dir "
+            f"{folder} holds no CLIP vision tower: {reason}. Put openai's there: `hf download openai/clip-vit-base-patch16 --local-dir "
             f"{folder}`, or name the small shipped one: --vision_model {SHIPPED_TOWER}"
         )
     tower, report = CLIPVisionModel.from_pretrained(

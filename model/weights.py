@@ -95,8 +95,8 @@ def load_weights(
     if problems:
         sizes = f" The file says of itself: {_sizes(config)}." if config else ""
         raise ValueError(
-            f"{path} does not fit the model in {len(problems)} tensors: {'; '.join(problems[:6])}. Check --hidden_size, "
-            f"--num_hidden_layers, --use_moe and the file's stage.{sizes}"
+            f"{path} does not fit the model in {len(problems)} tensors: {'; '.join(problems[:6])}. "
+            f"Check --hidden_size, --num_hidden_layers, --use_moe and the file's stage.{sizes}"
         )
     model.load_state_dict(tensors, strict=False)
     counted = {n: v.numel() for n, v in wanted.items() if not n.startswith((TOWER_PREFIX, *DERIVED))}

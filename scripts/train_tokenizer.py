@@ -3,7 +3,7 @@
     python scripts/train_tokenizer.py --output model
 
 Sources: wordfreq's English and Chinese word lists weighted by frequency (its licence: Apache-2.0, data CC BY-SA 4.0)
-and the words of Emoji World. Whole words are fed, never sentences, so that a name has the same tokens wherever it stands.
+and the words of Emoji World. Whole words are fed, never sentences, so that a name has the same tokens everywhere.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def weighted_words(name_count: int = 1500) -> Iterator[str]:
 
 
 def emoji_world_words() -> set[str]:
-    """Names, places, colours, numbers and the fixed parts of questions; English ones with and without a space before."""
+    """Names, places, colours, numbers, the fixed parts of questions; English ones with and without a space before."""
     words = {concept.zh for concept in emoji_world.concepts()}
     english = {part for concept in emoji_world.concepts() for part in concept.en.split()}
     for table in (emoji_world.PLACES, emoji_world.COLOURS, emoji_world.NUMBERS, emoji_world.YES_NO):

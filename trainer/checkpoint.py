@@ -19,7 +19,10 @@ def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
     state: dict, runtime: Runtime,
 ) -> None:  # fmt: skip
-    """Write `folder/step-<step>`; every rank calls, rank 0 writes. state: what JSON can hold and load_checkpoint returns."""
+    """Write `folder/step-<step>`; every rank calls, rank 0 writes.
+
+    state: what JSON can hold, for load_checkpoint to return.
+    """
     random_states = runtime.gather(torch.get_rng_state().tolist())
     if runtime.is_main:
         folder.mkdir(parents=True, exist_ok=True)

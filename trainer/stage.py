@@ -127,7 +127,7 @@ def resume(
     config: StageConfig, model: MiniMindForCausalLM, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
     order: Order, runtime: Runtime, say: Callable = print,
 ) -> dict:  # fmt: skip
-    """Where to start: {"step": ..., "best": best validation loss so far}, after the last checkpoint if that is asked for."""
+    """{"step": where to start, "best": best validation loss so far}, from the last checkpoint if that is asked for."""
     path = newest_checkpoint(config.run_dir / "checkpoints") if config.from_resume else None
     if path is None:
         return {"step": 0, "best": math.inf}
