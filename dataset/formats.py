@@ -8,7 +8,7 @@
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -28,6 +28,7 @@ class Sample:
     messages: list[dict]
     pictures: tuple[Path | bytes, ...] = ()
     text: str | None = None  # then there are no messages
+    extra: dict = field(default_factory=dict, compare=False)  # the record's other fields
 
     def open_pictures(self, decode: bool = True) -> list[Image.Image]:
         """RGB pictures in order. Raises DataError naming the line and the file."""
@@ -194,7 +195,8 @@ def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) ->
         raise DataError(
             f"{where}: the text holds {tags} <image> but the sample has {len(pictures)} pictures: make them equal"
         )
-    return Sample(where, messages, tuple(pictures))
+    extra = {name: value for name, value in record.items() if name not in ("conversations", "image")}
+    return Sample(where, messages, tuple(pictures), extra=extra)
 
 
 READERS: dict[str, Callable[[Path, Path], Sequence[Sample]]] = {".jsonl": JsonLines, ".parquet": read_parquet}

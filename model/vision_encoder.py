@@ -34,8 +34,9 @@ def read_tower(folder: str | Path) -> tuple[CLIPVisionModel, str]:
     if weights is None or not (folder / "config.json").is_file():
         reason = "no weights in it" if folder.is_dir() else "the folder does not exist"
         raise ValueError(
-            f"{folder} holds no CLIP vision tower: {reason}. Put openai's there: `hf download openai/clip-vit-base-patch16 --local-dir "
-            f"{folder}`, or name the small shipped one: --vision_model {SHIPPED_TOWER}"
+            f"{folder} holds no CLIP vision tower: {reason}. Put openai's there: `hf download "
+            f"openai/clip-vit-base-patch16 --local-dir {folder}`, or name the small shipped one: "
+            f"--vision_model {SHIPPED_TOWER}"
         )
     tower, report = CLIPVisionModel.from_pretrained(
         folder, output_loading_info=True, dtype=torch.float32, local_files_only=True

@@ -83,7 +83,8 @@ def load_weights(
     """
     config, tensors = read_weights(path)
     wanted = model.state_dict()
-    optional = (TOWER_PREFIX, *DERIVED, *may_miss)
+    tower_elsewhere = (TOWER_PREFIX,) if getattr(model.config, "vision_source", None) else ()
+    optional = (*tower_elsewhere, *DERIVED, *may_miss)
     tensors = {name: value for name, value in tensors.items() if not name.startswith(ignore or ("\0",))}
     missing = [name for name in wanted if name not in tensors]
     problems = [f"missing {name}" for name in missing if not name.startswith(optional)]
@@ -155,6 +156,12 @@ def infer_config(tensors: Mapping[str, torch.Tensor], num_attention_heads: int =
         "use_moe": use_moe,
         **({"num_experts": tensors[gate].shape[0]} if use_moe else {}),
     }
+
+
+def read_sizes(path: str | Path, num_attention_heads: int = 8) -> dict:
+    """The config of a file, or for MiniMind's .pth what its tensors tell."""
+    config, tensors = read_weights(path)
+    return config or infer_config(tensors, num_attention_heads)
 
 
 def build_vlm(sizes: dict, tower_folder: str | Path) -> MiniMindVLM:

@@ -2,12 +2,15 @@
 
 import argparse
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
 PARTS = ("projector", "last_layer", "language_model")
+SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
+         "use_moe": 0, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
 
 
 def flag(default, help: str):
@@ -33,14 +36,14 @@ class StageConfig:
     from_weight: str = flag("none", "weights to start from: a file, a stage's name looked up in save_dir, or none")
     from_resume: int = flag(0, "1: go on from the run's last checkpoint, if there is one")
     vision_model: str = flag(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the CLIP tower")
-    # sizes of the decoder
-    hidden_size: int = flag(512, "width; 768 with 16 layers is the larger MiniMind")
-    num_hidden_layers: int = flag(8, "layers")
-    num_attention_heads: int = flag(8, "query heads")
-    num_key_value_heads: int = flag(2, "key and value heads")
+    # sizes of the decoder; 0: as the file of --from_weight says, and without one MiniMind2-Small's
+    hidden_size: int = flag(0, "width, 512; 768 with 16 layers is the larger MiniMind")
+    num_hidden_layers: int = flag(0, "layers, 8")
+    num_attention_heads: int = flag(0, "query heads, 8")
+    num_key_value_heads: int = flag(0, "key and value heads, 2")
     use_moe: int = flag(0, "1: mixture of experts")
-    num_experts: int = flag(4, "routed experts a layer")
-    num_experts_per_tok: int = flag(2, "of which a token takes")
+    num_experts: int = flag(0, "routed experts a layer, 4")
+    num_experts_per_tok: int = flag(0, "of which a token takes, 2")
     dropout: float = flag(0.0, "share of activations dropped in training")
     max_seq_len: int = flag(640, "tokens a sample; what is longer loses its end, never a part of a picture")
     # how it learns
@@ -77,7 +80,7 @@ class StageConfig:
 
     @property
     def weight_name(self) -> str:
-        return weight_name(self.name, self.hidden_size, bool(self.use_moe))
+        return f"{self.name}_{self.hidden_size}" + ("_moe" if self.use_moe else "")
 
     @property
     def weight_path(self) -> Path:
@@ -89,18 +92,21 @@ class StageConfig:
 
     @property
     def start_path(self) -> Path | None:
-        """The file to start from: from_weight as it is, or the stage of that name at these sizes."""
+        """The file to start from: from_weight as it is, or the one of that stage's files in save_dir that fits."""
         if self.from_weight == "none":
             return None
         if self.from_weight.endswith((".safetensors", ".pth")):
             return Path(self.from_weight)
-        return (
-            Path(self.save_dir) / f"{weight_name(self.from_weight, self.hidden_size, bool(self.use_moe))}.safetensors"
-        )
-
-
-def weight_name(stage: str, hidden_size: int, use_moe: bool) -> str:
-    return f"{stage}_{hidden_size}" + ("_moe" if use_moe else "")
+        size = str(self.hidden_size) if self.hidden_size else "[0-9]+"
+        fits = re.compile(f"{re.escape(self.from_weight)}_{size}{'_moe' if self.use_moe else '(_moe)?'}[.]safetensors")
+        found = [path for path in sorted(Path(self.save_dir).glob("*.safetensors")) if fits.fullmatch(path.name)]
+        if len(found) != 1:
+            choice = f"{len(found)} files fit: {', '.join(map(str, found))}" if found else "there is none"
+            raise ValueError(
+                f"--from_weight {self.from_weight} looks for {self.from_weight}_<hidden_size>.safetensors in "
+                f"{self.save_dir} and {choice}: train that stage first, or name one file"
+            )
+        return found[0]
 
 
 def parse_config(stage: StageConfig, arguments: list[str] | None = None) -> StageConfig:

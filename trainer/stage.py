@@ -6,6 +6,7 @@ config -> samples -> processor -> batches -> model -> loop -> weights
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -16,9 +17,9 @@ from dataset.vlm_dataset import ConversationDataset, text_only
 from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor
-from model.weights import PROJECTOR_PREFIX, build_vlm, load_weights, save_weights
+from model.weights import PROJECTOR_PREFIX, build_vlm, load_weights, read_sizes, save_weights
 from trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from trainer.config import StageConfig
+from trainer.config import SIZES, StageConfig
 from trainer.loop import batches_of, train, validation_loss
 from trainer.metrics import Metrics
 from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
@@ -33,7 +34,7 @@ def run_stage(config: StageConfig) -> None:
     runtime = None
     try:
         runtime = start_runtime(config.device, config.dtype, config.seed)
-        _run(config, runtime)
+        _run(with_sizes(config), runtime)
     except ValueError as error:  # DataError, SampleError and all that the flags can get wrong
         raise SystemExit(f"{config.name}: {error}") from error
     finally:
@@ -70,13 +71,17 @@ def _run(config: StageConfig, runtime: Runtime) -> None:
     say(f"weights: {config.weight_path}")
 
 
+def with_sizes(config: StageConfig) -> StageConfig:
+    """The config with its open sizes filled in: from the file to start from, or MiniMind2-Small's."""
+    known = dict(SIZES)
+    if config.start_path:
+        known |= {name: int(value) for name, value in read_sizes(config.start_path).items() if name in SIZES}
+    return replace(config, **{name: getattr(config, name) or size for name, size in known.items()})
+
+
 def build_model(config: StageConfig, say: Callable = print) -> MiniMindForCausalLM:
     """The model at the config's sizes, with its tower, filled from config.start_path."""
-    sizes = {
-        name: getattr(config, name)
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "num_experts",
-                     "num_experts_per_tok", "dropout")
-    }  # fmt: skip
+    sizes = {name: getattr(config, name) for name in (*SIZES, "dropout")}
     sizes["use_moe"] = bool(config.use_moe)
     model = (
         build_vlm(sizes, config.vision_model) if config.with_vision else MiniMindForCausalLM(MiniMindConfig(**sizes))

@@ -1,0 +1,184 @@
+"""Exact match on a held-out file, by kind of question and language, with the right, a wrong and no picture.
+
+    python scripts/score.py --weight out/sft_vlm_192.safetensors --data dataset/data/held_out.jsonl --json score.json
+
+The last answer of each line is asked for. `shuffled` shows another line's picture: what is still right there was not
+seen but guessed, and `none` says how far the questions alone carry. Intervals are Wilson's at 95 %.
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dataset.formats import DataError, Sample, read_samples
+from model.processing import IMAGE_TAG
+from scripts.answer import Answerer, Conversation
+
+MODES = ("right", "shuffled", "none")
+
+
+@dataclass(frozen=True)
+class Question:
+    sample: Sample
+    truth: str
+    kind: str
+    language: str
+
+    @property
+    def text(self) -> str:
+        return self.sample.messages[-2]["content"].replace(IMAGE_TAG, "").strip()
+
+
+def read_questions(path: Path, images_path: Path | None = None, limit: int | None = None) -> list[Question]:
+    """One question a line; `kind` and `language` are the line's own fields where it has them."""
+    samples = read_samples(path, images_path)
+    questions = []
+    for index in range(min(len(samples), limit or len(samples))):
+        sample = samples[index]
+        roles = [message["role"] for message in sample.messages[-2:]]
+        if roles != ["user", "assistant"]:
+            raise DataError(f"{sample.where}: the last two turns must be a question and its answer, they are {roles}")
+        facts = {name: str(sample.extra.get(name, "all")) for name in ("kind", "language")}
+        questions.append(Question(sample, sample.messages[-1]["content"].strip(), **facts))
+    return questions
+
+
+def conversation(question: Question, mode: str, other: Question) -> Conversation:
+    """The question as the model gets it: with its own pictures, with those of `other`, or with none."""
+    messages = question.sample.messages[:-1]
+    if mode == "none":
+        return [{**m, "content": m["content"].replace(IMAGE_TAG, "").strip()} for m in messages], []
+    source = question.sample if mode == "right" else other.sample
+    return messages, source.open_pictures()
+
+
+def wrong_pictures(questions: Sequence[Question]) -> Iterator[Question]:
+    """For each question one with as many pictures, but other ones: the next such line half the file away."""
+    for number, question in enumerate(questions):
+        turned = [*questions[number + len(questions) // 2 :], *questions]
+        own = question.sample.pictures
+        fitting = (q for q in turned if q.sample.pictures != own and len(q.sample.pictures) == len(own))
+        other = next(fitting, None)
+        if other is None:
+            raise DataError(f"{question.sample.where}: no other line has other pictures to shuffle with")
+        yield other
+
+
+def answer_all(answerer: Answerer, questions: Sequence[Question], mode: str, batch_size: int) -> list[str]:
+    pairs = list(zip(questions, wrong_pictures(questions), strict=True))
+    order = sorted(range(len(pairs)), key=lambda number: len(questions[number].text))  # like lengths pad little
+    answers = [""] * len(pairs)
+    for start in tqdm(range(0, len(order), batch_size), desc=mode, unit="batch"):
+        numbers = order[start : start + batch_size]
+        texts = answerer.batch([conversation(pairs[n][0], mode, pairs[n][1]) for n in numbers])
+        for number, text in zip(numbers, texts, strict=True):
+            answers[number] = text.strip()
+    return answers
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    if not count:
+        return 0.0, 1.0
+    z, share = 1.959964, right / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return round(middle - half, 4), round(middle + half, 4)
+
+
+def summarize(questions: Sequence[Question], answers: dict[str, list[str]]) -> dict:
+    """Shares of exact answers: overall (kinds weigh alike), by kind, by language, each with interval and count."""
+
+    def figures(numbers: Sequence[int]) -> dict:
+        result = {}
+        for mode, texts in answers.items():
+            right = sum(texts[number] == questions[number].truth for number in numbers)
+            share = round(right / len(numbers), 4)
+            result[mode] = {
+                "exact_match": share,
+                "interval": wilson_interval(right, len(numbers)),
+                "count": len(numbers),
+            }
+        return result
+
+    groups: dict[str, dict[str, list[int]]] = {"kind": defaultdict(list), "language": defaultdict(list)}
+    for number, question in enumerate(questions):
+        groups["kind"][question.kind].append(number)
+        groups["language"][question.language].append(number)
+    by_kind = {kind: figures(numbers) for kind, numbers in groups["kind"].items()}
+    return {
+        "exact_match": {
+            mode: round(sum(kind[mode]["exact_match"] for kind in by_kind.values()) / len(by_kind), 4)
+            for mode in answers
+        },
+        "all": figures(range(len(questions))),
+        "by_kind": by_kind,
+        "by_language": {language: figures(numbers) for language, numbers in groups["language"].items()},
+    }
+
+
+def table(report: dict) -> str:
+    rows = [("all, kinds alike", {mode: {"exact_match": share} for mode, share in report["exact_match"].items()})]
+    rows += [*report["by_kind"].items(), *report["by_language"].items()]
+    lines = [f"{'':<18}" + "".join(f"{mode + ' picture':>26}" for mode in report["exact_match"])]
+    for name, figures in rows:
+        cells = []
+        for figure in figures.values():
+            interval = "{:.2f} to {:.2f}".format(*figure["interval"]) if "interval" in figure else ""
+            cells.append(f"{figure['exact_match']:>10.3f}  {interval:<14}")
+        lines.append(f"{name:<18}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def score(answerer: Answerer, questions: Sequence[Question], batch_size: int = 48) -> tuple[dict, list[dict]]:
+    """The report, and one record a question with every mode's answer."""
+    answers = {mode: answer_all(answerer, questions, mode, batch_size) for mode in MODES}
+    records = [
+        {
+            "where": question.sample.where,
+            "pictures": [str(picture) for picture in question.sample.pictures if isinstance(picture, Path)],
+            "kind": question.kind,
+            "language": question.language,
+            "question": question.text,
+            "truth": question.truth,
+            **{mode: texts[number] for mode, texts in answers.items()},
+        }
+        for number, question in enumerate(questions)
+    ]
+    return summarize(questions, answers), records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weight", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="held-out .jsonl or .parquet")
+    parser.add_argument("--images_path", type=Path, help="folder of a .jsonl's pictures; by default `images` beside it")
+    parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
+    parser.add_argument("--batch_size", type=int, default=48)
+    parser.add_argument("--limit", type=int, help="only the first so many lines")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--answers", type=Path, help="write every question with its answers here, as JSON lines")
+    options = parser.parse_args()
+    try:
+        questions = read_questions(options.data, options.images_path, options.limit)
+        answerer = Answerer.from_weight(options.weight, options.vision_model, options.device)
+        report, records = score(answerer, questions, options.batch_size)
+    except ValueError as error:
+        raise SystemExit(f"score: {error}") from error
+    print(table(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.answers:
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        options.answers.write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Draw scenes with questions, answers and truths on one picture, right and wrong ones alike."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from dataset.emoji_world import attribution
+
+CELL, MARGIN, LINE = 240, 16, 17  # pixels
+COLUMNS, ROWS = 4, 3
+GREEN, RED, BLACK, GREY = (0, 110, 50), (190, 20, 20), (30, 30, 30), (120, 120, 120)
+# Pillow's own font has no Chinese; where the machine has one of these, Chinese questions are drawn too.
+CHINESE_FONTS = (
+    "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf",
+    "PingFang.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "simhei.ttf",
+)  # fmt: skip
+
+
+def draw_sheet(records: Sequence[dict], path: Path) -> None:
+    """The first pictures of the records, each with up to three of its questions.
+
+    records: as scripts/score.py writes them (pictures, language, question, right, truth). Pictures are taken in order,
+    not by whether the answers are right.
+    """
+    font, chinese = _fonts(13)
+    scenes: dict[str, list[dict]] = {}
+    for record in records:
+        if record["pictures"] and (chinese or record["language"] != "zh"):
+            scenes.setdefault(record["pictures"][0], []).append(record)
+    shown = list(scenes.items())[: COLUMNS * ROWS]
+    height = CELL + 3 * 3 * LINE + MARGIN
+    width = COLUMNS * (CELL + MARGIN) + MARGIN
+    rows = -(-len(shown) // COLUMNS)
+    sheet = Image.new("RGB", (width, MARGIN + rows * height + 3 * LINE), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (picture, questions) in enumerate(shown):
+        x = MARGIN + number % COLUMNS * (CELL + MARGIN)
+        y = MARGIN + number // COLUMNS * height
+        with Image.open(picture) as scene:
+            sheet.paste(scene.convert("RGB").resize((CELL, CELL)), (x, y))
+        y += CELL + 6
+        for record in questions[:3]:
+            right = record["right"] == record["truth"]
+            face = chinese if record["language"] == "zh" else font
+            draw.text((x, y), _fit(record["question"], face), BLACK, face)
+            draw.text((x, y + LINE), _fit(record["right"] or "(nothing)", face), GREEN if right else RED, face)
+            if not right:
+                draw.text((x, y + 2 * LINE), _fit(f"truth: {record['truth']}", face), GREY, face)
+            y += LINE * (2 if right else 3) + 4
+    note = "green: exactly right, red: wrong. Held-out scenes in order, none left out."
+    if not chinese:
+        note += " Chinese questions need a Chinese font; they are in answers.jsonl."
+    draw.text((MARGIN, sheet.height - 2 * LINE - 6), note, GREY, font)
+    draw.text((MARGIN, sheet.height - LINE - 6), attribution(), GREY, font)
+    sheet.save(path)
+
+
+def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont, ImageFont.FreeTypeFont | None]:
+    for name in CHINESE_FONTS:
+        try:
+            return ImageFont.load_default(size), ImageFont.truetype(name, size)
+        except OSError:
+            continue  # not on this machine: the next
+    return ImageFont.load_default(size), None
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont) -> str:
+    while font.getlength(text) > CELL and len(text) > 1:
+        text = text[:-2].rstrip("…") + "…"
+    return text

@@ -1,0 +1,94 @@
+"""Tiny models, a tiny tower and a tiny data set: everything that tests need, made here, nothing fetched."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from model.config import MiniMindConfig
+from model.processing import VLMProcessor, load_tokenizer
+from model.weights import build_vlm
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(1)  # tiny models lose more to threads than they gain
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+IMAGE_SIZE = 32  # pixels; with patches of 16 a picture is 4 tokens
+IMAGE_TOKENS = 4
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return load_tokenizer()
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return VLMProcessor(tokenizer, IMAGE_TOKENS, IMAGE_SIZE)
+
+
+@pytest.fixture(scope="session")
+def tower_folder(tmp_path_factory) -> Path:
+    """A random CLIP vision tower of 4 patches, saved as transformers does."""
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("tower")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPVisionConfig(**sizes, image_size=IMAGE_SIZE, patch_size=16)
+    CLIPVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_vlm(tower_folder):
+    """make_vlm(use_moe=..., seed=...): a tiny MiniMindVLM in eval mode."""
+
+    def make(seed: int = 0, **changes):
+        torch.manual_seed(seed)
+        return build_vlm({**SIZES, **changes}, tower_folder).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_config() -> MiniMindConfig:
+    return MiniMindConfig(**SIZES)
+
+
+def make_picture(seed: int, size: int = IMAGE_SIZE) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def picture():
+    return make_picture
+
+
+def write_jsonl(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def data_folder(tmp_path) -> Path:
+    """train.jsonl with 24 samples beside images/: one picture, two, none; answers of different lengths."""
+    images = tmp_path / "images"
+    images.mkdir()
+    records = []
+    for number in range(24):
+        count = (1, 2, 0)[number % 3]
+        names = [f"{number}_{k}.png" for k in range(count)]
+        for k, name in enumerate(names):
+            make_picture(100 * number + k).save(images / name)
+        question = "<image>" * count + f"\nWhat is number {number}?"
+        answer = " ".join(["cat"] * (1 + number % 5))
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        records.append({"image": names, "conversations": turns})
+    write_jsonl(tmp_path / "train.jsonl", records)
+    return tmp_path
