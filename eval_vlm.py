@@ -77,9 +77,8 @@ def talk(answerer: Answerer, pictures: list[Image.Image], options: argparse.Name
         if not question:
             return
         messages.append(user_turn(question, 0 if messages else len(pictures)))
-        messages.append(
-            {"role": "assistant", "content": ask(answerer, messages, pictures, options).replace(IMAGE_TAG, "")}
-        )
+        answer = ask(answerer, messages, pictures, options)
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
 
 
 def main() -> None:

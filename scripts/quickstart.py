@@ -71,8 +71,9 @@ def main() -> None:
     common = ("--vision_model", TOWER, "--save_dir", options.output, "--val_samples", 64)
     quickstart.run("stage 1", "trainer/train_pretrain_vlm.py", "--data_path", data / "pretrain.jsonl",
                    "--from_weight", base, "--batch_size", 16, "--learning_rate", 2e-3, *common)  # fmt: skip
-    quickstart.run("stage 2", "trainer/train_sft_vlm.py", "--data_path", data / "sft.jsonl", "--from_weight",
-                   quickstart.weight("pretrain_vlm"), "--batch_size", 16, "--learning_rate", 1.5e-3, *common)  # fmt: skip
+    seeing = quickstart.weight("pretrain_vlm")
+    quickstart.run("stage 2", "trainer/train_sft_vlm.py", "--data_path", data / "sft.jsonl",
+                   "--from_weight", seeing, "--batch_size", 16, "--learning_rate", 1.5e-3, *common)  # fmt: skip
     weight = quickstart.weight("sft_vlm")
     quickstart.run("score", "scripts/score.py", "--weight", weight, "--data", data / "held_out.jsonl",
                    "--json", options.output / "score.json", "--answers", options.output / "answers.jsonl")  # fmt: skip
