@@ -92,17 +92,17 @@ def concepts() -> tuple[Concept, ...]:
     return tuple(sorted(found.values(), key=lambda c: (len(c.en.split()), len(c.en), c.character)))
 
 
-def common_weights(count: int) -> list[float]:
-    """Everyday names are met more often, as in any language: weight (rank + 50)^-0.5, a flat Zipf law."""
-    return [(rank + 50) ** -0.5 for rank in range(count)]
+def frequencies(count: int, zipf: float) -> list[float]:
+    """How often each concept is met, everyday names first: (rank + 50)^-zipf, a Zipf law; 0 treats all alike."""
+    return [(rank + 50) ** -zipf for rank in range(count)]
 
 
 def sample_scene(
-    seed: int, split: str, index: int, vocabulary: int | None = None, max_things: int = 4, weighted: bool = False
+    seed: int, split: str, index: int, vocabulary: int | None = None, max_things: int = 4, zipf: float = 0.0
 ) -> Scene:
     """The scene number `index` of a split: 1 to `max_things` things, apart, each in its own ninth of the picture.
 
-    split: "train" or "held_out"; vocabulary: only the first so many concepts; weighted: draw by common_weights.
+    split: "train" or "held_out"; vocabulary: only the first so many concepts; zipf: as in frequencies.
     """
     if split not in ("train", "held_out"):
         raise ValueError(f"split {split!r} is neither 'train' nor 'held_out'")
@@ -110,15 +110,15 @@ def sample_scene(
     vocabulary = vocabulary or len(concepts())
     if vocabulary < 4 * GROUPS:
         raise ValueError(f"{vocabulary} concepts are too few: a held-out scene needs 4 of one of {GROUPS} groups")
-    chosen = _sample_concepts(rng, split, vocabulary, rng.randint(1, max_things), weighted)
+    chosen = _sample_concepts(rng, split, vocabulary, rng.randint(1, max_things), zipf)
     ground = rng.randrange(len(GROUND_RGB))
     light = rng.randint(-16, 10)
     rgb = tuple(max(0, min(255, channel + light + rng.randint(-5, 5))) for channel in GROUND_RGB[ground])
     return Scene(ground, rgb, _place_things(rng, chosen))
 
 
-def _sample_concepts(rng: Random, split: str, vocabulary: int, count: int, weighted: bool) -> list[int]:
-    weights = common_weights(vocabulary) if weighted else None
+def _sample_concepts(rng: Random, split: str, vocabulary: int, count: int, zipf: float) -> list[int]:
+    weights = frequencies(vocabulary, zipf)
     chosen = rng.choices(range(vocabulary), weights)
     while len(chosen) < count:
         candidate = rng.choices(range(vocabulary), weights)[0]
@@ -221,7 +221,7 @@ def notes(scene: Scene, language: str, rng: Random) -> str:
     ground, number = COLOURS[language][scene.ground], NUMBERS[language][len(scene.things) - 1]
     remarks = [PLACES[language][thing.place] + space + name(thing.concept, language) for thing in scene.things]
     remarks.append(f"{ground}背景" if language == "zh" else f"{ground} ground")
-    remarks *= rng.choice((1, 1, 2, 6))
+    remarks *= rng.choice((1, 1, 2, 4))
     if rng.random() < 0.5:  # otherwise they must be counted
         remarks.append(f"{number}样东西" if language == "zh" else f"{number} things")
     rng.shuffle(remarks)
@@ -299,11 +299,11 @@ def reading_turns(scene: Scene, rng: Random, count: int, vocabulary: int | None 
     return _turns(description, _questions(scene, rng, count, vocabulary))
 
 
-def word_turns(rng: Random, count: int, vocabulary: int | None = None, weighted: bool = True) -> list[dict]:
+def word_turns(rng: Random, count: int, vocabulary: int | None = None, zipf: float = 0.0) -> list[dict]:
     """The base decoder's dictionary: names in the other language."""
     size = vocabulary or len(concepts())
     pairs = []
-    for concept in rng.choices(range(size), common_weights(size) if weighted else None, k=count):
+    for concept in rng.choices(range(size), frequencies(size, zipf), k=count):
         english, chinese = name(concept, "en"), name(concept, "zh")
         to_chinese = rng.random() < 0.5
         pairs.append(

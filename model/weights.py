@@ -158,6 +158,21 @@ def infer_config(tensors: Mapping[str, torch.Tensor], num_attention_heads: int =
     }
 
 
+def init_embeddings(model: MiniMindForCausalLM, path: str | Path) -> str:
+    """Overwrite the embeddings of some tokens in a model that is still untrained; returns what was done.
+
+    path: {"token_ids": [n], "embeddings": [n, hidden_size]}, as scripts/embed_names.py writes it.
+    """
+    _, tensors = read_weights(path)
+    table = model.model.embed_tokens.weight
+    if set(tensors) != {"token_ids", "embeddings"} or tensors["embeddings"].shape[1] != table.shape[1]:
+        shapes = {name: list(value.shape) for name, value in tensors.items()}
+        raise ValueError(f"{path} holds {shapes}: it must be token_ids [n] and embeddings [n, {table.shape[1]}]")
+    with torch.no_grad():
+        table[tensors["token_ids"]] = tensors["embeddings"].to(table)
+    return f"{len(tensors['token_ids'])} token embeddings from {path}"
+
+
 def read_sizes(path: str | Path, num_attention_heads: int = 8) -> dict:
     """The config of a file, or for MiniMind's .pth what its tensors tell."""
     config, tensors = read_weights(path)

@@ -16,17 +16,18 @@ from random import Random
 
 from dataset import emoji_world as world
 
+ZIPF = 1.0  # of the names in the base decoder's texts, as in any language
 SEEDS = {"llm": 1, "pretrain": 2, "sft": 3, "held_out": 4}  # so that no two files share a scene
 
 
 def reading(arguments: argparse.Namespace) -> Iterator[dict]:
-    """The base decoder's practice. One line in eight is a dictionary, one in sixteen a plain caption."""
+    """The base decoder's practice. One line in sixteen is a dictionary, one in sixty-four a plain caption."""
     for index in range(arguments.llm):
         rng = Random(f"reading:{arguments.seed}:{index}")
-        scene = world.sample_scene(_seed("llm", arguments), "train", index, arguments.concepts, weighted=True)
-        if index % 8 == 0:
-            yield {"conversations": world.word_turns(rng, arguments.questions, arguments.concepts)}
-        elif index % 16 == 1:
+        scene = world.sample_scene(_seed("llm", arguments), "train", index, arguments.concepts, zipf=ZIPF)
+        if index % 16 == 0:
+            yield {"conversations": world.word_turns(rng, arguments.questions, arguments.concepts, ZIPF)}
+        elif index % 64 == 1:
             yield {"text": world.caption(scene, rng.choice(world.LANGUAGES))}
         else:
             yield {"conversations": world.reading_turns(scene, rng, arguments.questions, arguments.concepts)}

@@ -126,7 +126,8 @@ def summarize(questions: Sequence[Question], answers: dict[str, list[str]]) -> d
 def table(report: dict) -> str:
     rows = [("all, kinds alike", {mode: {"exact_match": share} for mode, share in report["exact_match"].items()})]
     rows += [*report["by_kind"].items(), *report["by_language"].items()]
-    lines = [f"{'':<18}" + "".join(f"{mode + ' picture':>26}" for mode in report["exact_match"])]
+    heads = {"right": "right picture", "shuffled": "shuffled picture", "none": "no picture"}
+    lines = [f"{'':<18}" + "".join(f"{heads[mode]:>26}" for mode in report["exact_match"])]
     for name, figures in rows:
         cells = []
         for figure in figures.values():

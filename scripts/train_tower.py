@@ -31,16 +31,16 @@ KEPT_PATCHES = 96  # a picture, while patches are left out
 class Scenes(torch.utils.data.IterableDataset):
     """An endless stream of training scenes: pixels, per-patch labels, caption."""
 
-    def __init__(self, seed: int, split: str, start: int, count: int, max_things: int, weighted: bool):
-        self.arguments = (seed, split, max_things, weighted)
+    def __init__(self, seed: int, split: str, start: int, count: int, max_things: int, zipf: float):
+        self.arguments = (seed, split, max_things, zipf)
         self.indices = range(start, start + count)
 
     def __iter__(self):
-        seed, split, max_things, weighted = self.arguments
+        seed, split, max_things, zipf = self.arguments
         worker = torch.utils.data.get_worker_info()
         indices = self.indices[worker.id :: worker.num_workers] if worker else self.indices
         for index in indices:
-            scene = world.sample_scene(seed, split, index, max_things=max_things, weighted=weighted)
+            scene = world.sample_scene(seed, split, index, max_things=max_things, zipf=zipf)
             picture, labels = world.render(scene)
             patches = np.array(labels).reshape(-1)
             concepts = np.array([thing.concept for thing in scene.things] + [-1])
@@ -142,7 +142,7 @@ LOSS_WEIGHTS = {"name": 1.0, "ground": 0.2, "place": 0.3, "count": 0.2, "contras
 def evaluate(model: PatchTextModel, device: torch.device, count: int = 400) -> dict[str, float]:
     """On held-out scenes of one to four things, all concepts alike: shares of patches and of pictures named right."""
     model.eval()
-    loader = torch.utils.data.DataLoader(Scenes(1, "held_out", 0, count, 4, weighted=False), batch_size=50)
+    loader = torch.utils.data.DataLoader(Scenes(1, "held_out", 0, count, 4, zipf=0.0), batch_size=50)
     right = dict.fromkeys(("patch_en", "patch_zh", "common_patch_en", "place", "count", "ground", "zero_shot_en"), 0.0)
     total = dict.fromkeys(right, 0)
 
@@ -182,6 +182,7 @@ def save(model: PatchTextModel, output: Path, record: dict) -> None:
     tower = CLIPVisionModel(model.tower.config)
     tower.load_state_dict(model.tower.state_dict())
     tower.half().save_pretrained(output)
+    (output / "model.safetensors").chmod(0o644)  # safetensors leaves 0600
     (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -196,7 +197,7 @@ def train(arguments: argparse.Namespace) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained("model")
     model = PatchTextModel(config, tokenizer).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
-    scenes = Scenes(arguments.seed, "train", 0, 10**9, arguments.max_things, weighted=True)
+    scenes = Scenes(arguments.seed, "train", 0, 10**9, arguments.max_things, zipf=0.5)
     loader = torch.utils.data.DataLoader(scenes, arguments.batch_size, num_workers=arguments.num_workers)
     record = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "history": []}
     start = time.perf_counter()

@@ -34,6 +34,7 @@ class StageConfig:
     val_samples: int = flag(128, "samples for the validation loss, at most a tenth of the data; 0: none")
     save_dir: str = flag(str(OUT), "folder for weights and runs")
     from_weight: str = flag("none", "weights to start from: a file, a stage's name looked up in save_dir, or none")
+    init_embeddings: str = flag("", "with --from_weight none: first token embeddings, of scripts/embed_names.py")
     from_resume: int = flag(0, "1: go on from the run's last checkpoint, if there is one")
     vision_model: str = flag(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the CLIP tower")
     # sizes of the decoder; 0: as the file of --from_weight says, and without one MiniMind2-Small's

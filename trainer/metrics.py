@@ -23,7 +23,9 @@ class Metrics:
         self.path = config.run_dir / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _drop_records_after(self.path, first_step)
-        self.bar = tqdm(total=total_steps, initial=first_step, desc=config.name, unit="step", mininterval=1.0)
+        # A bar in a terminal; where output goes to a file (disable=None finds out), plain lines.
+        self.bar = tqdm(total=total_steps, initial=first_step, desc=config.name, unit="step", disable=None)
+        self._started, self._first_step, self._total_steps = time.perf_counter(), first_step, total_steps
         if config.use_wandb:
             self.tracker = _start_wandb(config)
 
@@ -40,10 +42,14 @@ class Metrics:
         speed = {"samples_per_second": self._samples / seconds, "supervised_tokens_per_second": self._tokens / seconds}
         self._since, self._samples, self._tokens = time.perf_counter(), 0, 0
         if self.active:
-            self.bar.set_postfix_str(
+            line = (
                 f"loss {values['loss']:.3f}, {speed['samples_per_second']:.1f} samples/s, "
                 f"{speed['supervised_tokens_per_second']:.0f} trained tokens/s"
             )
+            self.bar.set_postfix_str(line)
+            if self.bar.disable:
+                left = (time.perf_counter() - self._started) / (step - self._first_step) * (self._total_steps - step)
+                print(f"step {step}/{self._total_steps}: {line}, {left / 60:.1f} min left", flush=True)
         self.write({"step": step, **values, **speed})
 
     def write(self, record: dict) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-POOL = 32  # steps whose samples are sorted together
+POOL = 16  # steps whose samples are sorted together: fewer pad more, more make steps too alike
 
 
 @dataclass(frozen=True)

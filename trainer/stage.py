@@ -17,7 +17,7 @@ from dataset.vlm_dataset import ConversationDataset, text_only
 from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor
-from model.weights import PROJECTOR_PREFIX, build_vlm, load_weights, read_sizes, save_weights
+from model.weights import PROJECTOR_PREFIX, build_vlm, init_embeddings, load_weights, read_sizes, save_weights
 from trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from trainer.config import SIZES, StageConfig
 from trainer.loop import batches_of, train, validation_loss
@@ -89,6 +89,8 @@ def build_model(config: StageConfig, say: Callable = print) -> MiniMindForCausal
     if config.start_path:
         may_miss, ignore = ((PROJECTOR_PREFIX,), ()) if config.with_vision else ((), (PROJECTOR_PREFIX,))
         say(load_weights(model, config.start_path, may_miss, ignore))
+    elif config.init_embeddings:
+        say(init_embeddings(model, config.init_embeddings))
     elif config.with_vision:
         say("the decoder starts from nothing: it will first have to learn to speak (--from_weight names a base)")
     return model
