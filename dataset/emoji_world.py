@@ -293,10 +293,16 @@ def question_turns(scene: Scene, rng: Random, count: int, vocabulary: int | None
 
 
 def reading_turns(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[dict]:
-    """The base decoder's practice: the same questions about a scene in words, often in the other language."""
-    language = rng.choice(LANGUAGES)
-    description = caption(scene, language) if rng.random() < 0.4 else notes(scene, language, rng)
-    return _turns(description, _questions(scene, rng, count, vocabulary))
+    """The base decoder's practice: the same requests about a scene in words, often in the other language.
+
+    Notes are first turned into a caption, the densest practice there is in looking things up and naming them.
+    """
+    language, answer_language = rng.choice(LANGUAGES), rng.choice(LANGUAGES)
+    questions = _questions(scene, rng, count, vocabulary)
+    if rng.random() < 0.3:
+        return _turns(caption(scene, language), questions)
+    describe = (rng.choice(CAPTION_REQUESTS[answer_language]), caption(scene, answer_language))
+    return _turns(notes(scene, language, rng), [describe, *questions])
 
 
 def word_turns(rng: Random, count: int, vocabulary: int | None = None, zipf: float = 0.0) -> list[dict]:

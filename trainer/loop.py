@@ -36,18 +36,19 @@ def train(
 ) -> None:
     """From first_step to the end; `save(steps done)` is called every save_interval and after the last step."""
     model.train()
+    window: list[dict] = []  # what the steps since the last log line returned, still on the device
     for step in range(first_step, order.total_steps):
         share = rate_share(step, order.total_steps, config.warmup_ratio)
         set_learning_rate(optimizer, share)
         micro_batches = [runtime.to_device(next(batches)) for _ in range(config.accumulation_steps)]
         values = train_step(model, optimizer, scaler, micro_batches, order.global_batch, config.grad_clip, runtime)
         metrics.count(order.global_batch, values.pop("supervised_tokens"))
+        window.append(values)
         done = step + 1
         if done % config.log_interval == 0 or done == order.total_steps:
-            epoch = done / order.steps_per_epoch
-            metrics.log(
-                done, {**_to_numbers(values, runtime), "learning_rate": config.learning_rate * share, "epoch": epoch}
-            )
+            where = {"learning_rate": config.learning_rate * share, "epoch": done / order.steps_per_epoch}
+            metrics.log(done, {**_means(window, runtime), **where})
+            window.clear()
         if done % config.save_interval == 0 or done == order.total_steps:
             started = time.perf_counter()
             save(done)
@@ -97,16 +98,16 @@ def _without_sync(model: nn.Module, wanted: bool) -> contextlib.AbstractContextM
     return contextlib.nullcontext()
 
 
-def _to_numbers(values: dict, runtime: Runtime) -> dict[str, float]:
-    """Tensors to floats, parts of a loss added up over ranks; the only place where the host waits for the device."""
-    norm = float(values["grad_norm"])
-    names = [name for name in ("loss", "aux_loss") if name in values]
-    summed = dict(zip(names, runtime.sum(*(float(values[name]) for name in names)), strict=True))
-    if not math.isfinite(summed["loss"]):
+def _means(window: list[dict], runtime: Runtime) -> dict[str, float]:
+    """Means over steps as floats, parts of a loss added up over ranks; the only place where the host waits."""
+    means = {name: float(sum(values[name] for values in window)) / len(window) for name in window[0]}
+    names = [name for name in means if name != "grad_norm"]  # the norm is the whole gradient's on every rank already
+    means |= dict(zip(names, runtime.sum(*(means[name] for name in names)), strict=True))
+    if not math.isfinite(means["loss"]):
         raise RuntimeError(
-            f"the loss is {summed['loss']}: lower --learning_rate, or use --dtype float32; the last checkpoint is whole"
+            f"the loss is {means['loss']}: lower --learning_rate, or use --dtype float32; the last checkpoint is whole"
         )
-    return {**summed, "grad_norm": norm}
+    return means
 
 
 @torch.no_grad()

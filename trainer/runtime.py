@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import os
 import random
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +97,4 @@ def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _cpu_has_bfloat16() -> bool:
     """Without its own instructions a CPU emulates bfloat16, several times slower than float32."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        capabilities = torch.backends.cpu.get_capabilities() if hasattr(torch.backends.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
