@@ -52,7 +52,8 @@ def read_samples(path: str | Path, images_path: str | Path | None = None) -> Seq
         raise DataError(f"{path}: the ending {path.suffix!r} is none of {', '.join(READERS)}")
     if not path.is_file():
         raise DataError(
-            f"{path} does not exist: check --data_path, or make Emoji World: python scripts/build_emoji_world.py"
+            f"{path} does not exist: check --data_path and --val_path, or make Emoji World: "
+            "python scripts/build_emoji_world.py"
         )
     samples = READERS[path.suffix](path, Path(images_path) if images_path else path.parent / "images")
     if not len(samples):
@@ -99,12 +100,16 @@ class JsonLines(Sequence):
         return names
 
     def _locate(self, where: str, name: str) -> Path:
-        path = (self.images_path / name).resolve() if "\0" not in name else None
-        if path is None or not path.is_relative_to(self.images_path):
+        try:
+            path = (self.images_path / name).resolve()
+            exists = path.exists()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, half a surrogate pair, a loop of links
+            raise DataError(f"{where}: no file can be called {name[:80]!r} ({str(error)[:80]})") from error
+        if not path.is_relative_to(self.images_path):
             raise DataError(
                 f"{where}: picture {name!r} lies outside {self.images_path}: use names inside --images_path"
             )
-        if path.exists() and not path.is_file():
+        if exists and not path.is_file():
             raise DataError(f"{where}: picture {name!r} is no regular file")
         return path
 
@@ -175,7 +180,11 @@ class ParquetRows(Sequence):
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: 'conversations' is no JSON ({str(error)[:120]})") from error
         pictures = row["image_bytes"] if isinstance(row["image_bytes"], list) else [row["image_bytes"]]
-        return make_sample(where, {"conversations": conversations}, [bytes(p) for p in pictures if p])
+        pictures = [picture for picture in pictures if picture]
+        if not all(isinstance(picture, bytes) for picture in pictures):
+            kinds = ", ".join(sorted({type(picture).__name__ for picture in pictures}))
+            raise DataError(f"{where}: 'image_bytes' must be bytes or a list of them, it is {kinds}")
+        return make_sample(where, {"conversations": conversations}, pictures)
 
 
 def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) -> Sample:

@@ -66,13 +66,20 @@ def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
 class RotaryEmbedding(nn.Module):
     def __init__(self, config: MiniMindConfig):
         super().__init__()
+        self.config = config
         frequencies, self.attention_factor = rope_frequencies(config)
         self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def _apply(self, *arguments, **options) -> "RotaryEmbedding":
+        """Moves with the model, but a model in half precision must not round its angles."""
+        super()._apply(*arguments, **options)
+        self.frequencies = rope_frequencies(self.config)[0].to(self.frequencies.device)
+        return self
 
     @torch.no_grad()
     def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin [batch, 1, seq, head_dim] of positions [batch, seq]; the angles are always computed in fp32."""
-        angles = position_ids[:, None, :, None].float() * self.frequencies.float()
+        angles = position_ids[:, None, :, None].float() * self.frequencies
         angles = torch.cat([angles, angles], dim=-1)
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
 

@@ -45,6 +45,8 @@ class MiniMindVLM(MiniMindForCausalLM):
     @torch.no_grad()
     def encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:
         """[pictures, 3, height, width], uint8 or already normalized -> [pictures, image_tokens, vision hidden size]."""
+        if not len(pixels):  # a batch may carry pictures that no row of it shows
+            return torch.zeros(0, self.config.image_tokens, self.config.vision_hidden_size, device=pixels.device)
         if pixels.dtype == torch.uint8:
             pixels = normalize_pixels(pixels)
         return self.vision_encoder(pixels.to(self.vision_encoder.dtype)).last_hidden_state[:, 1:]
@@ -91,7 +93,12 @@ class MiniMindVLM(MiniMindForCausalLM):
         return pixel_values[kept]
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, image_mask=None, pixel_values=None, is_first_iteration: bool = False, **kwargs
+        self,
+        input_ids: torch.Tensor,
+        image_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs,
     ) -> dict:
         """Pictures enter at prefill only: afterwards the cache remembers them."""
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)

@@ -6,7 +6,6 @@ image_mask                     (196 true)
 labels                                                                              a cat<|im_end|>
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,11 @@ import torch
 from PIL import Image, ImageOps
 from transformers import PreTrainedTokenizerFast
 
-from model.config import END_ID, END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, START_ID, VLMConfig
+from model.config import END_ID, END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, START_ID, MiniMindConfig, VLMConfig
 
 IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")
+REMEMBERED_TEXTS = 65536
 MAX_PIXELS = 25_000_000  # a picture of more is refused by its header, before it is decoded
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
@@ -100,23 +100,29 @@ class VLMProcessor:
         self.image_tokens = image_tokens
         self.image_token_id = IMAGE_TOKEN_ID
         self.image_size = image_size
-        self.encode = functools.lru_cache(maxsize=1 << 16)(self._encode)  # questions repeat
+        self._encoded: dict[str, tuple[int, ...]] = {}  # questions repeat
         self.new_line = self.encode("\n")
         self.headers = {role: (START_ID, *self.encode(role), *self.new_line) for role in ROLES}
 
     @classmethod
-    def for_config(cls, config, tokenizer: PreTrainedTokenizerFast | None = None) -> "VLMProcessor":
+    def for_config(cls, config: MiniMindConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> "VLMProcessor":
         tokenizer = tokenizer or load_tokenizer()
         if isinstance(config, VLMConfig):
             return cls(tokenizer, config.image_tokens, config.image_size)
         return cls(tokenizer)
 
-    def _encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str) -> tuple[int, ...]:
         """Plain text to ids; what looks like a control token is spelt out as text, so nobody can type one."""
+        if text in self._encoded:
+            return self._encoded[text]
+        if len(self._encoded) >= REMEMBERED_TEXTS:
+            self._encoded.clear()
         try:
-            return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         except (TypeError, UnicodeError):
             raise SampleError("its text holds half a surrogate pair, which is not Unicode: fix the encoding") from None
+        self._encoded[text] = tuple(ids)
+        return self._encoded[text]
 
     def render(
         self, messages: Sequence[dict], add_generation_prompt: bool = False, max_length: int | None = None
@@ -184,7 +190,7 @@ def content_parts(content: str | list | None) -> list[tuple[str, str]]:
         first, *rest = content.split(IMAGE_TAG)
         parts = [("text", first)] + [part for text in rest for part in (("image", ""), ("text", text))]
     elif isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        parts = [(part.get("type", ""), part.get("text", "")) for part in content]
+        parts = [(part.get("type"), "" if part.get("type") == "image" else part.get("text")) for part in content]
         if any(kind not in ("text", "image") or not isinstance(text, str) for kind, text in parts):
             raise SampleError(f"content parts must be text or image, not {content!r:.80}")
     else:

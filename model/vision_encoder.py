@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import CLIPVisionModel
 
 # OpenAI CLIP's channel statistics, RGB in 0..1 (https://github.com/openai/CLIP)
@@ -38,12 +39,15 @@ def read_tower(folder: str | Path) -> tuple[CLIPVisionModel, str]:
             f"openai/clip-vit-base-patch16 --local-dir {folder}`, or name the small shipped one: "
             f"--vision_model {SHIPPED_TOWER}"
         )
-    tower, report = CLIPVisionModel.from_pretrained(
-        folder, output_loading_info=True, dtype=torch.float32, local_files_only=True
-    )
-    missing = [*report["missing_keys"], *report["mismatched_keys"]]
-    if missing:
-        raise ValueError(f"{weights} lacks {len(missing)} of the vision tower's tensors, the first is {missing[0]}")
+    try:
+        tower, report = CLIPVisionModel.from_pretrained(
+            folder, output_loading_info=True, dtype=torch.float32, local_files_only=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged ({str(error)[:200]}): copy or download it again") from error
+    wrong = [*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])]
+    if wrong:
+        raise ValueError(f"{weights} lacks {len(wrong)} of the vision tower's tensors, the first is {wrong[0]}")
     return tower.requires_grad_(False).eval(), file_sha256(weights)
 
 

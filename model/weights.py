@@ -18,7 +18,7 @@ from model.vision_encoder import file_sha256, portable_path, read_tower
 TOWER_PREFIX = "vision_encoder."
 PROJECTOR_PREFIX = "vision_proj."
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
-DERIVED = ("lm_head.weight",)  # tied to the embeddings, so a file need not hold it
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"  # one tensor where the config ties them
 
 
 @dataclass
@@ -59,7 +59,8 @@ def read_weights(path: str | Path) -> tuple[dict | None, dict[str, torch.Tensor]
         ) from error
     except Exception as error:  # torch raises pickle.UnpicklingError, which this project never imports
         raise ValueError(f"{path} holds more than tensors and is refused: {str(error)[:200]}") from error
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError(f"{path} is not a dictionary of tensors")
     return config, {_canonical(name): value for name, value in tensors.items()}
 
@@ -84,7 +85,8 @@ def load_weights(
     config, tensors = read_weights(path)
     wanted = model.state_dict()
     tower_elsewhere = (TOWER_PREFIX,) if getattr(model.config, "vision_source", None) else ()
-    optional = (*tower_elsewhere, *DERIVED, *may_miss)
+    derived = _derived(model)
+    optional = (*tower_elsewhere, *derived, *may_miss)
     tensors = {name: value for name, value in tensors.items() if not name.startswith(ignore or ("\0",))}
     missing = [name for name in wanted if name not in tensors]
     problems = [f"missing {name}" for name in missing if not name.startswith(optional)]
@@ -93,14 +95,18 @@ def load_weights(
         f"{name} is {list(tensors[name].shape)}, the model wants {list(wanted[name].shape)}"
         for name in tensors if name in wanted and tensors[name].shape != wanted[name].shape
     ]  # fmt: skip
+    if derived and HEAD in tensors and not torch.equal(tensors[HEAD], tensors.get(EMBEDDINGS, tensors[HEAD])):
+        problems.append(f"{HEAD} is not {EMBEDDINGS}, the model ties the two")
     if problems:
         sizes = f" The file says of itself: {_sizes(config)}." if config else ""
         raise ValueError(
             f"{path} does not fit the model in {len(problems)} tensors: {'; '.join(problems[:6])}. "
             f"Check --hidden_size, --num_hidden_layers, --use_moe and the file's stage.{sizes}"
         )
+    if not PROJECTOR_PREFIX.startswith(ignore or ("\0",)):
+        _check_tower(path, config, model)
     model.load_state_dict(tensors, strict=False)
-    counted = {n: v.numel() for n, v in wanted.items() if not n.startswith((TOWER_PREFIX, *DERIVED))}
+    counted = {n: v.numel() for n, v in wanted.items() if not n.startswith((TOWER_PREFIX, *derived))}
     return LoadReport(
         path=Path(path),
         sha256=file_sha256(Path(path)),
@@ -108,6 +114,20 @@ def load_weights(
         total=sum(counted.values()),
         left_at_start=[name for name in missing if name.startswith(may_miss or ("\0",))],
     )
+
+
+def _derived(model: torch.nn.Module) -> tuple[str, ...]:
+    return (HEAD,) if model.config.tie_word_embeddings else ()
+
+
+def _check_tower(path: str | Path, config: dict | None, model: torch.nn.Module) -> None:
+    """A projector understands one tower only. Raises ValueError where the model has another."""
+    trained_with, present = (config or {}).get("vision_sha256"), getattr(model.config, "vision_sha256", None)
+    if trained_with and present and trained_with != present:
+        raise ValueError(
+            f"{path} was trained with another tower (sha256 {trained_with[:12]}) than {model.config.vision_source} "
+            f"({present[:12]}): name the right one with --vision_model"
+        )
 
 
 def _sizes(config: dict) -> str:
@@ -125,7 +145,7 @@ def save_weights(model: MiniMindForCausalLM, path: str | Path, facts: dict[str, 
     tensors = {
         name: value.detach().to("cpu", copy=True).contiguous()
         for name, value in model.state_dict().items()
-        if name not in DERIVED and (keep_tower or not name.startswith(TOWER_PREFIX))
+        if name not in _derived(model) and (keep_tower or not name.startswith(TOWER_PREFIX))
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -139,9 +159,16 @@ def save_weights(model: MiniMindForCausalLM, path: str | Path, facts: dict[str, 
         temporary.unlink(missing_ok=True)
 
 
-def infer_config(tensors: Mapping[str, torch.Tensor], num_attention_heads: int = 8) -> dict:
+def infer_config(path: str | Path, tensors: Mapping[str, torch.Tensor], num_attention_heads: int = 8) -> dict:
     """Sizes of a MiniMind .pth from its tensors; the number of heads is the one thing that they do not tell."""
-    embeddings, gate = tensors["model.embed_tokens.weight"], "model.layers.0.mlp.gate.weight"
+    try:
+        return _infer_config(tensors, num_attention_heads)
+    except KeyError as error:
+        raise ValueError(f"{path} is no MiniMind decoder: {error} is missing") from error
+
+
+def _infer_config(tensors: Mapping[str, torch.Tensor], num_attention_heads: int) -> dict:
+    embeddings, gate = tensors[EMBEDDINGS], "model.layers.0.mlp.gate.weight"
     hidden_size, use_moe = embeddings.shape[1], gate in tensors
     inner = "model.layers.0.mlp.experts.0.gate_proj.weight" if use_moe else "model.layers.0.mlp.gate_proj.weight"
     key_size = tensors["model.layers.0.self_attn.k_proj.weight"].shape[0]
@@ -176,7 +203,7 @@ def init_embeddings(model: MiniMindForCausalLM, path: str | Path) -> str:
 def read_sizes(path: str | Path, num_attention_heads: int = 8) -> dict:
     """The config of a file, or for MiniMind's .pth what its tensors tell."""
     config, tensors = read_weights(path)
-    return config or infer_config(tensors, num_attention_heads)
+    return config or infer_config(path, tensors, num_attention_heads)
 
 
 def build_vlm(sizes: dict, tower_folder: str | Path) -> MiniMindVLM:
@@ -207,20 +234,16 @@ def load_model(
     """
     config, tensors = read_weights(path)
     sees = any(name.startswith(PROJECTOR_PREFIX) for name in tensors)
-    sizes = dict(config or infer_config(tensors, num_attention_heads))
-    trained_with = sizes.pop("vision_sha256", None)
+    sizes = dict(config or infer_config(path, tensors, num_attention_heads))
+    if vision_model and any(name.startswith(TOWER_PREFIX) for name in tensors):
+        raise ValueError(f"{path} holds a tower of its own: leave --vision_model {vision_model} out")
     tower_folder = vision_model or sizes.pop("vision_source", None)
-    for name in ("model_type", "vision_config", "vision_source"):
+    for name in ("model_type", "vision_config", "vision_source", "vision_sha256"):
         sizes.pop(name, None)
     if not sees:
         model = MiniMindForCausalLM(MiniMindConfig(**sizes))
     elif tower_folder:
         model = build_vlm(sizes, tower_folder)
-        if trained_with not in (None, model.config.vision_sha256):
-            raise ValueError(
-                f"{path} was trained with another tower than {tower_folder} (sha256 {trained_with[:12]}, this one "
-                f"{model.config.vision_sha256[:12]}): name the right one with --vision_model"
-            )
     elif config:  # a tower that came from nowhere travels in the file
         model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **sizes))
     else:

@@ -23,9 +23,11 @@ def save_checkpoint(
 
     state: what JSON can hold, for load_checkpoint to return.
     """
-    random_states = runtime.gather(torch.get_rng_state().tolist())
+    random_states = runtime.gather(_random_state(runtime))
     if runtime.is_main:
         folder.mkdir(parents=True, exist_ok=True)
+        for litter in folder.glob(".tmp-*"):  # of runs that were killed while they wrote
+            shutil.rmtree(litter, ignore_errors=True)
         aside = folder / f".tmp-{step}-{os.getpid()}"
         aside.mkdir()
         trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
@@ -70,11 +72,26 @@ def load_checkpoint(
         raise ValueError(f"{path} is of another model or stage: {len(differing)} tensors differ, first {differing[0]}")
     model.load_state_dict(trained, strict=False)
     rest = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    given = [{name: group[name] for name in ("peak", "weight_decay")} for group in optimizer.param_groups]
     optimizer.load_state_dict(rest["optimizer"])
+    for group, values in zip(optimizer.param_groups, given, strict=True):
+        group.update(values)  # flags of this run count, not those of the run that saved
     scaler.load_state_dict(rest["scaler"])
     state = json.loads((path / "state.json").read_text())
     if len(state["random_states"]) == runtime.world_size:
-        torch.set_rng_state(torch.tensor(state["random_states"][runtime.rank], dtype=torch.uint8))
+        own = {
+            name: torch.tensor(bits, dtype=torch.uint8) for name, bits in state["random_states"][runtime.rank].items()
+        }
+        torch.set_rng_state(own["cpu"])
+        if "cuda" in own and runtime.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda"], runtime.device)
+    return state
+
+
+def _random_state(runtime: Runtime) -> dict[str, list[int]]:
+    state = {"cpu": torch.get_rng_state().tolist()}
+    if runtime.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(runtime.device).tolist()
     return state
 
 

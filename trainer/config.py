@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "
          "use_moe": 0, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
 
 
-def flag(default, help: str):
+def flag(default: object, help: str) -> object:
     return field(default=default, metadata={"help": help})
 
 
@@ -74,8 +75,16 @@ class StageConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "grad_clip"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} {getattr(self, name)} must be a number above 0")
+        for name in (*SIZES, "val_samples", "num_workers", "seed", "projector_learning_rate", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} {getattr(self, name)} must not be below 0")
+        for name in ("warmup_ratio", "dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must lie within 0 and 1")
+        if self.init_embeddings and self.from_weight != "none":
+            raise ValueError("--init_embeddings is for --from_weight none: weights bring their own embeddings")
         if self.dtype not in ("auto", "bfloat16", "float16", "float32"):
             raise ValueError(f"--dtype {self.dtype}: choose from auto, bfloat16, float16, float32")
 

@@ -138,6 +138,7 @@ def batches_of(
             batch_sampler=list(order.micro_batches(runtime.rank, first_step)),
             num_workers=config.num_workers,
             collate_fn=collate,
+            generator=torch.Generator(),  # its own: drawing from the stream of dropout would make resuming differ
             pin_memory=runtime.device.type == "cuda",
         )
     )

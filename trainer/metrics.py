@@ -20,14 +20,14 @@ class Metrics:
         self._since, self._samples, self._tokens = time.perf_counter(), 0, 0
         if not self.active:
             return
+        if config.use_wandb:
+            self.tracker = _start_wandb(config)
         self.path = config.run_dir / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _drop_records_after(self.path, first_step)
         # A bar in a terminal; where output goes to a file (disable=None finds out), plain lines.
         self.bar = tqdm(total=total_steps, initial=first_step, desc=config.name, unit="step", disable=None)
         self._started, self._first_step, self._total_steps = time.perf_counter(), first_step, total_steps
-        if config.use_wandb:
-            self.tracker = _start_wandb(config)
 
     def count(self, samples: int, supervised_tokens: int) -> None:
         """Once a step: what was learnt from, over all ranks."""
@@ -55,7 +55,7 @@ class Metrics:
     def write(self, record: dict) -> None:
         if not self.active:
             return
-        record = {name: round(value, 6) if isinstance(value, float) else value for name, value in record.items()}
+        record = {name: float(f"{value:.8g}") if isinstance(value, float) else value for name, value in record.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         if self.tracker is not None:
@@ -79,8 +79,8 @@ class Metrics:
 def _drop_records_after(path: Path, step: int) -> None:
     """A new run starts an empty file; a resumed one forgets what came after its checkpoint."""
     lines = path.read_text().splitlines() if path.is_file() and step else []
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept))
+    whole = [line for line in lines if line.endswith("}")]  # a killed run may leave half a line
+    path.write_text("".join(line + "\n" for line in whole if json.loads(line)["step"] <= step))
 
 
 def _start_wandb(config: StageConfig):
@@ -88,6 +88,7 @@ def _start_wandb(config: StageConfig):
         import wandb
     except ImportError:
         raise ValueError("--use_wandb 1 needs the package: pip install wandb") from None
+    config.run_dir.mkdir(parents=True, exist_ok=True)
     has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _text(Path.home() / ".netrc")
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
     return wandb.init(

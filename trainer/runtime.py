@@ -37,7 +37,7 @@ class Runtime:
         dist.all_reduce(total)
         return total.tolist()
 
-    def gather(self, value) -> list:
+    def gather(self, value: object) -> list:
         """The value of every rank, in order."""
         if self.world_size == 1:
             return [value]
@@ -81,7 +81,10 @@ def _choose_device(name: str, local_rank: int) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
-    return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    try:
+        return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: choose from auto, cpu, cuda, cuda:N, mps") from None
 
 
 def _choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,0 +1,175 @@
+"""ConversationDataset: stored rows are rendered rows, what is dropped is counted, workers give the same batches."""
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import IMAGE_SIZE, make_picture
+from PIL import Image
+from test_formats import SOUND, TURNS, construct, open_lines, turns
+from torch.utils.data import DataLoader
+
+from dataset import vlm_dataset
+from dataset.formats import DataError, read_samples
+from dataset.vlm_dataset import text_only
+from model.processing import VLMProcessor, collate
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder with images/a.png, b.png and c.png."""
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate(("a", "b", "c")):
+        make_picture(number).save(tmp_path / "images" / f"{name}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def mixed(data_folder) -> Path:
+    """The shared data folder and lines that invite confusion: typed @, several turns, plain text."""
+    records = [
+        {"image": "0_0.png", "conversations": [*turns(0), {"role": "user", "content": "@@@@<image>@@"}, turns(0)[1]]},
+        {"conversations": [{"role": "system", "content": "@" * 9}, *turns(0, "@@@@")]},
+        {"text": "a cat @@@@ <image> <|im_end|>"},
+    ]  # fmt: skip
+    with (data_folder / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    return data_folder / "train.jsonl"
+
+
+@pytest.mark.parametrize("image_tokens", [1, 4, 7])
+@pytest.mark.parametrize("max_seq_len", [1000, 38])
+def test_stored_rows_are_the_rendered_rows(mixed, tokenizer, image_tokens, max_seq_len):
+    processor = VLMProcessor(tokenizer, image_tokens, IMAGE_SIZE)
+    samples = read_samples(mixed)
+    data = construct(samples, processor, max_seq_len)
+    assert data.kept == list(range(27))
+    cut = 0
+    for index, sample in enumerate(samples):
+        if sample.text is None:
+            wanted = processor.render(sample.messages, max_length=max_seq_len)
+            cut += len(wanted.input_ids) < len(processor.render(sample.messages).input_ids)
+        else:
+            wanted = processor.render_text(sample.text, max_length=max_seq_len)
+        found, pixels = data[index]
+        assert found.input_ids == wanted.input_ids
+        assert found.labels == wanted.labels
+        assert found.image_mask == wanted.image_mask
+        assert found.trained == wanted.trained
+        assert sum(found.image_mask) == image_tokens * len(sample.pictures)
+        assert data.lengths[index] == len(wanted.input_ids)
+        assert data.report.trained_tokens[index] == sum(label != -100 for label in wanted.labels)
+        for picture, path in zip(pixels, sample.pictures, strict=True):
+            with Image.open(path) as wanted_picture:
+                assert np.array_equal(picture.permute(1, 2, 0).numpy(), np.asarray(wanted_picture))
+    assert (cut > 0) == (max_seq_len == 38)
+    assert len(data) == len(data.lengths) == data.report.samples == 27
+    assert data.report.pictures == 25
+    assert str(data.report).startswith("27 samples, 25 pictures, trained tokens a sample ")
+
+
+def test_samples_too_long_for_their_pictures_are_dropped_and_counted(folder, processor):
+    samples = open_lines(
+        folder,
+        {"conversations": turns(0)},
+        {"image": "a.png,b.png,c.png,a.png", "conversations": turns(4)},
+        {"image": "a.png", "conversations": turns(1)},
+        {"conversations": turns(0, "a cat " * 50)},
+        {"conversations": [{"role": "user", "content": "What is it? " * 9}, turns(0)[1]]},
+        {"conversations": [{"role": "user", "content": "What is it?"}]},
+        {"text": "a cat " * 50},
+    )
+    path = folder / "train.jsonl"
+    data = construct(samples, processor, max_seq_len=18)  # 15 tokens stand before an answer, 19 with one picture
+    assert data.report.dropped == [
+        f"{path}:2: its last picture ends at token 20 and would be cut: raise --max_seq_len above 18",
+        f"{path}:3: no token of an answer within 18 tokens",
+        f"{path}:5: no token of an answer within 18 tokens",
+        f"{path}:6: no token of an answer within 18 tokens",
+    ]
+    assert data.kept == [0, 3, 6]
+    assert data.report.pictures == 0
+    assert data.lengths.tolist() == [18, 18, 18]
+    assert data.report.trained_tokens == [3, 3, 17]
+    assert data[0][0].labels[15:] == [*processor.encode("a cat"), 2]
+    assert data[1][0].labels[15:] == [*processor.encode("a cat a")]
+    assert "dropped 4 samples, the first: " in str(data.report)
+    assert f"{path}:2: " in str(data.report)
+
+
+def test_nothing_left_is_an_error(folder, processor):
+    with pytest.raises(DataError, match=r"(?s)no sample of 1 can be used; .*train\.jsonl:1: no token of an answer"):
+        construct(open_lines(folder, {"conversations": turns(0)[:1]}), processor)
+
+
+def test_a_first_token_has_nothing_that_predicts_it(folder, processor):
+    """A text cut to its first token would be a sample without a loss."""
+    with pytest.raises(DataError, match="no sample of 1 can be used"):
+        construct(open_lines(folder, {"text": "a cat"}), processor, max_seq_len=1)
+
+
+def test_beyond_many_pictures_only_headers_are_read(folder, processor, monkeypatch):
+    content = (folder / "images" / "b.png").read_bytes()
+    (folder / "images" / "half.png").write_bytes(content[: len(content) // 2])
+    samples = open_lines(folder, SOUND, {"image": "half.png", "conversations": TURNS})
+    with pytest.raises(DataError, match=r"train\.jsonl:2: .*half\.png"):
+        construct(samples, processor)
+    monkeypatch.setattr(vlm_dataset, "FULLY_DECODED", 1)
+    data = construct(samples, processor)
+    with pytest.raises(DataError, match=r"train\.jsonl:2: .*half\.png: it cannot be read as a picture"):
+        data[1]
+    (folder / "images" / "half.png").write_text("<html>")
+    with pytest.raises(DataError, match=r"train\.jsonl:2: "):  # what has no header is still found
+        construct(samples, processor)
+
+
+def test_text_only_removes_exactly_the_placeholders(mixed, processor):
+    data = construct(read_samples(mixed), processor, 1000)
+    rows = [data[index][0] for index in range(len(data))]
+    before = [list(row.input_ids) for row in rows]
+    batch = text_only(rows)
+    assert sorted(batch) == ["attention_mask", "image_mask", "input_ids", "labels"]
+    assert not batch["image_mask"].any()
+    for number, sample in enumerate(read_samples(mixed)):
+        if sample.text is None:
+            parts = [{**m, "content": m["content"].replace("<image>", "")} for m in sample.messages]
+            wanted = processor.render(parts)
+        else:
+            wanted = processor.render_text(sample.text)
+        size = int(batch["attention_mask"][number].sum())
+        assert batch["input_ids"][number, :size].tolist() == wanted.input_ids
+        assert batch["labels"][number, :size].tolist() == wanted.labels
+        assert batch["labels"][number, size:].eq(-100).all()
+    assert [row.input_ids for row in rows] == before  # the rows themselves keep their pictures
+
+
+def assert_batches_equal(found: list[dict], wanted: list[dict]) -> None:
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.keys() == other.keys()
+        assert [name for name in other if not torch.equal(one[name], other[name])] == []
+
+
+def test_two_worker_processes_give_the_same_batches(mixed, processor):
+    data = construct(read_samples(mixed), processor, 1000)
+    order = [[26, 0, 5], [2, 5, 24], [1, 3], [25, 4, 7, 8]]  # the second is without pictures but for its last
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forking beside threads
+        found = list(DataLoader(data, batch_sampler=order, num_workers=2, collate_fn=collate))
+    assert_batches_equal(found, [collate([data[index] for index in rows]) for rows in order])
+
+
+def test_the_data_set_crosses_to_a_process_started_afresh(mixed, processor):
+    """macOS, Windows and newer Pythons start workers afresh and send them the data set as a pickle."""
+    data = construct(read_samples(mixed), processor, 1000)
+    sent = pickle.loads(pickle.dumps(data))
+    assert len(sent) == len(data)
+    for index in (0, 1, 2, 24, 26):
+        (rendered, pixels), (wanted, wanted_pixels) = sent[index], data[index]
+        assert rendered == wanted
+        assert all(map(torch.equal, pixels, wanted_pixels))
+    assert sent.processor.encode("a cat") == data.processor.encode("a cat")

@@ -1,0 +1,282 @@
+"""Emoji World's words: captions, questions, answers and notes, checked against their scenes by rules of their own."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from random import Random
+
+import pytest
+from PIL import Image
+
+from dataset import emoji_world as world
+
+# What is said, written out once more: the tests would repeat a mistake in the module's own tables.
+PLACES = {
+    "en": ["top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right"],
+    "zh": ["左上", "上方", "右上", "左边", "中间", "右边", "左下", "下方", "右下"],
+}
+NUMBERS = {
+    "en": ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+    "zh": list("一两三四五六七八九"),
+}
+GROUNDS = {  # hue in degrees, or None and brightness
+    "white": (None, 250), "grey": (None, 165), "red": (0, None), "orange": (33, None), "yellow": (53, None),
+    "green": (113, None), "blue": (214, None), "purple": (275, None),
+}  # fmt: skip
+CHINESE_GROUNDS = dict(zip(["白色", "灰色", "红色", "橙色", "黄色", "绿色", "蓝色", "紫色"], GROUNDS, strict=True))
+QUESTIONS = {
+    "en": {
+        "what": "What is in the picture|What do you see", "at": "What is at the (.+)|Which thing is at the (.+)",
+        "where": "Where is the (.+)|In which place is the (.+)",
+        "count": "How many things are there|How many things do you see",
+        "colour": "What colour is the ground|Which colour is behind the things",
+        "yesno": "Is there any (.+)|Do you see any (.+)",
+    },
+    "zh": {
+        "what": "图中有什么|你看到了什么", "at": "(.+)是什么|(.+)有什么", "where": "(.+)在哪里|(.+)在什么位置",
+        "count": "有几样东西|一共有多少样东西", "colour": "背景是什么颜色|东西后面是什么颜色",
+        "yesno": "有(.+)吗|你看到(.+)了吗",
+    },
+}  # fmt: skip
+
+
+def names_of(scene: world.Scene, language: str) -> list[str]:
+    return [getattr(world.concepts()[thing.concept], language) for thing in scene.things]
+
+
+def ground_of(scene: world.Scene) -> str:
+    """The English name of the ground's colour, from its pixels alone."""
+    high, low = max(scene.rgb), min(scene.rgb)
+    if high - low < 25:
+        return "white" if high > 210 else "grey"
+    hue = Image.new("RGB", (1, 1), scene.rgb).convert("HSV").getpixel((0, 0))[0] * 360 / 256
+    distances = {name: abs((hue - h + 180) % 360 - 180) for name, (h, _) in GROUNDS.items() if h is not None}
+    return min(distances, key=distances.get)
+
+
+def check_answer(scene: world.Scene, kind: str, language: str, question: str, answer: str) -> str:
+    """Asserts that the answer is true; returns the thing or place asked about."""
+    mark = {"en": r"\?", "zh": "？"}[language]
+    match = re.fullmatch(f"(?:{QUESTIONS[language][kind]}){mark}", question)
+    assert match, f"{question!r} is no question of kind {kind}"
+    subject = "".join(group or "" for group in match.groups())
+    names = names_of(scene, language)
+    at = {PLACES[language][thing.place]: name for thing, name in zip(scene.things, names, strict=True)}
+    where = {name: place for place, name in at.items()}
+    if kind == "what":
+        assert answer.split({"en": ", ", "zh": "、"}[language]) == names
+    elif kind == "at":
+        assert answer == at[subject]
+    elif kind == "where":
+        assert answer == where[subject]
+    elif kind == "count":
+        assert answer == NUMBERS[language][len(scene.things) - 1]
+    elif kind == "colour":
+        assert (answer if language == "en" else CHINESE_GROUNDS[answer]) == ground_of(scene)
+    else:
+        yes, no = {"en": ("yes", "no"), "zh": ("有", "没有")}[language]
+        assert answer == (yes if subject in names else no)
+        assert subject in names or subject in {getattr(concept, language) for concept in world.concepts()}
+    return subject
+
+
+def test_captions_say_everything():
+    for index in range(150):
+        scene = world.sample_scene(1, "train", index, max_things=9)
+        for language in ("en", "zh"):
+            text = world.caption(scene, language)
+            if language == "en":
+                match = re.fullmatch(r"(\w+) (things?) on (an?) (\w+) ground: (.+)\.", text)
+                number, things, article, ground, listed = match.groups()
+                assert things == ("thing" if len(scene.things) == 1 else "things")
+                assert article == ("an" if ground == "orange" else "a")
+                pairs = [tuple(part.split(" at the ")) for part in listed.split(", ")]
+                number = number[0].lower() + number[1:] if number[0].isupper() else None
+            else:
+                match = re.fullmatch("(.+)背景上有(.)样东西：(.+)。", text)
+                ground, number, listed = match.groups()
+                ground = CHINESE_GROUNDS[ground]
+                pairs = [tuple(reversed(part.split("是", 1))) for part in listed.split("，")]
+            assert ground == ground_of(scene)
+            assert NUMBERS[language].index(number) == len(scene.things) - 1
+            places = [PLACES[language][thing.place] for thing in scene.things]
+            assert pairs == list(zip(names_of(scene, language), places, strict=True))
+
+
+def test_one_caption_in_full():
+    names = [concept.en for concept in world.concepts()]
+    things = tuple(world.Thing(names.index(n), p, 0, 0, 50, 0) for n, p in (("cat", 0), ("sun", 4), ("dog", 5)))
+    scene = world.Scene(3, (245, 170, 80), things)
+    assert world.caption(scene, "en") == (
+        "Three things on an orange ground: cat at the top left, sun at the centre, dog at the right."
+    )
+    assert world.caption(scene, "zh") == "橙色背景上有三样东西：左上是猫，中间是太阳，右边是狗。"
+    alone = replace(scene, ground=6, things=things[:1])
+    assert world.caption(alone, "en") == "One thing on a blue ground: cat at the top left."
+    assert world.caption(alone, "zh") == "蓝色背景上有一样东西：左上是猫。"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("kind", ["what", "at", "where", "count", "colour", "yesno"])
+def test_answers_are_true(kind, language):
+    assert kind in world.KINDS and len(world.KINDS) == 6
+    rng = Random(f"{kind}{language}")
+    openings = Counter()
+    for index in range(250):
+        split = ("train", "held_out")[index % 2]
+        scene = world.sample_scene(6, split, index, max_things=(4, 9)[index % 3 == 0])
+        question, answer = world.ask(scene, kind, language, rng)
+        subject = check_answer(scene, kind, language, question, answer)
+        openings[question.replace(subject, "") if subject else question] += 1
+    assert len(openings) == 2 and min(openings.values()) > 80  # both ways of asking
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="'why' is none of"):
+        world.ask(world.sample_scene(0, "train", 0), "why", "en", Random(0))
+
+
+@pytest.mark.parametrize("vocabulary", [None, 128])
+def test_half_of_the_yes_no_questions_are_about_an_absence(vocabulary):
+    rng = Random(0)
+    known = world.concepts()[:vocabulary]
+    counts, absent = Counter(), Counter()
+    for index in range(1600):
+        language = ("en", "zh")[index % 2]
+        scene = world.sample_scene(8, "train", index, vocabulary)
+        question, answer = world.ask(scene, "yesno", language, rng, vocabulary)
+        subject = check_answer(scene, "yesno", language, question, answer)
+        asked = [number for number, concept in enumerate(known) if getattr(concept, language) == subject]
+        assert len(asked) == 1  # never about what the vocabulary leaves out
+        present = asked[0] in {thing.concept for thing in scene.things}
+        assert present == (answer in ("yes", "有"))
+        counts[answer] += 1
+        absent[asked[0]] += not present
+    assert set(counts) == {"yes", "no", "有", "没有"}
+    for yes in ("yes", "有"):
+        assert abs(counts[yes] - 400) < 4 * (800 * 0.25) ** 0.5
+    assert sum(absent.values()) == counts["no"] + counts["没有"]
+    assert len([concept for concept in absent if absent[concept]]) > 0.5 * len(known)
+
+
+def test_every_thing_is_asked_about():
+    scene = next(s for s in (world.sample_scene(0, "train", n) for n in range(99)) if len(s.things) == 4)
+    asked = Counter(
+        check_answer(scene, "where", "en", *world.ask(scene, "where", "en", rng)) for rng in [Random(1)] * 400
+    )
+    assert sorted(asked) == sorted(names_of(scene, "en"))
+    assert min(asked.values()) > 60
+
+
+def kind_of(scene, language, question, answer) -> str:
+    """The one kind whose checker accepts a question with its answer."""
+    found = []
+    for kind in world.KINDS:
+        try:
+            check_answer(scene, kind, language, question, answer)
+        except (AssertionError, KeyError, ValueError):
+            continue
+        found.append(kind)
+    assert len(found) >= 1, f"{question!r} {answer!r} is true of no kind"
+    return found[0]
+
+
+def check_turns(turns: list[dict]) -> list[tuple[str, str]]:
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
+    assert all(set(turn) == {"role", "content"} and turn["content"] for turn in turns)
+    contents = [turn["content"] for turn in turns]
+    assert "<image>" not in "".join(contents[1:])
+    return list(zip(contents[::2], contents[1::2], strict=True))
+
+
+def language_of(text: str) -> str:
+    return "zh" if re.search("[\u4e00-\u9fff]", text) else "en"
+
+
+def test_conversations_about_a_picture():
+    kinds, languages, captions = Counter(), Counter(), Counter()
+    for index in range(80):
+        scene = world.sample_scene(9, "train", index, 128)
+        pairs = check_turns(world.question_turns(scene, Random(index), 10, 128))
+        assert 4 <= len(pairs) <= 10
+        assert len(set(pairs)) == len(pairs)
+        assert pairs[0][0].startswith("<image>\n")
+        pairs[0] = (pairs[0][0].removeprefix("<image>\n"), pairs[0][1])
+        for question, answer in pairs:
+            language = language_of(question)
+            kinds[kind_of(scene, language, question, answer)] += 1
+            languages[language] += 1
+        [(request, caption)] = check_turns(world.caption_turns(scene, Random(index)))
+        assert request.startswith("<image>\n")
+        assert language_of(request) == language_of(caption)
+        assert caption == world.caption(scene, language_of(caption))
+        captions[request] += 1
+    assert set(kinds) == set(world.KINDS)
+    assert min(languages.values()) > 0.4 * languages.total()
+    assert len(captions) == 4
+
+
+def test_reading_practice_is_true_of_its_scene():
+    """Described in words, then asked: every answer is true, and notes are first turned into a caption."""
+    ways = Counter()
+    for index in range(80):
+        scene = world.sample_scene(4, "train", index, 128)
+        pairs = check_turns(world.reading_turns(scene, Random(index), 6, 128))
+        context, opening = pairs[0][0].split("\n")
+        pairs[0] = (opening, pairs[0][1])
+        described = context in [world.caption(scene, language) for language in ("en", "zh")]
+        if not described:
+            assert all(name in context for name in names_of(scene, language_of(context)))
+            assert opening in (
+                "Describe the picture.",
+                "Say what the picture shows.",
+                "描述这张图片。",
+                "说说图中的内容。",
+            )
+            assert pairs.pop(0)[1] == world.caption(scene, language_of(opening))
+        ways["caption" if described else "notes"] += 1
+        assert 1 <= len(set(pairs)) == len(pairs) <= 6
+        for question, answer in pairs:
+            kind_of(scene, language_of(question), question, answer)
+    assert min(ways["caption"], ways["notes"]) > 8
+
+
+def test_notes_are_true_and_complete():
+    rng = Random(3)
+    for index in range(300):
+        scene = world.sample_scene(2, "train", index)
+        for language, comma, space in (("en", ", ", " "), ("zh", "，", "")):
+            remarks = Counter(world.notes(scene, language, rng).split(comma))
+            places = [PLACES[language][thing.place] for thing in scene.things]
+            wanted = [place + space + name for place, name in zip(places, names_of(scene, language), strict=True)]
+            ground = ground_of(scene)
+            if language == "zh":
+                ground = next(chinese for chinese, english in CHINESE_GROUNDS.items() if english == ground)
+            wanted.append(f"{ground}背景" if language == "zh" else f"{ground} ground")
+            times = {remarks.pop(remark) for remark in wanted}
+            assert len(times) == 1
+            number = NUMBERS[language][len(scene.things) - 1]
+            assert all(remark.startswith(number) for remark in remarks) and remarks.total() <= 1
+
+
+def test_notes_are_english():
+    rng = Random(3)
+    scene = world.Scene(0, (250, 250, 250), (world.Thing(0, 4, 112, 112, 60, 0),))
+    assert not [text for text in (world.notes(scene, "en", rng) for _ in range(50)) if "one things" in text]
+
+
+def test_dictionary_turns_are_right():
+    chinese = {concept.en: concept.zh for concept in world.concepts()[:128]}
+    directions = Counter()
+    for seed in range(20):
+        for question, answer in check_turns(world.word_turns(Random(seed), 10, 128)):
+            to_chinese, to_english = (
+                re.fullmatch("(.+)用中文怎么说？", question),
+                re.fullmatch(r"What is (.+) in English\?", question),
+            )
+            if to_chinese:
+                assert answer == chinese[to_chinese[1]]
+            else:
+                assert chinese[answer] == to_english[1]
+            directions[bool(to_chinese)] += 1
+    assert min(directions.values()) > 60
