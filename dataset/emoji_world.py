@@ -110,6 +110,9 @@ def sample_scene(
     vocabulary = vocabulary or len(concepts())
     if vocabulary < 4 * GROUPS:
         raise ValueError(f"{vocabulary} concepts are too few: a held-out scene needs 4 of one of {GROUPS} groups")
+    most = vocabulary // GROUPS if split == "held_out" else GROUPS
+    if not 1 <= max_things <= min(most, 9):
+        raise ValueError(f"max_things {max_things} must be 1 to {min(most, 9)}: places, and concepts that may meet")
     chosen = _sample_concepts(rng, split, vocabulary, rng.randint(1, max_things), zipf)
     ground = rng.randrange(len(GROUND_RGB))
     light = rng.randint(-16, 10)
@@ -223,7 +226,8 @@ def notes(scene: Scene, language: str, rng: Random) -> str:
     remarks.append(f"{ground}背景" if language == "zh" else f"{ground} ground")
     remarks *= rng.choice((1, 1, 2, 4))
     if rng.random() < 0.5:  # otherwise they must be counted
-        remarks.append(f"{number}样东西" if language == "zh" else f"{number} things")
+        things = "thing" if len(scene.things) == 1 else "things"
+        remarks.append(f"{number}样东西" if language == "zh" else f"{number} {things}")
     rng.shuffle(remarks)
     return ("，" if language == "zh" else ", ").join(remarks)
 

@@ -159,7 +159,9 @@ def save_weights(model: MiniMindForCausalLM, path: str | Path, facts: dict[str, 
         temporary.unlink(missing_ok=True)
 
 
-def infer_config(path: str | Path, tensors: Mapping[str, torch.Tensor], num_attention_heads: int = 8) -> dict:
+def infer_config(
+    tensors: Mapping[str, torch.Tensor], num_attention_heads: int = 8, path: str | Path = "this file"
+) -> dict:
     """Sizes of a MiniMind .pth from its tensors; the number of heads is the one thing that they do not tell."""
     try:
         return _infer_config(tensors, num_attention_heads)
@@ -203,7 +205,7 @@ def init_embeddings(model: MiniMindForCausalLM, path: str | Path) -> str:
 def read_sizes(path: str | Path, num_attention_heads: int = 8) -> dict:
     """The config of a file, or for MiniMind's .pth what its tensors tell."""
     config, tensors = read_weights(path)
-    return config or infer_config(path, tensors, num_attention_heads)
+    return config or infer_config(tensors, num_attention_heads, path)
 
 
 def build_vlm(sizes: dict, tower_folder: str | Path) -> MiniMindVLM:
@@ -234,7 +236,7 @@ def load_model(
     """
     config, tensors = read_weights(path)
     sees = any(name.startswith(PROJECTOR_PREFIX) for name in tensors)
-    sizes = dict(config or infer_config(path, tensors, num_attention_heads))
+    sizes = dict(config or infer_config(tensors, num_attention_heads, path))
     if vision_model and any(name.startswith(TOWER_PREFIX) for name in tensors):
         raise ValueError(f"{path} holds a tower of its own: leave --vision_model {vision_model} out")
     tower_folder = vision_model or sizes.pop("vision_source", None)

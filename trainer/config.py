@@ -83,8 +83,6 @@ class StageConfig:
         for name in ("warmup_ratio", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must lie within 0 and 1")
-        if self.init_embeddings and self.from_weight != "none":
-            raise ValueError("--init_embeddings is for --from_weight none: weights bring their own embeddings")
         if self.dtype not in ("auto", "bfloat16", "float16", "float32"):
             raise ValueError(f"--dtype {self.dtype}: choose from auto, bfloat16, float16, float32")
 

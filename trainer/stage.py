@@ -86,6 +86,8 @@ def build_model(config: StageConfig, say: Callable = print) -> MiniMindForCausal
     model = (
         build_vlm(sizes, config.vision_model) if config.with_vision else MiniMindForCausalLM(MiniMindConfig(**sizes))
     )
+    if config.start_path and config.init_embeddings:
+        raise ValueError("--init_embeddings is for --from_weight none: weights bring their own embeddings")
     if config.start_path:
         may_miss, ignore = ((PROJECTOR_PREFIX,), ()) if config.with_vision else ((), (PROJECTOR_PREFIX,))
         say(load_weights(model, config.start_path, may_miss, ignore))
