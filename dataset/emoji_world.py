@@ -23,6 +23,7 @@ GROUPS = 16
 GLYPH_SIZE = 128  # pixels per side of the cached drawings
 LANGUAGES = ("en", "zh")
 KINDS = ("what", "at", "where", "count", "colour", "yesno")
+PRACTICE = (2, 4, 4, 1, 1, 4)  # how often conversations ask each kind: looking things up takes more than two glances
 PLACES = {
     "en": ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right"),
     "zh": ("左上", "上方", "右上", "左边", "中间", "右边", "左下", "下方", "右下"),
@@ -324,7 +325,7 @@ def word_turns(rng: Random, count: int, vocabulary: int | None = None, zipf: flo
 
 def _questions(scene: Scene, rng: Random, count: int, vocabulary: int | None) -> list[tuple[str, str]]:
     asked = dict.fromkeys(
-        ask(scene, rng.choice(KINDS), rng.choice(LANGUAGES), rng, vocabulary) for _ in range(count)
+        ask(scene, kind, rng.choice(LANGUAGES), rng, vocabulary) for kind in rng.choices(KINDS, PRACTICE, k=count)
     )  # a repeated question would teach copying
     return list(asked)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import CLIPVisionModel
+from transformers.utils import logging
 
 # OpenAI CLIP's channel statistics, RGB in 0..1 (https://github.com/openai/CLIP)
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -39,6 +40,7 @@ def read_tower(folder: str | Path) -> tuple[CLIPVisionModel, str]:
             f"openai/clip-vit-base-patch16 --local-dir {folder}`, or name the small shipped one: "
             f"--vision_model {SHIPPED_TOWER}"
         )
+    logging.disable_progress_bar()  # it would flash for a file of this size
     try:
         tower, report = CLIPVisionModel.from_pretrained(
             folder, output_loading_info=True, dtype=torch.float32, local_files_only=True, ignore_mismatched_sizes=True
