@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "model/language_model/emoji-llm.safetensors"
 TOWER = ROOT / "model/vision_model/emoji-clip"
 CONCEPTS = 128  # the first of Emoji World's: short everyday names
-PICTURES = {"pretrain": 2500, "sft": 9000, "held_out": 200}
-QUESTIONS = 14  # a picture in stage 2
+PICTURES = {"pretrain": 3000, "sft": 8500, "held_out": 200}
+QUESTIONS = 12  # a picture in stage 2
 # How the shipped base decoder was trained; small steps, because it learns to look things up by their number.
 BASE_FLAGS = ("--hidden_size", 192, "--num_hidden_layers", 4, "--num_attention_heads", 6, "--batch_size", 8,
               "--learning_rate", 2e-3)  # fmt: skip
@@ -75,10 +75,12 @@ def main() -> None:
         base = quickstart.weight("llm")
     common = ("--vision_model", TOWER, "--save_dir", options.output, "--val_samples", 64)
     quickstart.run("stage 1", "trainer/train_pretrain_vlm.py", "--data_path", data / "pretrain.jsonl",
-                   "--from_weight", base, "--batch_size", 8, "--learning_rate", 2e-3, *common)  # fmt: skip
+                   "--from_weight", base, "--batch_size", 8, "--learning_rate", 2e-3,
+                   "--projector_learning_rate", 1e-2, *common)  # fmt: skip
     seeing = quickstart.weight("pretrain_vlm")
     quickstart.run("stage 2", "trainer/train_sft_vlm.py", "--data_path", data / "sft.jsonl",
-                   "--from_weight", seeing, "--batch_size", 8, "--learning_rate", 1.5e-3, *common)  # fmt: skip
+                   "--from_weight", seeing, "--batch_size", 8, "--learning_rate", 2e-3,
+                   "--projector_learning_rate", 4e-3, *common)  # fmt: skip
     weight = quickstart.weight("sft_vlm")
     quickstart.run("score", "scripts/score.py", "--weight", weight, "--data", data / "held_out.jsonl",
                    "--json", options.output / "score.json", "--answers", options.output / "answers.jsonl")  # fmt: skip
