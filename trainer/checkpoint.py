@@ -1,6 +1,5 @@
 """What a run needs to go on: one directory a checkpoint, written aside, verified by a manifest, renamed when whole."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from model.vision_encoder import file_sha256
 from trainer.runtime import Runtime
 
 KEPT = 2  # newest checkpoints of a run
@@ -34,7 +34,7 @@ def save_checkpoint(
         save_file(trained, aside / "trained.safetensors")
         torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, aside / "optimizer.pt")
         (aside / "state.json").write_text(json.dumps({**state, "step": step, "random_states": random_states}))
-        manifest = {path.name: _sha256(path) for path in sorted(aside.iterdir())}
+        manifest = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*aside.iterdir(), aside]:
             _fsync(path)
@@ -52,7 +52,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             manifest = json.loads((path / "manifest.json").read_text())
-            wrong = [name for name, digest in manifest.items() if _sha256(path / name) != digest]
+            wrong = [name for name, digest in manifest.items() if file_sha256(path / name) != digest]
         except (OSError, ValueError) as error:
             wrong = [str(error)]
         if not wrong:
@@ -93,11 +93,6 @@ def _random_state(runtime: Runtime) -> dict[str, list[int]]:
     if runtime.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(runtime.device).tolist()
     return state
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:
