@@ -24,6 +24,7 @@ GLYPH_SIZE = 128  # pixels per side of the cached drawings
 LANGUAGES = ("en", "zh")
 KINDS = ("what", "at", "where", "count", "colour", "yesno")
 PRACTICE = (2, 4, 4, 1, 1, 4)  # how often conversations ask each kind: looking things up takes more than two glances
+TALK = 3  # turns of the one conversation a scene that has several
 PLACES = {
     "en": ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right"),
     "zh": ("左上", "上方", "右上", "左边", "中间", "右边", "左下", "下方", "右下"),
@@ -292,22 +293,21 @@ def caption_turns(scene: Scene, rng: Random) -> list[dict]:
     return _turns("<image>", [(rng.choice(CAPTION_REQUESTS[language]), caption(scene, language))])
 
 
-def question_turns(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[dict]:
-    """Stage 2's conversation: `count` questions about a picture, kinds and languages mixed."""
-    return _turns("<image>", _questions(scene, rng, count, vocabulary))
+def questions(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
+    """Stage 2's conversations about one picture: a caption, `count` single questions and one talk of a few turns.
 
-
-def reading_turns(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[dict]:
-    """The base decoder's practice: the same requests about a scene in words, often in the other language.
-
-    Notes are first turned into a caption, the densest practice there is in looking things up and naming them.
+    Each question stands alone, because in a talk one turn's words give away the next one's answer ("where is the cat?"
+    tells what there is), and a reader of turns need not look at the picture.
     """
-    language, answer_language = rng.choice(LANGUAGES), rng.choice(LANGUAGES)
-    questions = _questions(scene, rng, count, vocabulary)
-    if rng.random() < 0.3:
-        return _turns(caption(scene, language), questions)
-    describe = (rng.choice(CAPTION_REQUESTS[answer_language]), caption(scene, answer_language))
-    return _turns(notes(scene, language, rng), [describe, *questions])
+    return _conversations("<image>", scene, rng, count, vocabulary, rng.choice(LANGUAGES))
+
+
+def reading(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
+    """The base decoder's practice: the same requests about a scene in words, often in the other language."""
+    language = rng.choice(LANGUAGES)
+    if rng.random() < 0.2:
+        return _conversations(caption(scene, language), scene, rng, count, vocabulary, None)
+    return _conversations(notes(scene, language, rng), scene, rng, count, vocabulary, rng.choice(LANGUAGES))
 
 
 def word_turns(rng: Random, count: int, vocabulary: int | None = None, zipf: float = 0.0) -> list[dict]:
@@ -323,11 +323,15 @@ def word_turns(rng: Random, count: int, vocabulary: int | None = None, zipf: flo
     return _turns("", pairs)
 
 
-def _questions(scene: Scene, rng: Random, count: int, vocabulary: int | None) -> list[tuple[str, str]]:
-    asked = dict.fromkeys(
-        ask(scene, kind, rng.choice(LANGUAGES), rng, vocabulary) for kind in rng.choices(KINDS, PRACTICE, k=count)
-    )  # a repeated question would teach copying
-    return list(asked)
+def _conversations(
+    context: str, scene: Scene, rng: Random, count: int, vocabulary: int | None, caption_language: str | None
+) -> list[list[dict]]:
+    kinds = rng.choices(KINDS, PRACTICE, k=count + TALK)
+    asked = [ask(scene, kind, rng.choice(LANGUAGES), rng, vocabulary) for kind in kinds]
+    talks = [[pair] for pair in dict.fromkeys(asked[TALK:])] + [list(dict.fromkeys(asked[:TALK]))]
+    if caption_language:
+        talks.append([(rng.choice(CAPTION_REQUESTS[caption_language]), caption(scene, caption_language))])
+    return [_turns(context, pairs) for pairs in talks]
 
 
 def _turns(context: str, pairs: Sequence[tuple[str, str]]) -> list[dict]:

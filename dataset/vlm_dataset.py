@@ -1,12 +1,14 @@
 """Checked samples, rendered once: token ids in memory, pictures decoded when a batch needs them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dataset.batching import grouped
 from dataset.formats import DataError, Sample
 from model.processing import Rendered, SampleError, VLMProcessor, collate
 
@@ -19,6 +21,7 @@ class DataReport:
     """What the check found; printed at the start of every run."""
 
     samples: int = 0
+    rows: int = 0  # fewer where neighbours share one
     pictures: int = 0
     trained_tokens: list[int] = field(default_factory=list)  # a sample each
     dropped: list[str] = field(default_factory=list)  # where and why
@@ -29,13 +32,15 @@ class DataReport:
             f"{self.samples:,} samples, {self.pictures:,} pictures, trained tokens a sample "
             f"{min(counts)} to {max(counts)}, mean {sum(counts) / len(counts):.1f}"
         )
+        if self.rows < self.samples:
+            line += f"; {self.rows:,} rows, as neighbours with the same beginning are computed together"
         if self.dropped:
             line += f"\ndropped {len(self.dropped):,} samples, the first: " + "; ".join(self.dropped[:3])
         return line
 
 
 class ConversationDataset(Dataset):
-    """(Rendered, pixels of its pictures) by number.
+    """Rows by number: (Rendered, pixels of its pictures). Neighbouring samples that begin alike share a row.
 
     Everything is checked and rendered here, before the first training step: lines, roles, tags against pictures,
     picture headers (and whole pictures where there are few), lengths. Samples too long for their pictures or left
@@ -44,26 +49,30 @@ class ConversationDataset(Dataset):
 
     def __init__(self, samples: Sequence[Sample], processor: VLMProcessor, max_seq_len: int):
         self.samples, self.processor, self.report = samples, processor, DataReport()
-        self.kept: list[int] = []
-        ids, trained, lengths = [], [], [0]
-        for index in range(len(samples)):
-            sample = samples[index]
+        self.kept: list[int] = []  # of each row, the sample that its pictures come from
+        columns, lengths = [], [0]
+        for index, row in grouped(self._checked(max_seq_len), max_seq_len):
+            columns.append(_pack(row, processor.image_tokens))
+            lengths.append(len(columns[-1][0]))
+            self.kept.append(index)
+        if not self.kept:
+            raise DataError(f"no sample of {len(samples)} can be used; {self.report}")
+        self.report.rows = len(self.kept)
+        self.offsets = np.cumsum(lengths)
+        self.ids, self.trained, self.branch = (np.concatenate(column) for column in zip(*columns, strict=True))
+
+    def _checked(self, max_seq_len: int) -> Iterator[tuple[int, tuple[Path | bytes, ...], Rendered]]:
+        """Number, pictures and rendered conversation of each sample that can be used."""
+        for index in range(len(self.samples)):
+            sample = self.samples[index]
             rendered = self._render(sample, max_seq_len)
             if rendered is None:
                 continue
+            self.report.samples += 1
             self.report.pictures += len(sample.pictures)
             sample.open_pictures(decode=self.report.pictures <= FULLY_DECODED)
-            packed = _pack(rendered, processor.image_tokens)
-            ids.append(packed[0])
-            trained.append(packed[1])
-            lengths.append(len(packed[0]))
-            self.kept.append(index)
-            self.report.trained_tokens.append(int(packed[1].sum()))
-        self.report.samples = len(self.kept)
-        if not self.kept:
-            raise DataError(f"no sample of {len(samples)} can be used; {self.report}")
-        self.offsets = np.cumsum(lengths)
-        self.ids, self.trained = np.concatenate(ids), np.concatenate(trained)
+            self.report.trained_tokens.append(sum(rendered.trained))
+            yield index, sample.pictures, rendered
 
     def _render(self, sample: Sample, max_seq_len: int) -> Rendered | None:
         try:
@@ -99,7 +108,8 @@ class ConversationDataset(Dataset):
         repeats = np.where(spans, self.processor.image_tokens, 1)
         image_mask = spans.repeat(repeats)
         ids = np.where(image_mask, self.processor.image_token_id, self.ids[place].astype(np.int64).repeat(repeats))
-        return Rendered(ids.tolist(), self.trained[place].repeat(repeats).tolist(), image_mask.tolist())
+        trained, branch = self.trained[place].repeat(repeats), self.branch[place].repeat(repeats)
+        return Rendered(ids.tolist(), trained.tolist(), image_mask.tolist(), branch.tolist())
 
     def __getitem__(self, index: int) -> tuple[Rendered, list[torch.Tensor]]:
         rendered = self.rendered(index)
@@ -109,13 +119,13 @@ class ConversationDataset(Dataset):
         return rendered, [self.processor.pixels(picture) for picture in pictures]
 
 
-def _pack(rendered: Rendered, image_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids as uint16 with one entry a picture instead of its 196, and which of them are trained."""
+def _pack(rendered: Rendered, image_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids as uint16 with one entry a picture instead of its 196, which of them are trained, and their branches."""
     mask = np.array(rendered.image_mask)
     first_of_span = mask & (np.cumsum(mask) % image_tokens == 1 % image_tokens)
     ids = np.where(mask, PICTURE, np.array(rendered.input_ids, dtype=np.uint16))
     keep = ~mask | first_of_span
-    return ids[keep].astype(np.uint16), np.array(rendered.trained)[keep]
+    return ids[keep].astype(np.uint16), np.array(rendered.trained)[keep], np.array(rendered.branch, np.uint16)[keep]
 
 
 def text_only(rows: Sequence[Rendered]) -> dict[str, torch.Tensor]:
@@ -123,6 +133,6 @@ def text_only(rows: Sequence[Rendered]) -> dict[str, torch.Tensor]:
     stripped = []
     for row in rows:
         kept = [number for number, is_image in enumerate(row.image_mask) if not is_image]
-        columns = ([column[number] for number in kept] for column in (row.input_ids, row.trained, row.image_mask))
-        stripped.append((Rendered(*columns), []))
+        columns = (row.input_ids, row.trained, row.image_mask, row.branch)
+        stripped.append((Rendered(*([column[number] for number in kept] for column in columns)), []))
     return collate(stripped)

@@ -84,6 +84,24 @@ class RotaryEmbedding(nn.Module):
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
 
 
+def visible(branches: torch.Tensor) -> torch.Tensor:
+    """[batch, seq] -> [batch, 1, seq, seq], true where a token may look: back, at branch 0 and at its own."""
+    own = branches[:, None, :, None] == branches[:, None, None, :]
+    return (own | (branches[:, None, None, :] == 0)).tril()
+
+
+def take(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """x [batch, seq, size] at positions [batch, n] -> [batch, n, size]."""
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _rows_of(mask: torch.Tensor | None, positions: torch.Tensor, length: int) -> torch.Tensor:
+    """What positions [batch, n] may look at: [batch, 1, n, seq], from mask [batch, 1, seq, seq], None being causal."""
+    if mask is None:
+        return (torch.arange(length, device=positions.device) <= positions[..., None])[:, None]
+    return take(mask.expand(len(positions), -1, -1, -1).squeeze(1), positions)[:, None]
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn the pairs (i, i + head_dim / 2) of x [batch, heads, seq, head_dim]."""
     first, second = x.chunk(2, dim=-1)
@@ -102,21 +120,31 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None, cache: Cache | None
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: Cache | None,
+        positions: torch.Tensor | None,
     ) -> torch.Tensor:
-        batch, length, _ = x.shape
+        """x [batch, seq, hidden] -> the same, or [batch, n, hidden] where only positions [batch, n] ask."""
+        asking = x if positions is None else take(x, positions)
         query, key, value = (
-            projection(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [batch, heads, seq, head_dim]
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, seq, head_dim]
+            for projection, inputs in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
         )
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        key = rotate(key, *rotary)
+        if positions is not None:
+            rotary = tuple(take(angles.expand(len(x), -1, -1, -1).squeeze(1), positions)[:, None] for angles in rotary)
+            mask = _rows_of(mask, positions, x.shape[1])
+        query = rotate(query, *rotary)
         if cache is not None:
             key, value = cache.update(key, value, self.layer)
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and length > 1, enable_gqa=self.groups > 1,
+            is_causal=mask is None and query.shape[2] > 1, enable_gqa=self.groups > 1,
         )  # fmt: skip
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -188,8 +216,11 @@ class DecoderLayer(nn.Module):
         mask: torch.Tensor | None,
         token_mask: torch.Tensor | None,
         cache: Cache | None,
+        positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, mask, cache))
+        """positions: [batch, n], the only ones whose outcome is wanted; all are still looked at."""
+        mixed = self.self_attn(self.input_layernorm(x), rotary, mask, cache, positions)
+        x = (x if positions is None else take(x, positions)) + self.dropout(mixed)
         normed, balance_loss = self.post_attention_layernorm(x), None
         if isinstance(self.mlp, MoEFeedForward):
             mixed, balance_loss = self.mlp(normed, token_mask)
@@ -214,16 +245,22 @@ class MiniMindModel(nn.Module):
         position_ids: torch.Tensor | None,
         cache: Cache | None,
         token_mask: torch.Tensor | None = None,
+        branches: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """inputs_embeds [batch, seq, hidden] -> hidden states, and the balance loss of each sequence (None: dense).
 
         attention_mask: None says that what padding there is stands on the right, where causal attention never looks.
         token_mask: [batch, seq], 0 at padding, for the balance loss alone.
+        branches: [batch, seq], of rows that hold several conversations with one beginning (model.processing.Rendered);
+            instead of attention_mask, and with position_ids.
+        positions: [batch, n], the only ones whose hidden states are wanted; the last layer is then computed there alone
+            (an expert layer everywhere, because its balance counts every token).
         """
         if position_ids is None:
             seen = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
-        mask = None
+        mask = None if branches is None else visible(branches)
         if attention_mask is not None or cache is not None:
             mask = create_causal_mask(
                 config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
@@ -231,10 +268,13 @@ class MiniMindModel(nn.Module):
             )  # fmt: skip
         rotary = self.rotary(position_ids, inputs_embeds.dtype)
         x, balance_losses = inputs_embeds, []
-        for layer in self.layers:
-            x, balance_loss = layer(x, rotary, mask, token_mask, cache)
+        for number, layer in enumerate(self.layers, 1):
+            only = positions if number == len(self.layers) and not self.config.use_moe else None
+            x, balance_loss = layer(x, rotary, mask, token_mask, cache, only)
             if balance_loss is not None:
                 balance_losses.append(balance_loss)
+        if positions is not None and self.config.use_moe:
+            x = take(x, positions)
         return self.norm(x), torch.stack(balance_losses).sum(0) if balance_losses else None
 
 
@@ -274,6 +314,8 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor | None = None,
         supervised_tokens: torch.Tensor | int | None = None,
         sequences: int | None = None,
+        branches: torch.Tensor | None = None,
+        loss_positions: torch.Tensor | None = None,
         return_dict: bool = True,  # generate() sends it; there is no other way to answer
         **inputs,
     ) -> CausalLMOutput:
@@ -287,39 +329,50 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
             supervised_tokens: by how many labelled tokens to divide the loss; None: those of this batch. A step of
                 several micro-batches or ranks gives the number of the whole step, so that every token weighs the same.
             sequences: likewise for the balance loss, which is a mean over sequences.
+            branches: [batch, seq], with position_ids; see MiniMindModel.
+            loss_positions: [batch, n], the positions before a label, each row filled up with its last position; without
+                them they are found in the labels, for which a GPU must be waited for.
             inputs: what `embed` takes; MiniMindVLM's image_mask and pixel_values.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         token_mask = input_ids != self.config.pad_token_id if labels is not None and self.config.use_moe else None
+        if labels is not None and loss_positions is None:
+            loss_positions = positions_before(labels)
+        positions = loss_positions if labels is not None and logits_to_keep is None else None
         hidden, balance_losses = self.model(
-            self.embed(input_ids, **inputs), attention_mask, position_ids, past_key_values, token_mask
-        )
+            self.embed(input_ids, **inputs), attention_mask, position_ids, past_key_values, token_mask, branches,
+            positions,
+        )  # fmt: skip
         loss = aux_loss = logits = None
         if labels is not None:
-            loss, aux_loss = self._loss(hidden, labels, balance_losses, supervised_tokens, sequences)
+            at_labels = hidden if positions is not None else take(hidden, loss_positions)
+            loss = self._cross_entropy(at_labels, labels, loss_positions, supervised_tokens)
+            if balance_losses is not None:
+                aux_loss = self.config.router_aux_loss_coef * balance_losses.sum() / (sequences or len(labels))
+                loss = loss + aux_loss
         if labels is None or logits_to_keep is not None:
             logits = self.lm_head(_keep(hidden, logits_to_keep))
         return CausalLMOutput(loss=loss, aux_loss=aux_loss, logits=logits, past_key_values=past_key_values)
 
-    def _loss(
-        self,
-        hidden: torch.Tensor,
-        labels: torch.Tensor,
-        balance_losses: torch.Tensor | None,
-        supervised_tokens: torch.Tensor | int | None,
-        sequences: int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Cross-entropy of each label from the position before it; logits are computed at those positions only."""
-        targets = labels[:, 1:]
-        supervised = targets != IGNORE_INDEX
-        logits = self.lm_head(hidden[:, :-1][supervised])  # [supervised tokens, vocabulary]
-        count = supervised.sum() if supervised_tokens is None else torch.as_tensor(supervised_tokens)
-        loss = F.cross_entropy(logits.float(), targets[supervised], reduction="sum") / count.clamp(min=1)
-        if balance_losses is None:
-            return loss, None
-        aux_loss = self.config.router_aux_loss_coef * balance_losses.sum() / (sequences or len(labels))
-        return loss + aux_loss, aux_loss
+    def _cross_entropy(
+        self, hidden: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, supervised_tokens: int | None
+    ) -> torch.Tensor:
+        """Of each label, from the hidden state [batch, n, hidden] before it; logits are computed nowhere else."""
+        targets = F.pad(labels, (0, 1), value=IGNORE_INDEX).gather(1, positions + 1)
+        if hidden.device.type == "cpu":  # elsewhere the host would wait to learn how many there are
+            hidden, targets = hidden[targets != IGNORE_INDEX], targets[targets != IGNORE_INDEX]
+        count = (targets != IGNORE_INDEX).sum() if supervised_tokens is None else torch.as_tensor(supervised_tokens)
+        logits = self.lm_head(hidden).float().flatten(0, -2)
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum") / count.clamp(1)
+
+
+def positions_before(labels: torch.Tensor) -> torch.Tensor:
+    """labels [batch, seq] -> the positions before each of them [batch, most a row], filled up with seq - 1."""
+    supervised = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
+    most = int(supervised.sum(1).max())
+    order = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+    return order.masked_fill(~supervised, labels.shape[1] - 1).sort(1).values[:, :most]
 
 
 def _keep(hidden: torch.Tensor, positions: int | torch.Tensor | None) -> torch.Tensor:

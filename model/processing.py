@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from transformers import PreTrainedTokenizerFast
 
 from model.config import END_ID, END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, START_ID, MiniMindConfig, VLMConfig
+from model.model_minimind import positions_before
 
 IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")
@@ -31,16 +32,22 @@ class SampleError(ValueError):
 
 @dataclass
 class Rendered:
-    """One conversation as token ids, and for each of them whether it is learnt and whether it is a placeholder."""
+    """One conversation as token ids, and for each of them whether it is learnt and whether it is a placeholder.
+
+    Several conversations that begin alike may stand in one row: what they share once, as branch 0, then the rest of
+    each as a branch of its own, 1, 2, ..., which sees branch 0 and itself (dataset.batching.share_prefix).
+    """
 
     input_ids: list[int] = field(default_factory=list)
     trained: list[bool] = field(default_factory=list)
     image_mask: list[bool] = field(default_factory=list)
+    branch: list[int] = field(default_factory=list)
 
     def extend(self, ids: Sequence[int], trained: bool = False, image: bool = False) -> None:
         self.input_ids += ids
         self.trained += [trained] * len(ids)
         self.image_mask += [image] * len(ids)
+        self.branch += [0] * len(ids)
 
     def truncate(self, max_length: int) -> None:
         if any(self.image_mask[max_length:]):
@@ -48,12 +55,20 @@ class Rendered:
             raise SampleError(
                 f"its last picture ends at token {needed} and would be cut: raise --max_seq_len above {max_length}"
             )
-        for row in (self.input_ids, self.trained, self.image_mask):
-            del row[max_length:]
+        for column in (self.input_ids, self.trained, self.image_mask, self.branch):
+            del column[max_length:]
 
     @property
     def labels(self) -> list[int]:
         return [i if learnt else IGNORE_INDEX for i, learnt in zip(self.input_ids, self.trained, strict=True)]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Each token's place in its own conversation: a branch goes on where branch 0 ends."""
+        branch, index = np.array(self.branch), np.arange(len(self.branch))
+        _, starts, inverse = np.unique(branch, return_index=True, return_inverse=True)
+        shared = int((branch == 0).sum())
+        return np.where(branch == 0, index, shared + index - starts[inverse])
 
 
 def load_tokenizer(folder: str | Path | None = None) -> PreTrainedTokenizerFast:
@@ -180,7 +195,7 @@ class VLMProcessor:
                 raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
             rows.append((rendered, [self.pixels(picture) for picture in pictures]))
         batch = collate(rows, pad_left=True)
-        del batch["labels"]
+        del batch["labels"], batch["loss_positions"]
         return batch
 
 
@@ -201,8 +216,10 @@ def content_parts(content: str | list | None) -> list[tuple[str, str]]:
 def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool = False) -> dict[str, torch.Tensor]:
     """Rendered conversations and their pixels to one batch.
 
-    Returns input_ids, attention_mask, image_mask, labels [batch, longest row], and where any row has a picture
-    pixel_values [batch, most pictures a row, 3, height, width] in uint8.
+    Returns input_ids, attention_mask, image_mask, labels [batch, longest row]; loss_positions [batch, n] as
+    MiniMindForCausalLM takes them; where any row has a picture
+    pixel_values [batch, most pictures a row, 3, height, width] in uint8; and where any row has branches their numbers
+    and position_ids [batch, longest row].
     """
     length = max(len(rendered.input_ids) for rendered, _ in rows)
     ids = np.full((len(rows), length), END_OF_TEXT_ID, dtype=np.int64)
@@ -214,7 +231,12 @@ def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool 
         ids[number, place], labels[number, place] = rendered.input_ids, rendered.labels
         masks[0, number, place], masks[1, number, place] = True, rendered.image_mask
     batch = {"input_ids": ids, "labels": labels, "attention_mask": masks[0].astype(np.int64), "image_mask": masks[1]}
+    if any(rendered.branch[-1] for rendered, _ in rows):  # padding, on the right, belongs to the last one
+        batch["branches"] = np.stack([np.pad(row.branch, (0, length - len(row.branch)), "edge") for row, _ in rows])
+        positions = [row.positions for row, _ in rows]
+        batch["position_ids"] = np.stack([np.pad(p, (0, length - len(p)), "edge") for p in positions])
     batch = {name: torch.from_numpy(values) for name, values in batch.items()}
+    batch["loss_positions"] = positions_before(batch["labels"])
     most = max(len(pictures) for _, pictures in rows)
     if most:
         shape = next(pictures[0].shape for _, pictures in rows if pictures)

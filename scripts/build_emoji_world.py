@@ -20,8 +20,8 @@ ZIPF = 1.0  # of the names in the base decoder's texts, as in any language
 SEEDS = {"llm": 1, "pretrain": 2, "sft": 3, "held_out": 4}  # so that no two files share a scene
 
 
-def reading(arguments: argparse.Namespace) -> Iterator[dict]:
-    """The base decoder's practice. One line in sixteen is a dictionary, one in sixty-four a plain caption."""
+def practice(arguments: argparse.Namespace) -> Iterator[dict]:
+    """The base decoder's. One scene in sixteen is a dictionary instead, one in sixty-four a plain caption."""
     for index in range(arguments.llm):
         rng = Random(f"reading:{arguments.seed}:{index}")
         scene = world.sample_scene(_seed("llm", arguments), "train", index, arguments.concepts, zipf=ZIPF)
@@ -30,18 +30,21 @@ def reading(arguments: argparse.Namespace) -> Iterator[dict]:
         elif index % 64 == 1:
             yield {"text": world.caption(scene, rng.choice(world.LANGUAGES))}
         else:
-            yield {"conversations": world.reading_turns(scene, rng, arguments.questions, arguments.concepts)}
+            for turns in world.reading(scene, rng, arguments.questions, arguments.concepts):
+                yield {"conversations": turns}
 
 
 def pictured(stage: str, count: int, arguments: argparse.Namespace) -> Iterator[dict]:
     for index in range(count):
         rng = Random(f"{stage}:{arguments.seed}:{index}")
         scene = world.sample_scene(_seed(stage, arguments), "train", index, arguments.concepts)
+        image = _draw(scene, arguments, f"{stage}_{index:06d}.jpg")
         if stage == "pretrain":
-            turns = world.caption_turns(scene, rng)
+            conversations = [world.caption_turns(scene, rng)]
         else:
-            turns = world.question_turns(scene, rng, arguments.questions, arguments.concepts)
-        yield {"image": _draw(scene, arguments, f"{stage}_{index:06d}.jpg"), "conversations": turns}
+            conversations = world.questions(scene, rng, arguments.questions, arguments.concepts)
+        for turns in conversations:
+            yield {"image": image, "conversations": turns}
 
 
 def held_out(arguments: argparse.Namespace) -> Iterator[dict]:
@@ -85,7 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
     (arguments.output / "images").mkdir(parents=True, exist_ok=True)
     if arguments.llm:
-        write(arguments.output / "llm.jsonl", reading(arguments))
+        write(arguments.output / "llm.jsonl", practice(arguments))
     for stage in ("pretrain", "sft"):
         if count := getattr(arguments, stage):
             write(arguments.output / f"{stage}.jsonl", pictured(stage, count, arguments))

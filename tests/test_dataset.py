@@ -132,7 +132,7 @@ def test_text_only_removes_exactly_the_placeholders(mixed, processor):
     rows = [data[index][0] for index in range(len(data))]
     before = [list(row.input_ids) for row in rows]
     batch = text_only(rows)
-    assert sorted(batch) == ["attention_mask", "image_mask", "input_ids", "labels"]
+    assert sorted(batch) == ["attention_mask", "image_mask", "input_ids", "labels", "loss_positions"]
     assert not batch["image_mask"].any()
     for number, sample in enumerate(read_samples(mixed)):
         if sample.text is None:

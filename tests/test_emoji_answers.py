@@ -193,50 +193,65 @@ def language_of(text: str) -> str:
     return "zh" if re.search("[\u4e00-\u9fff]", text) else "en"
 
 
+def split_conversations(conversations: list[list[dict]]) -> tuple[list, list, list, set[str]]:
+    """Single questions, talks and captions as (question, answer) pairs without their context, and the contexts."""
+    singles, talks, captions, contexts = [], [], [], set()
+    for turns in conversations:
+        (opening, answer), *more = check_turns(turns)
+        context, question = opening.split("\n")
+        contexts.add(context)
+        if question in CAPTION_REQUESTS:
+            captions.append((question, answer))
+        else:
+            (talks.append if more else singles.append)([(question, answer), *more])
+    return singles, talks, captions, contexts
+
+
+CAPTION_REQUESTS = ("Describe the picture.", "Say what the picture shows.", "描述这张图片。", "说说图中的内容。")
+
+
 def test_conversations_about_a_picture():
+    """Each question alone, so that no earlier turn gives its answer away; a talk, and a caption."""
     kinds, languages, captions = Counter(), Counter(), Counter()
+    talked = 0
     for index in range(80):
         scene = world.sample_scene(9, "train", index, 128)
-        pairs = check_turns(world.question_turns(scene, Random(index), 10, 128))
-        assert 4 <= len(pairs) <= 10
-        assert len(set(pairs)) == len(pairs)
-        assert pairs[0][0].startswith("<image>\n")
-        pairs[0] = (pairs[0][0].removeprefix("<image>\n"), pairs[0][1])
-        for question, answer in pairs:
-            language = language_of(question)
-            kinds[kind_of(scene, language, question, answer)] += 1
-            languages[language] += 1
-        [(request, caption)] = check_turns(world.caption_turns(scene, Random(index)))
-        assert request.startswith("<image>\n")
-        assert language_of(request) == language_of(caption)
-        assert caption == world.caption(scene, language_of(caption))
+        singles, talks, [(request, caption)], contexts = split_conversations(
+            world.questions(scene, Random(index), 10, 128)
+        )
+        assert contexts == {"<image>"}
+        assert 4 <= len(singles) <= 11 and len(talks) <= 1
+        talked += sum(len(talk) for talk in talks)
+        for talk in (*singles, *talks):
+            assert len(set(talk)) == len(talk) <= world.TALK
+            for question, answer in talk:
+                language = language_of(question)
+                kinds[kind_of(scene, language, question, answer)] += 1
+                languages[language] += 1
+        assert caption == world.caption(scene, language_of(request))
+        [(opening, alone)] = check_turns(world.caption_turns(scene, Random(index)))
+        assert opening.startswith("<image>\n") and alone == world.caption(scene, language_of(opening))
         captions[request] += 1
+    assert talked > 160
     assert set(kinds) == set(world.KINDS)
     assert min(languages.values()) > 0.4 * languages.total()
-    assert len(captions) == 4
+    assert set(captions) == set(CAPTION_REQUESTS)
 
 
 def test_reading_practice_is_true_of_its_scene():
-    """Described in words, then asked: every answer is true, and notes are first turned into a caption."""
+    """Described in words, as notes or as a caption, then asked: every answer is true."""
     ways = Counter()
     for index in range(80):
         scene = world.sample_scene(4, "train", index, 128)
-        pairs = check_turns(world.reading_turns(scene, Random(index), 6, 128))
-        context, opening = pairs[0][0].split("\n")
-        pairs[0] = (opening, pairs[0][1])
+        singles, talks, captions, contexts = split_conversations(world.reading(scene, Random(index), 6, 128))
+        [context] = contexts
         described = context in [world.caption(scene, language) for language in ("en", "zh")]
-        if not described:
-            assert all(name in context for name in names_of(scene, language_of(context)))
-            assert opening in (
-                "Describe the picture.",
-                "Say what the picture shows.",
-                "描述这张图片。",
-                "说说图中的内容。",
-            )
-            assert pairs.pop(0)[1] == world.caption(scene, language_of(opening))
         ways["caption" if described else "notes"] += 1
-        assert 1 <= len(set(pairs)) == len(pairs) <= 6
-        for question, answer in pairs:
+        assert len(captions) == (not described)
+        assert described or all(name in context for name in names_of(scene, language_of(context)))
+        for request, answer in captions:
+            assert answer == world.caption(scene, language_of(request))
+        for question, answer in (pair for talk in (*singles, *talks) for pair in talk):
             kind_of(scene, language_of(question), question, answer)
     assert min(ways["caption"], ways["notes"]) > 8
 

@@ -324,7 +324,7 @@ def test_collate_shapes_with_different_numbers_of_pictures(processor):
     longest = max(len(rendered.input_ids) for rendered, _ in rows)
     assert {name: tuple(values.shape) for name, values in batch.items()} == {
         "input_ids": (4, longest), "labels": (4, longest), "attention_mask": (4, longest), "image_mask": (4, longest),
-        "pixel_values": (4, 3, 3, 32, 32),
+        "loss_positions": (4, 7), "pixel_values": (4, 3, 3, 32, 32),
     }  # fmt: skip
     for number, (rendered, pictures) in enumerate(rows):
         size = len(rendered.input_ids)

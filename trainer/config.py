@@ -52,6 +52,7 @@ class StageConfig:
     epochs: int = flag(1, "passes over the data")
     batch_size: int = flag(16, "samples a micro-batch and rank")
     accumulation_steps: int = flag(1, "micro-batches a step")
+    optimizer: str = flag("adamw", "adamw, or muon for the decoder layers' matrices: far fewer steps from nothing")
     learning_rate: float = flag(5e-4, "peak, reached after the warm-up; a cosine leads it down to a tenth")
     projector_learning_rate: float = flag(0.0, "peak for the projector; 0: the same")
     warmup_ratio: float = flag(0.03, "share of the steps with a linearly rising learning rate")
@@ -83,6 +84,8 @@ class StageConfig:
         for name in ("warmup_ratio", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must lie within 0 and 1")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"--optimizer {self.optimizer}: choose from adamw, muon")
         if self.dtype not in ("auto", "bfloat16", "float16", "float32"):
             raise ValueError(f"--dtype {self.dtype}: choose from auto, bfloat16, float16, float32")
 

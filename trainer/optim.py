@@ -1,4 +1,4 @@
-"""What learns and how fast: freezing by parts, AdamW with its groups, the learning rate's curve."""
+"""What learns and how fast: freezing by parts, AdamW or Muon with their groups, the learning rate's curve."""
 
 import math
 
@@ -46,18 +46,68 @@ def table_of_parts(model: nn.Module, config: StageConfig) -> str:
 
 
 def build_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019) over what learns; matrices decay, norms and biases do not."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """Over what learns: matrices decay, norms and biases do not; with Muon the decoder layers' matrices are its own."""
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             projector = name.startswith("vision_proj.") and config.projector_learning_rate > 0
             peak = config.projector_learning_rate if projector else config.learning_rate
-            groups.setdefault((peak, config.weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "peak": peak, "lr": peak, "weight_decay": decay} for (peak, decay), p in groups.items()],
+            matrix = parameter.dim() > 1
+            decay, muon = config.weight_decay if matrix else 0.0, matrix and ".layers." in name
+            groups.setdefault((peak, decay, muon and config.optimizer == "muon"), []).append(parameter)
+    kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
+    return kind(
+        [
+            {"params": p, "peak": peak, "lr": peak, "weight_decay": decay, "muon": muon}
+            for (peak, decay, muon), p in groups.items()
+        ],
         betas=(0.9, 0.95),
         fused=next(model.parameters()).device.type in ("cpu", "cuda"),
     )
+
+
+class Muon(torch.optim.AdamW):
+    """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) for groups marked `muon`, AdamW for the others.
+
+    The step of a matrix is its momentum with all singular values made alike. It is scaled as Moonlight does (Liu et al.
+    2025, arXiv 2502.16982), so that one learning rate serves both. torch.optim.Muon computes in bfloat16, which many
+    CPUs emulate; here it is the gradient's own type.
+    """
+
+    MOMENTUM = 0.95
+
+    def __init__(self, groups: list[dict], **options):
+        super().__init__(groups, **options)
+        self._step_supports_amp_scaling = False  # the scaler must skip a bad step whole, not AdamW's share alone
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"] if group["muon"] else ():
+                if parameter.grad is not None:
+                    self._step_matrix(parameter, group)
+                    parameter.grad = None  # done: AdamW passes it over
+        super().step(closure)
+
+    def _step_matrix(self, parameter: torch.Tensor, group: dict) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(parameter.grad, 1 - self.MOMENTUM)
+        update = orthogonalized(parameter.grad.lerp(momentum, self.MOMENTUM))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(update, alpha=-0.2 * math.sqrt(max(parameter.shape)) * group["lr"])
+
+
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix with its singular values pushed to about 1 (0.7 to 1.2), by five Newton-Schulz iterations."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's quintic: steepest at 0
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide / (wide.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
+    return x if wide is matrix else x.T
 
 
 def rate_share(step: int, total_steps: int, warmup_ratio: float) -> float:

@@ -1,0 +1,128 @@
+"""Rows with branches: sharing what conversations begin with changes no logit and no gradient, only the work."""
+
+import pytest
+import torch
+from conftest import make_picture, write_jsonl
+
+from dataset.batching import grouped, share_prefix
+from dataset.formats import read_samples
+from dataset.vlm_dataset import ConversationDataset
+from model.processing import Rendered, collate
+
+PICTURE = "<image>\nLook at the picture and say in a word or two: "
+
+
+def conversation(processor, *turns: str) -> Rendered:
+    roles = ("user", "assistant")
+    return processor.render([{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)])
+
+
+@pytest.fixture
+def talks(processor) -> list[Rendered]:
+    """About one picture: single questions, one that is another's beginning, and a talk of two turns."""
+    turns = [
+        ("What is it?", "a cat"),
+        ("What is it? @@@@", "a dog"),
+        ("Where?", "left"),
+        ("How many?", "one", "Where?", "top"),
+    ]
+    return [conversation(processor, PICTURE + first, *rest) for first, *rest in turns]
+
+
+@pytest.mark.parametrize("use_moe", [False, True])
+def test_a_shared_row_gives_the_loss_and_gradients_of_its_conversations(make_vlm, processor, talks, use_moe):
+    model = make_vlm(use_moe=use_moe, router_aux_loss_coef=0.0).train()
+    pixels = [processor.pixels(make_picture(1))]
+    [(_, row)] = grouped(((number, "a.png", talk) for number, talk in enumerate(talks)), 400)
+    assert len(row.input_ids) < sum(len(talk.input_ids) for talk in talks)
+    assert sum(row.trained) == sum(sum(talk.trained) for talk in talks)
+
+    def gradients(batch):
+        del batch["attention_mask"]
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    apart, wanted = gradients(collate([(talk, pixels) for talk in talks]))
+    together, found = gradients(collate([(row, pixels)]))
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_branches_do_not_see_each_other(make_vlm, processor, talks):
+    """To the bit: other words in one branch change no logit outside it."""
+    model, pixels = make_vlm(), [processor.pixels(make_picture(1))]
+    [(_, row)] = grouped(((number, "a.png", talk) for number, talk in enumerate(talks)), 400)
+    batch = collate([(row, pixels)])
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "attention_mask")}
+    before = model(**inputs).logits[0]
+    of_second = batch["branches"][0] == 2
+    inputs["input_ids"] = inputs["input_ids"].clone()
+    inputs["input_ids"][0, of_second] = 77
+    after = model(**inputs).logits[0]
+    assert torch.equal(after[~of_second], before[~of_second])
+    assert not torch.equal(after[of_second], before[of_second])
+
+
+def test_rows_with_and_without_branches_share_a_batch(make_vlm, processor, talks):
+    model, pixels = make_vlm(), [processor.pixels(make_picture(1))]
+    alone = conversation(processor, "Hello?", "Yes. " * 40)
+    row = share_prefix(talks[:2], 9)
+    batch = collate([(row, pixels), (alone, [])])
+    batch.pop("attention_mask")
+    separate = [collate([one]) for one in ((row, pixels), (alone, []))]
+    tokens = [int((one["labels"] != -100).sum()) for one in separate]
+    losses = [model(**{k: v for k, v in one.items() if k != "attention_mask"}).loss for one in separate]
+    mean = sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
+    torch.testing.assert_close(model(**batch).loss, mean, rtol=0, atol=1e-6)
+
+
+def test_positions_go_on_where_the_shared_part_ends():
+    row = Rendered([1] * 7, [False] * 7, [False] * 7, [0, 0, 1, 1, 1, 2, 2])
+    assert row.positions.tolist() == [0, 1, 2, 3, 4, 2, 3]
+
+
+def test_what_is_learnt_is_never_shared(processor):
+    """Equal conversations keep their answers, each predicted from inside its own branch."""
+    talk = conversation(processor, PICTURE + "What is it?", "a cat")
+    [(_, row)] = grouped([(0, "a", talk), (1, "a", conversation(processor, PICTURE + "What is it?", "a cat"))], 400)
+    assert sum(row.trained) == 2 * sum(talk.trained)
+    for number, learnt in enumerate(row.trained):
+        assert not learnt or row.branch[number] == row.branch[number - 1] > 0
+
+
+def test_only_neighbours_about_the_same_pictures_share_a_row(processor, talks):
+    def rows(pictures: str, conversations=talks, max_length: int = 400) -> list[int]:
+        items = zip(range(9), pictures, conversations, strict=False)
+        return [number for number, _ in grouped(items, max_length)]
+
+    assert rows("aaaa") == [0]
+    assert rows("aabb") == [0, 2]
+    assert rows("abab") == [0, 1, 2, 3]
+    assert rows("aaaa", max_length=len(talks[0].input_ids) + 1) == [0, 1, 2, 3]
+    texts = [conversation(processor, "Hello there?", "Yes."), conversation(processor, "Hello all?", "No. " * 30)]
+    assert rows("aa", texts) == [0]
+    assert rows("aa", [conversation(processor, question * 9, "No.") for question in ("Why is ", "Who is ")]) == [0, 1]
+    plain = [processor.render_text("a cat"), processor.render_text("a cat sat")]  # every token of these is learnt
+    assert rows("aa", plain) == [0, 1]
+
+
+def test_the_data_set_groups_and_stores_rows(data_folder, processor):
+    lines = [
+        {"image": image, "conversations": [{"role": "user", "content": PICTURE + question},
+                                           {"role": "assistant", "content": "a cat"}]}
+        for image in ("0_0.png", "3_0.png") for question in ("What", "Where", "Who")
+    ]  # fmt: skip
+    path = write_jsonl(data_folder / "many.jsonl", lines)
+    data = ConversationDataset(read_samples(path), processor, 400)
+    assert data.kept == [0, 3]
+    assert (data.report.samples, data.report.rows) == (6, 2)
+    wanted = [processor.render(sample.messages) for sample in read_samples(path)]
+    for number in range(2):
+        row, pixels = data[number]
+        shared = row.branch.index(1)
+        assert row == share_prefix(wanted[3 * number : 3 * number + 3], shared)
+        assert len(pixels) == 1 and data.lengths[number] == len(row.input_ids)
