@@ -112,6 +112,24 @@ def test_loss_is_the_naive_cross_entropy():
     assert output.logits is None and output.aux_loss is None
 
 
+@pytest.mark.parametrize("use_moe", [False, True])
+def test_loss_computed_where_labels_are_has_the_gradients_of_logits_everywhere(use_moe):
+    """The last dense layer and the head run at supervised positions only; rows with 0, few and many of them."""
+    model, ids = make_decoder(use_moe=use_moe, router_aux_loss_coef=0.0), make_ids(4, 20)
+    labels = make_labels(ids)
+    labels[1], labels[2, :-1] = IGNORE_INDEX, IGNORE_INDEX
+    logits = model(ids).logits[:, :-1].flatten(0, 1)
+    slow = F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+    slow.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    fast = model(ids, labels=labels).loss
+    fast.backward()
+    assert float(fast.detach()) == pytest.approx(float(slow.detach()), abs=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("count", [7, torch.tensor(123)], ids=["number", "tensor"])
 def test_supervised_tokens_divides(count):
