@@ -1,4 +1,4 @@
-"""Rows of several conversations: what they begin with, a picture above all, is encoded and read once for all of them."""
+"""Rows of several conversations: what they begin with, a picture above all, is computed once for all of them."""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 

@@ -40,8 +40,9 @@ class DataReport:
 
 
 class ConversationDataset(Dataset):
-    """Rows by number: (Rendered, pixels of its pictures). Neighbouring samples that begin alike share a row.
+    """Rows by number: (Rendered, pixels or cached features of its pictures).
 
+    Neighbouring samples that begin alike share a row (dataset.batching).
     Everything is checked and rendered here, before the first training step: lines, roles, tags against pictures,
     picture headers (and whole pictures where there are few), lengths. Samples too long for their pictures or left
     without a trained token are dropped and counted; anything else that is wrong raises DataError with file, line, cure.
@@ -49,6 +50,7 @@ class ConversationDataset(Dataset):
 
     def __init__(self, samples: Sequence[Sample], processor: VLMProcessor, max_seq_len: int):
         self.samples, self.processor, self.report = samples, processor, DataReport()
+        self.features = None  # a dataset.feature_cache.FeatureCache, to be taken instead of pixels
         self.kept: list[int] = []  # of each row, the sample that its pictures come from
         columns, lengths = [], [0]
         for index, row in grouped(self._checked(max_seq_len), max_seq_len):
@@ -115,8 +117,17 @@ class ConversationDataset(Dataset):
         rendered = self.rendered(index)
         if not any(rendered.image_mask):
             return rendered, []
+        if self.features is not None:
+            return rendered, self.features.of_row(index)
+        return rendered, self.pixels(index)
+
+    def pixels(self, index: int) -> list[torch.Tensor]:
+        """A row's pictures, uint8 [3, height, width] each."""
         pictures = self.samples[self.kept[index]].open_pictures()
-        return rendered, [self.processor.pixels(picture) for picture in pictures]
+        return [self.processor.pixels(picture) for picture in pictures]
+
+    def pictures_of(self, index: int) -> tuple[Path | bytes, ...]:
+        return self.samples[self.kept[index]].pictures
 
 
 def _pack(rendered: Rendered, image_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -52,7 +52,11 @@ class MiniMindVLM(MiniMindForCausalLM):
         return self.vision_encoder(pixels.to(self.vision_encoder.dtype)).last_hidden_state[:, 1:]
 
     def embed(
-        self, input_ids: torch.Tensor, image_mask: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        image_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        patch_features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Token embeddings with the pictures in their places.
 
@@ -60,12 +64,15 @@ class MiniMindVLM(MiniMindForCausalLM):
             input_ids: [batch, seq].
             image_mask: [batch, seq], true at placeholders; each row has image_tokens of them a picture.
             pixel_values: [batch, most pictures a row, 3, height, width], rows with fewer filled up with anything.
+            patch_features: [batch, most pictures a row, image_tokens, vision hidden size] instead, what encode_pictures
+                once gave.
 
         Raises:
             ValueError: a row has other than a whole number of spans, or more of them than pictures.
         """
         embeddings = self.model.embed_tokens(input_ids)
-        if pixel_values is None:
+        pictures = pixel_values if patch_features is None else patch_features
+        if pictures is None:
             if image_mask is not None and image_mask.any():
                 raise ValueError(f"{int(image_mask.sum())} placeholders are marked but there are no pixel_values")
             if self.training:  # the projector takes part in every step, or ranks without pictures would hang the others
@@ -74,13 +81,15 @@ class MiniMindVLM(MiniMindForCausalLM):
             return embeddings
         if image_mask is None:
             raise ValueError("pixel_values need image_mask, which says where they go")
-        pictures = self._pictures_in_rows(image_mask, pixel_values)
-        tokens = self.vision_proj(self.encode_pictures(pictures))  # [pictures, image_tokens, hidden]
+        pictures = self._pictures_in_rows(image_mask, pictures)
+        if patch_features is None:
+            pictures = self.encode_pictures(pictures)
+        tokens = self.vision_proj(pictures.to(embeddings.dtype))  # [pictures, image_tokens, hidden]
         return embeddings.masked_scatter(image_mask[..., None].bool(), tokens.to(embeddings.dtype))
 
-    def _pictures_in_rows(self, image_mask: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _pictures_in_rows(self, image_mask: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """[batch, most pictures, ...] -> [pictures, ...], without the filling, after counting both sides."""
-        tokens, most = self.config.image_tokens, pixel_values.shape[1]
+        tokens, most = self.config.image_tokens, pictures.shape[1]
         placeholders = image_mask.sum(1)
         wrong = ((placeholders % tokens != 0) | (placeholders > most * tokens)).nonzero()
         if len(wrong):
@@ -90,7 +99,7 @@ class MiniMindVLM(MiniMindForCausalLM):
                 f"and a picture takes {tokens} placeholders"
             )
         kept = torch.arange(most, device=image_mask.device) < (placeholders // tokens)[:, None]
-        return pixel_values[kept]
+        return pictures[kept]
 
     def prepare_inputs_for_generation(
         self,

@@ -218,7 +218,8 @@ def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool 
 
     Returns input_ids, attention_mask, image_mask, labels [batch, longest row]; loss_positions [batch, n] as
     MiniMindForCausalLM takes them; where any row has a picture
-    pixel_values [batch, most pictures a row, 3, height, width] in uint8; and where any row has branches their numbers
+    pixel_values [batch, most pictures a row, 3, height, width] in uint8, or patch_features [batch, most pictures a row,
+    image_tokens, vision hidden size] where the rows bring those; and where any row has branches their numbers
     and position_ids [batch, longest row].
     """
     length = max(len(rendered.input_ids) for rendered, _ in rows)
@@ -239,9 +240,10 @@ def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool 
     batch["loss_positions"] = positions_before(batch["labels"])
     most = max(len(pictures) for _, pictures in rows)
     if most:
-        shape = next(pictures[0].shape for _, pictures in rows if pictures)
-        batch["pixel_values"] = torch.zeros((len(rows), most, *shape), dtype=torch.uint8)
+        example = next(pictures[0] for _, pictures in rows if pictures)
+        pictured = torch.zeros((len(rows), most, *example.shape), dtype=example.dtype)
         for number, (_, pictures) in enumerate(rows):
-            for index, pixels in enumerate(pictures):
-                batch["pixel_values"][number, index] = pixels
+            for index, values in enumerate(pictures):
+                pictured[number, index] = values
+        batch["pixel_values" if example.dim() == 3 else "patch_features"] = pictured
     return batch

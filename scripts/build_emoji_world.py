@@ -2,9 +2,9 @@
 
 python scripts/build_emoji_world.py --output dataset/data
 
-llm.jsonl        conversations without pictures: described scenes with questions, and names in the other language
+llm.jsonl        conversations without pictures: questions about described scenes, and names in the other language
 pretrain.jsonl   a picture and its caption each (stage 1)
-sft.jsonl        a picture and several questions each (stage 2)
+sft.jsonl        several lines a picture: single questions, a caption, a talk of a few turns (stage 2)
 held_out.jsonl   one question a line, six kinds in equal shares, on scenes and pairs of concepts that train never has
 """
 
@@ -80,8 +80,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent.parent / "dataset/data")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--concepts", type=int, default=None, help="only the first so many; all without it")
-    parser.add_argument("--questions", type=int, default=10, help="turns a conversation")
-    parser.add_argument("--llm", type=int, default=0, help="texts for the base decoder")
+    parser.add_argument(
+        "--questions", type=int, default=9, help="single questions a scene, beside a talk and a caption"
+    )
+    parser.add_argument("--llm", type=int, default=0, help="scenes in words for the base decoder")
     parser.add_argument("--pretrain", type=int, default=4000, help="captioned pictures")
     parser.add_argument("--sft", type=int, default=8000, help="pictures with questions")
     parser.add_argument("--held_out", type=int, default=240, help="held-out pictures, six questions each")

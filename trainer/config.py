@@ -10,6 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
 PARTS = ("projector", "last_layer", "language_model")
+CHOICES = {
+    "dtype": ("auto", "bfloat16", "float16", "float32"),
+    "optimizer": ("adamw", "muon"),
+    "cache_features": ("none", "float16", "int8"),
+}
 SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
          "use_moe": 0, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
 
@@ -62,6 +67,7 @@ class StageConfig:
     # how it runs
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "of the arithmetic: auto, bfloat16, float16 or float32; weights are kept in float32")
+    cache_features: str = flag("none", "float16 or int8: encode each picture once, into files under save_dir/features")
     num_workers: int = flag(1, "processes a rank that decode pictures")
     log_interval: int = flag(20, "steps between log lines")
     save_interval: int = flag(500, "steps between checkpoints, each with a validation")
@@ -84,10 +90,9 @@ class StageConfig:
         for name in ("warmup_ratio", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must lie within 0 and 1")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"--optimizer {self.optimizer}: choose from adamw, muon")
-        if self.dtype not in ("auto", "bfloat16", "float16", "float32"):
-            raise ValueError(f"--dtype {self.dtype}: choose from auto, bfloat16, float16, float32")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name} {getattr(self, name)}: choose from {', '.join(choices)}")
 
     @property
     def weight_name(self) -> str:

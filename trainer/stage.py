@@ -7,15 +7,18 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Subset
 
+from dataset.feature_cache import cache_features
 from dataset.formats import read_samples
 from dataset.vlm_dataset import ConversationDataset, text_only
 from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
+from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
 from model.weights import PROJECTOR_PREFIX, build_vlm, init_embeddings, load_weights, read_sizes, save_weights
 from trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -57,6 +60,8 @@ def _run(config: StageConfig, runtime: Runtime) -> None:
     say(f"{order.total_steps:,} steps of {order.global_batch} samples, {config.epochs} epochs")
 
     model.to(runtime.device)
+    if config.with_vision and config.cache_features != "none":
+        encode_once(config, model, data, validation, runtime, say)
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     torch.manual_seed(config.seed + runtime.rank)  # dropout differs from rank to rank
@@ -113,6 +118,25 @@ def load_data(config: StageConfig, processor: VLMProcessor, say: Callable = prin
     held_back = min(config.val_samples, len(data) // 10)
     shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).tolist()
     return Subset(data, sorted(shuffled[held_back:])), Subset(data, shuffled[:held_back]) if held_back else None
+
+
+def encode_once(
+    config: StageConfig, model: MiniMindVLM, data: Subset, validation: Subset | ConversationDataset | None,
+    runtime: Runtime, say: Callable = print,
+) -> None:  # fmt: skip
+    """Swap the pictures of both data sets for the frozen tower's outputs, from files that all ranks fill together."""
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        with runtime.autocast():
+            return model.encode_pictures(pixels.to(runtime.device)).float().cpu()
+
+    sets = [subset.dataset if isinstance(subset, Subset) else subset for subset in (data, validation) if subset]
+    for dataset in {id(one): one for one in sets}.values():
+        cache_features(
+            dataset, encode, f"{model.config.vision_sha256}:{runtime.dtype}", config.cache_features,
+            Path(config.save_dir) / "features", runtime.rank, runtime.world_size, say,
+        )  # fmt: skip
+    runtime.barrier()
 
 
 @torch.no_grad()

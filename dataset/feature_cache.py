@@ -1,0 +1,150 @@
+"""What a frozen tower makes of every picture, computed once: a file of patch embeddings mapped into memory.
+
+One folder a cache, named by a hash of the tower, the pixels' size, the number format and the pictures: anything that
+changes makes another cache. Ranks fill it together, a killed run's part of it is kept, workers share its pages.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataset.formats import DataError
+from dataset.vlm_dataset import ConversationDataset
+
+FORMATS = {"float16": np.float16, "int8": np.int8}
+CHUNK = 32  # pictures encoded together
+MEASURED = 128  # pictures that give int8 its scale a channel: CLIP has channels far larger than the others
+FULLEST = 0.95  # of the free disk space
+
+
+class FeatureCache:
+    """[pictures, tokens, width] on disk. rows: for each row of a data set, the numbers of its pictures."""
+
+    def __init__(self, folder: Path, kind: str, shape: tuple[int, int, int], rows: list[list[int]]):
+        self.folder, self.kind, self.shape, self.rows = folder, kind, shape, rows
+        self._maps: tuple[np.memmap, np.memmap] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, size in (("patches", self.bytes_needed(kind, shape)), ("done", shape[0])):
+            with (folder / name).open("ab") as file:  # no rank truncates what another has begun
+                if file.tell() < size:
+                    file.truncate(size)
+        self.scales = np.load(folder / "scales.npy") if (folder / "scales.npy").is_file() else None
+
+    @staticmethod
+    def bytes_needed(kind: str, shape: tuple[int, int, int]) -> int:
+        return int(np.prod(shape)) * np.dtype(FORMATS[kind]).itemsize
+
+    @property
+    def maps(self) -> tuple[np.memmap, np.memmap]:
+        """The embeddings, and for each picture whether they are there."""
+        if self._maps is None:
+            patches = np.memmap(self.folder / "patches", FORMATS[self.kind], "r+", shape=self.shape)
+            self._maps = patches, np.memmap(self.folder / "done", np.uint8, "r+", shape=self.shape[:1])
+        return self._maps
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_maps": None}  # each worker maps the files itself
+
+    def of_row(self, row: int) -> list[torch.Tensor]:
+        """float16 [tokens, width] of each picture of a row."""
+        stored = [torch.from_numpy(np.array(self.maps[0][number])) for number in self.rows[row]]
+        return stored if self.scales is None else [patches * torch.from_numpy(self.scales) for patches in stored]
+
+    def set_scales(self, patches: torch.Tensor) -> None:
+        """patches [some pictures, tokens, width] that show how large each channel gets; every rank finds the same."""
+        if self.kind == "int8" and self.scales is None:
+            self.scales = (patches.abs().amax((0, 1)).clamp(min=1e-6) / 127).half().numpy()
+            temporary = self.folder / f"scales.{id(self)}.tmp.npy"
+            np.save(temporary, self.scales)
+            temporary.replace(self.folder / "scales.npy")
+
+    def store(self, numbers: Sequence[int], patches: torch.Tensor) -> None:
+        """Marked as done only when the embeddings are on the disk."""
+        stored, done = self.maps
+        if self.scales is not None:
+            patches = (patches / torch.from_numpy(self.scales).float()).round().clamp(-127, 127)
+        stored[numbers] = patches.numpy().astype(stored.dtype)
+        stored.flush()
+        done[numbers] = 1
+
+
+def cache_features(
+    data: ConversationDataset,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    tower: str,
+    kind: str,
+    folder: Path,
+    rank: int = 0,
+    world_size: int = 1,
+    say: Callable = print,
+) -> None:
+    """Give the data set its pictures' embeddings instead of their pixels; this rank adds its share of what is missing.
+
+    encode: uint8 [pictures, 3, height, width] -> [pictures, tokens, width]; tower: what identifies it; kind: of
+    FORMATS. All ranks call and then wait for each other.
+
+    Raises:
+        DataError: the disk is too small, with what is needed and what is free.
+    """
+    rows, sources = _distinct_pictures(data)
+    if not sources:
+        return
+    width = encode(_pixels(data, sources[:1])).shape[2]
+    shape = (len(sources), data.processor.image_tokens, width)
+    facts = [tower, data.processor.image_size, kind, [_identity(*source) for source in sources]]
+    folder = folder / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
+    needed, free = FeatureCache.bytes_needed(kind, shape), shutil.disk_usage(_existing(folder)).free
+    if not (folder / "patches").is_file() and needed > FULLEST * free:
+        raise DataError(
+            f"--cache_features {kind} needs {needed / 1e9:.2f} GB in {folder.parent} for {len(sources):,} pictures and "
+            f"{free / 1e9:.2f} GB are free: make room, choose int8, or --cache_features none"
+        )
+    say(f"features of {len(sources):,} pictures: {needed / 1e9:.2f} GB of {kind} in {folder}")
+    cache = FeatureCache(folder, kind, shape, rows)
+    if kind == "int8" and cache.scales is None:
+        first = range(0, min(MEASURED, len(sources)), CHUNK)
+        cache.set_scales(torch.cat([encode(_pixels(data, sources[n : min(n + CHUNK, MEASURED)])) for n in first]))
+    missing = [n for n in range(rank, len(sources), world_size) if not cache.maps[1][n]]
+    for numbers in tqdm(list(_chunks(missing)), desc="encoding", unit=f"x{CHUNK}", disable=None if rank == 0 else True):
+        cache.store(numbers, encode(_pixels(data, [sources[n] for n in numbers])).cpu())
+    data.features = cache
+
+
+def _chunks(numbers: list[int]) -> Iterator[list[int]]:
+    return (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
+
+
+def _distinct_pictures(data: ConversationDataset) -> tuple[list[list[int]], list[tuple]]:
+    """For each row the numbers of its pictures; for each picture a row and a place in it that has it, and itself."""
+    seen: dict[object, int] = {}
+    rows, sources = [], []
+    for row in range(len(data)):
+        numbers = []
+        for place, picture in enumerate(data.pictures_of(row)):
+            if picture not in seen:
+                seen[picture] = len(sources)
+                sources.append((row, place, picture))
+            numbers.append(seen[picture])
+        rows.append(numbers)
+    return rows, sources
+
+
+def _identity(row: int, place: int, picture: Path | bytes) -> list:
+    if isinstance(picture, bytes):
+        return [hashlib.sha256(picture).hexdigest()]
+    facts = picture.stat()
+    return [picture.name, facts.st_size, facts.st_mtime_ns]
+
+
+def _pixels(data: ConversationDataset, sources: Sequence[tuple]) -> torch.Tensor:
+    return torch.stack([data.pixels(row)[place] for row, place, _ in sources])
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
