@@ -60,7 +60,7 @@ def build_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.AdamW:
     )
 
 
-def rate_share(step: int, total_steps: int, warmup_ratio: float) -> float:
+def rate_share(step: float, total_steps: int, warmup_ratio: float) -> float:
     """Share of the peak learning rate for step 0, 1, ...: a line up, then a cosine down to FINAL_SHARE."""
     warmup = round(warmup_ratio * total_steps)
     if step < warmup:
