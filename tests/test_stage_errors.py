@@ -191,7 +191,10 @@ def test_too_few_samples_for_a_step(config):
 
 @pytest.mark.parametrize(
     ("lines", "changes", "reason"),
-    [(20, {}, "24 samples in steps of 4, now there are 20"), (24, {"batch_size": 6}, "now there are 24 in steps of 6")],
+    [
+        (20, {}, "samples: expected 24, found 20.*--allow_data_change 1"),
+        (24, {"batch_size": 6}, "8 samples are left, which steps of 6 .--batch_size 6 .*takes 4 as before"),
+    ],
 )
 def test_resume_refuses_other_data_and_other_batches(lines, changes, reason, data_folder, tower_folder, monkeypatch):
     config = dataclasses.replace(stopped_run(data_folder, tower_folder, monkeypatch), **changes)

@@ -12,7 +12,7 @@ from conftest import SIZES, write_jsonl
 from safetensors import safe_open
 
 from model.weights import load_model, read_weights
-from trainer import checkpoint, loop, stage
+from trainer import checkpoint, loop, saving, stage
 from trainer.config import StageConfig
 from trainer.optim import build_optimizer, freeze_all_but, rate_share, set_learning_rate
 from trainer.train_llm import LLM
@@ -252,7 +252,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(data_folder, tow
     capsys.readouterr()
     stage.run_stage(config)
     said = capsys.readouterr().out
-    assert "step-00000004 is damaged (trained.safetensors)" in said
+    assert "step-00000004 is damaged (trained.safetensors differs from its sha256)" in said
     assert f"resumed from {damaged.parent.with_name('step-00000002')}" in said
     assert_bit_equal(weights_of(config), weights_of(unbroken))
     assert [record["step"] for record in records(config)] == [1, 2, 3, 4, 5, 6]
@@ -265,8 +265,8 @@ def test_any_damage_is_seen(data_folder, tower_folder, monkeypatch, capsys):
     shutil.copytree(newest, data_folder / "whole")
     for damage in (
         lambda: (newest / "manifest.json").unlink(),
-        lambda: (newest / "optimizer.pt").unlink(),
-        lambda: (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-9]),
+        lambda: (newest / "optimizer.safetensors").unlink(),
+        lambda: (newest / "optimizer.safetensors").write_bytes((newest / "optimizer.safetensors").read_bytes()[:-9]),
         lambda: (newest / "state.json").write_text((newest / "state.json").read_text().replace("4", "5")),
         lambda: (newest / "manifest.json").write_text("{"),
     ):
@@ -350,13 +350,13 @@ def test_validation_loss_is_the_mean_over_supervised_tokens(data_folder, tower_f
 def test_weights_of_the_lowest_validation_loss_are_kept(data_folder, tower_folder, monkeypatch):
     validations = iter([3.0, 1.0, 2.0, 1.5])
     monkeypatch.setattr(stage, "validation_loss", lambda *_: next(validations))
-    copies, original = {}, stage.save_weights
+    copies, original = {}, saving.save_weights
 
     def save_and_remember(model, path, facts):
         copies[facts["step"]] = {name: value.clone() for name, value in model.state_dict().items()}
         original(model, path, facts)
 
-    monkeypatch.setattr(stage, "save_weights", save_and_remember)
+    monkeypatch.setattr(saving, "save_weights", save_and_remember)
     config = tiny(SFT_VLM, data_folder, tower_folder, batch_size=5, save_interval=1, val_samples=2)
     run_until(config, 3, monkeypatch)
     stage.run_stage(dataclasses.replace(config, from_resume=1))  # the best so far is remembered

@@ -1,98 +1,275 @@
-"""What a run needs to go on: one directory a checkpoint, written aside, verified by a manifest, renamed when whole."""
+"""Checkpoints on disk: one directory each, written aside, verified by its manifest, renamed when whole.
 
+step-00001234/
+    trained.safetensors     what learns
+    optimizer.safetensors   its moments, "<name of the state>/<name of the parameter>"
+    state.json              what JSON can hold: scaler, random states and unfinished log line of every rank, ...
+    manifest.json           size and sha256 of these files, and what the run must have in common to go on from here
+
+Order of a save: write every file, fsync every file, read them back, fsync the directory, rename, fsync the parent. So a
+name `step-...` is either whole or was damaged later, which the manifest shows. Nothing here is ever unpickled.
+"""
+
+import errno
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from model.vision_encoder import file_sha256
-from trainer.runtime import Runtime
 
-KEPT = 2  # newest checkpoints of a run
-
-
-def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-    state: dict, runtime: Runtime,
-) -> None:  # fmt: skip
-    """Write `folder/step-<step>`; every rank calls, rank 0 writes.
-
-    state: what JSON can hold, for load_checkpoint to return.
-    """
-    random_states = runtime.gather(_random_state(runtime))
-    if runtime.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        for litter in folder.glob(".tmp-*"):  # of runs that were killed while they wrote
-            shutil.rmtree(litter, ignore_errors=True)
-        aside = folder / f".tmp-{step}-{os.getpid()}"
-        aside.mkdir()
-        trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, aside / "trained.safetensors")
-        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, aside / "optimizer.pt")
-        (aside / "state.json").write_text(json.dumps({**state, "step": step, "random_states": random_states}))
-        manifest = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        for path in [*aside.iterdir(), aside]:
-            _fsync(path)
-        final = folder / f"step-{step:08d}"
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(aside, final)
-        _fsync(folder)
-        for old in sorted(folder.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-    runtime.barrier()
+FORMAT = 2
+TRAINED, OPTIMIZER, STATE, MANIFEST = "trained.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+CHUNK = 1 << 24  # bytes a write
+ROOM = 1 << 20  # bytes that a file system needs beside the files themselves
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest one that is whole; damaged ones are named and passed over."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            wrong = [name for name, digest in manifest.items() if file_sha256(path / name) != digest]
-        except (OSError, ValueError) as error:
-            wrong = [str(error)]
-        if not wrong:
-            return path
-        print(f"checkpoint {path} is damaged ({wrong[0]}): trying the one before")
+class DiskFull(OSError):
+    """A checkpoint that did not fit; the ones before it are as they were."""
+
+
+@dataclass
+class Snapshot:
+    """All that a checkpoint will hold, copied from the devices, so that training can go on while it is written."""
+
+    trained: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    state: dict
+    facts: dict  # of the manifest: step, config, fingerprints, ...
+
+
+# ---- what there is
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Every directory with a checkpoint's name, oldest first, whole or not."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def read_manifest(path: Path) -> dict:
+    """The manifest of a checkpoint. Raises ValueError saying what is wrong where its own digest does not fit."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        digest = manifest.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{MANIFEST}: {getattr(error, 'strerror', None) or 'unreadable'}") from error
+    if digest != _digest(manifest):
+        raise ValueError(f"{MANIFEST}: its content is not what its own sha256 says")
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{MANIFEST}: format {manifest['format']}, this program reads {FORMAT}")
+    return manifest
+
+
+def damage(path: Path, thorough: bool = True) -> str | None:
+    """What is wrong with a checkpoint, None where it is whole. Not thorough: sizes only, the content is not read."""
+    try:
+        files = read_manifest(path)["files"]
+        for name, expected in files.items():
+            size = (path / name).stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size} of {expected['bytes']} bytes"
+            if thorough and file_sha256(path / name) != expected["sha256"]:
+                return f"{name} differs from its sha256"
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"{Path(error.filename or path).name}: {error.strerror}"
     return None
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, runtime: Runtime
-) -> dict:
-    """Fill model, optimizer and scaler, restore this rank's random state, return what `state` was and the step."""
-    trained = load_file(path / "trained.safetensors")
-    expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if set(trained) != expected:
-        differing = sorted(set(trained) ^ expected)
+def newest_checkpoint(folder: Path, say: Callable = print) -> Path | None:
+    """The newest one that is whole; damaged ones are named and passed over.
+
+    Raises:
+        ValueError: there are checkpoints and none is whole; the message says why, one by one.
+    """
+    reasons = []
+    for path in reversed(checkpoints_in(folder)):
+        reason = damage(path)
+        if reason is None:
+            return path
+        reasons.append(f"{path.name} ({reason})")
+        say(f"checkpoint {path} is damaged ({reason}): trying the one before")
+    if reasons:
+        raise ValueError(
+            f"no checkpoint in {folder} is whole: {'; '.join(reasons)}. Put a copy back, or start anew: --from_resume 0"
+        )
+    return None
+
+
+# ---- writing
+
+
+def take_snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, facts: dict) -> Snapshot:
+    """Copies on the CPU of what learns and of the optimizer's state, in the names of the parameters."""
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    moments = {}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if value is not None:
+                moments[f"{key}/{names[parameter]}"] = _copy(torch.as_tensor(value))
+    return Snapshot({name: _copy(parameter) for parameter, name in names.items()}, moments, state, facts)
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, keep_last: int, say: Callable = print) -> Path:
+    """Write `folder/step-<step>`, then delete what is older than the last keep_last, but never the best.
+
+    Raises:
+        DiskFull: it did not fit; what had been written of it is gone again.
+        OSError: it could not be written for another reason, or what was read back is not what was written.
+    """
+    step = snapshot.facts["step"]
+    final, aside = folder / f"step-{step:08d}", folder / f".tmp-{step}-{os.getpid()}"
+    os.makedirs(folder, exist_ok=True)
+    remove_litter(folder, say)
+    needed = sum(t.numel() * t.element_size() for part in (snapshot.trained, snapshot.optimizer) for t in part.values())
+    free = shutil.disk_usage(folder).free
+    if free < needed + ROOM:
+        raise DiskFull(_no_room(folder, needed, free))
+    try:
+        os.mkdir(aside)
+        _write_files(aside, snapshot)
+    except OSError as error:
+        _remove(aside, say)
+        if error.errno in NO_ROOM:
+            raise DiskFull(_no_room(folder, needed, shutil.disk_usage(folder).free)) from error
+        raise
+    if final.exists():  # damaged, or it would have been gone on from
+        os.rename(final, folder / f".tmp-replaced-{step}-{os.getpid()}")
+    os.rename(aside, final)
+    _fsync(folder)
+    _rotate(folder, keep_last, say)
+    return final
+
+
+def remove_litter(folder: Path, say: Callable = print) -> None:
+    """Delete what killed runs left half-written or half-deleted."""
+    for path in folder.glob(".tmp-*"):
+        _remove(path, say)
+
+
+def _write_files(aside: Path, snapshot: Snapshot) -> None:
+    contents = {  # one at a time in memory
+        TRAINED: lambda: to_bytes(snapshot.trained),
+        OPTIMIZER: lambda: to_bytes(snapshot.optimizer),
+        STATE: lambda: json.dumps(snapshot.state).encode(),
+    }
+    files = {name: _write(aside / name, content()) for name, content in contents.items()}
+    for name, written in files.items():
+        if file_sha256(aside / name) != written["sha256"]:
+            raise OSError(f"{aside / name} reads back other than it was written: is the disk failing?")
+    manifest = {"format": FORMAT, **snapshot.facts, "files": files}
+    _write(aside / MANIFEST, json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1).encode())
+    _fsync(aside)
+
+
+def _write(path: Path, content: bytes) -> dict:
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for start in range(0, len(content), CHUNK):
+            chunk = memoryview(content)[start : start + CHUNK]
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": len(content), "sha256": digest.hexdigest()}
+
+
+def _rotate(folder: Path, keep_last: int, say: Callable) -> None:
+    """Keep the last keep_last that have all their files, and the one of the lowest validation loss."""
+    whole = [path for path in checkpoints_in(folder) if damage(path, thorough=False) is None]
+    kept = whole[-keep_last:]
+    losses = {path: read_manifest(path)["val_loss"] for path in whole}
+    measured = [path for path in whole if losses[path] is not None]
+    best = min(measured, key=lambda path: losses[path], default=None)
+    for path in checkpoints_in(folder):
+        if path < kept[0] and path != best:
+            gone = folder / f".tmp-gone-{path.name}"
+            try:
+                os.rename(path, gone)  # so that a kill in between leaves no damaged checkpoint, but litter
+            except OSError as error:
+                say(f"old checkpoint {path} cannot be deleted ({error.strerror}); training goes on")
+            else:
+                _remove(gone, say)
+
+
+def _remove(path: Path, say: Callable) -> None:
+    try:
+        for file in path.iterdir():
+            os.unlink(file)
+        os.rmdir(path)
+    except OSError as error:
+        say(f"{path} cannot be deleted ({error.strerror}); training goes on")
+
+
+# ---- reading
+
+
+def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fill what learns and the optimizer's state. Raises ValueError naming what does not fit.
+
+    The groups with their rates and decays stay as the flags of this run made them.
+    """
+    trained, moments = (_load(path / name) for name in (TRAINED, OPTIMIZER))
+    expected = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if set(trained) != set(expected):
+        differing = sorted(set(trained) ^ set(expected))
         raise ValueError(f"{path} is of another model or stage: {len(differing)} tensors differ, first {differing[0]}")
-    model.load_state_dict(trained, strict=False)
-    rest = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    given = [{name: group[name] for name in ("peak", "weight_decay")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(rest["optimizer"])
-    for group, values in zip(optimizer.param_groups, given, strict=True):
-        group.update(values)  # flags of this run count, not those of the run that saved
-    scaler.load_state_dict(rest["scaler"])
-    state = json.loads((path / "state.json").read_text())
-    if len(state["random_states"]) == runtime.world_size:
-        own = {
-            name: torch.tensor(bits, dtype=torch.uint8) for name, bits in state["random_states"][runtime.rank].items()
-        }
-        torch.set_rng_state(own["cpu"])
-        if "cuda" in own and runtime.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda"], runtime.device)
-    return state
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            if trained[name].shape != parameter.shape:
+                raise ValueError(f"{path}: {name} is {[*trained[name].shape]}, the model's is {[*parameter.shape]}")
+            parameter.copy_(trained[name])
+    by_name: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in moments.items():
+        kind, name = key.split("/", 1)
+        by_name.setdefault(name, {})[kind] = value
+    if unknown := set(by_name) - set(expected):
+        raise ValueError(f"{path}: the optimizer knows {sorted(unknown)[0]}, which does not learn here")
+    names = {parameter: name for name, parameter in expected.items()}
+    ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    state = {number: by_name[name] for number, name in enumerate(ordered) if name in by_name}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _random_state(runtime: Runtime) -> dict[str, list[int]]:
-    state = {"cpu": torch.get_rng_state().tolist()}
-    if runtime.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(runtime.device).tolist()
-    return state
+def load_state(path: Path) -> dict:
+    return json.loads((path / STATE).read_bytes())
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no safetensors file ({error}): it is not one of our checkpoints") from error
+
+
+def differences(expected: dict, found: dict) -> Iterator[str]:
+    """`key: expected 1, found 2` of every key that the two do not share, in the order of the keys."""
+    for key in [*expected, *(key for key in found if key not in expected)]:
+        if expected.get(key) != found.get(key):
+            yield f"{key}: expected {expected.get(key, 'nothing')}, found {found.get(key, 'nothing')}"
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _no_room(folder: Path, needed: int, free: int) -> str:
+    return f"a checkpoint needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB can be written in {folder}"
+
+
+def _digest(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -41,7 +41,8 @@ class StageConfig:
     save_dir: str = flag(str(OUT), "folder for weights and runs")
     from_weight: str = flag("none", "weights to start from: a file, a stage's name looked up in save_dir, or none")
     init_embeddings: str = flag("", "with --from_weight none: first token embeddings, of scripts/embed_names.py")
-    from_resume: int = flag(0, "1: go on from the run's last checkpoint, if there is one")
+    from_resume: int = flag(0, "1: go on from the run's last checkpoint, if there is one; torchrun's restarts do so")
+    allow_data_change: int = flag(0, "1: go on from a checkpoint although the training data has changed since")
     vision_model: str = flag(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the CLIP tower")
     # sizes of the decoder; 0: as the file of --from_weight says, and without one MiniMind2-Small's
     hidden_size: int = flag(0, "width, 512; 768 with 16 layers is the larger MiniMind")
@@ -71,6 +72,7 @@ class StageConfig:
     num_workers: int = flag(1, "processes a rank that decode pictures")
     log_interval: int = flag(20, "steps between log lines")
     save_interval: int = flag(500, "steps between checkpoints, each with a validation")
+    keep_last: int = flag(2, "checkpoints kept: so many of the newest, and the best by validation loss")
     use_wandb: int = flag(0, "1: log to Weights & Biases, offline when there is no key")
     wandb_project: str = flag("MiniMind-VLM", "project there")
 
@@ -78,7 +80,8 @@ class StageConfig:
         unknown = set(self.trainable) - set(PARTS)
         if unknown or not self.trainable:
             raise ValueError(f"--trainable {','.join(self.trainable)}: choose from {', '.join(PARTS)}")
-        for name in ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "max_seq_len"):
+        for name in ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "keep_last",
+                     "max_seq_len"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "grad_clip"):

@@ -17,6 +17,8 @@ from trainer.config import StageConfig
 from trainer.metrics import Metrics
 from trainer.optim import rate_share, set_learning_rate
 from trainer.order import Order
+from trainer.resplit import ResplitOrder
+from trainer.run_state import RunState
 from trainer.runtime import Runtime
 
 Batch = dict[str, torch.Tensor]
@@ -27,31 +29,32 @@ def train(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     batches: Iterator[Batch],
-    order: Order,
+    order: Order | ResplitOrder,
     config: StageConfig,
     runtime: Runtime,
     metrics: Metrics,
-    first_step: int,
-    save: Callable[[int], None],
+    state: RunState,
+    save: Callable[[RunState], None],
 ) -> None:
-    """From first_step to the end; `save(steps done)` is called every save_interval and after the last step."""
+    """From the state's step to the end; `save(state)` is called every save_interval and after the last step."""
     model.train()
-    window: list[dict] = []  # what the steps since the last log line returned, still on the device
-    for step in range(first_step, order.total_steps):
-        share = rate_share(step, order.total_steps, config.warmup_ratio)
+    window = state.window  # what the steps since the last log line returned, still on the device
+    for step in range(state.step, order.total_steps):
+        share = rate_share(*order.schedule(step), config.warmup_ratio)
         set_learning_rate(optimizer, share)
         micro_batches = [runtime.to_device(next(batches)) for _ in range(config.accumulation_steps)]
         values = train_step(model, optimizer, scaler, micro_batches, order.global_batch, config.grad_clip, runtime)
         metrics.count(order.global_batch, values.pop("supervised_tokens"))
         window.append(values)
-        done = step + 1
+        done = state.step = step + 1
+        state.position = order.position(done)
         if done % config.log_interval == 0 or done == order.total_steps:
-            where = {"learning_rate": config.learning_rate * share, "epoch": done / order.steps_per_epoch}
+            where = {"learning_rate": config.learning_rate * share, "epoch": order.epoch(done)}
             metrics.log(done, {**_means(window, runtime), **where})
             window.clear()
         if done % config.save_interval == 0 or done == order.total_steps:
             started = time.perf_counter()
-            save(done)
+            save(state)
             model.train()
             metrics.pause(time.perf_counter() - started)
 

@@ -14,20 +14,25 @@ from trainer.runtime import Runtime
 class Metrics:
     """Speaks on rank 0 only; the other ranks call it just the same."""
 
-    def __init__(self, config: StageConfig, runtime: Runtime, first_step: int, total_steps: int):
+    def __init__(self, config: StageConfig, runtime: Runtime, first_step: int, total_steps: int, tracker_id: str = ""):
         self.active = runtime.is_main
         self.tracker = None
         self._since, self._samples, self._tokens = time.perf_counter(), 0, 0
         if not self.active:
             return
         if config.use_wandb:
-            self.tracker = _start_wandb(config)
+            self.tracker = _start_wandb(config, tracker_id)
         self.path = config.run_dir / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _drop_records_after(self.path, first_step)
         # A bar in a terminal; where output goes to a file (disable=None finds out), plain lines.
         self.bar = tqdm(total=total_steps, initial=first_step, desc=config.name, unit="step", disable=None)
         self._started, self._first_step, self._total_steps = time.perf_counter(), first_step, total_steps
+
+    @property
+    def tracker_id(self) -> str:
+        """The tracker's name of this run, for a resumed run to go on under it."""
+        return self.tracker.id if self.tracker is not None else ""
 
     def count(self, samples: int, supervised_tokens: int) -> None:
         """Once a step: what was learnt from, over all ranks."""
@@ -80,10 +85,12 @@ def _drop_records_after(path: Path, step: int) -> None:
     """A new run starts an empty file; a resumed one forgets what came after its checkpoint."""
     lines = path.read_text().splitlines() if path.is_file() and step else []
     whole = [line for line in lines if line.endswith("}")]  # a killed run may leave half a line
-    path.write_text("".join(line + "\n" for line in whole if json.loads(line)["step"] <= step))
+    aside = path.with_name(f".{path.name}.tmp")  # a run that is killed here must not lose its history
+    aside.write_text("".join(line + "\n" for line in whole if json.loads(line)["step"] <= step))
+    os.replace(aside, path)
 
 
-def _start_wandb(config: StageConfig):
+def _start_wandb(config: StageConfig, run_id: str):
     try:
         import wandb
     except ImportError:
@@ -93,6 +100,7 @@ def _start_wandb(config: StageConfig):
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
     return wandb.init(
         project=config.wandb_project, name=config.weight_name, dir=str(config.run_dir), mode=mode,
+        id=run_id or None, resume="allow" if run_id else None,
         config={name: str(value) for name, value in vars(config).items()},
     )  # fmt: skip
 

@@ -91,8 +91,8 @@ class Muon(torch.optim.AdamW):
 
     def _step_matrix(self, parameter: torch.Tensor, group: dict) -> None:
         state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
+        if not state:  # AdamW wants a "step" in every state that it loads
+            state |= {"momentum": torch.zeros_like(parameter), "step": torch.tensor(0.0)}
         momentum = state["momentum"].lerp_(parameter.grad, 1 - self.MOMENTUM)
         update = orthogonalized(parameter.grad.lerp(momentum, self.MOMENTUM))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -110,7 +110,7 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     return x if wide is matrix else x.T
 
 
-def rate_share(step: int, total_steps: int, warmup_ratio: float) -> float:
+def rate_share(step: float, total_steps: int, warmup_ratio: float) -> float:
     """Share of the peak learning rate for step 0, 1, ...: a line up, then a cosine down to FINAL_SHARE."""
     warmup = round(warmup_ratio * total_steps)
     if step < warmup:

@@ -47,6 +47,17 @@ class Order:
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
+    def position(self, step: int) -> int:
+        """Samples that the steps before this one take, over all ranks and epochs."""
+        return step * self.global_batch
+
+    def epoch(self, step: int) -> float:
+        return self.position(step) / (self.steps_per_epoch * self.global_batch)
+
+    def schedule(self, step: int) -> tuple[float, int]:
+        """Where a step stands in the schedule, and the schedule's length."""
+        return step, self.total_steps
+
     def steps(self, epoch: int) -> torch.Tensor:
         """Sample numbers of every step of an epoch [steps_per_epoch, global_batch]."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

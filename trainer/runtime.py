@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,19 @@ class Runtime:
         values = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def from_main(self, find: Callable[[], object]) -> object:
+        """What `find` returns on rank 0, on every rank; a ValueError that it raises there is raised on all."""
+        outcome = None
+        if self.is_main:
+            try:
+                outcome = (find(), None)
+            except ValueError as error:
+                outcome = (None, str(error))
+        value, refusal = self.gather(outcome)[0]
+        if refusal is not None:
+            raise ValueError(refusal)
+        return value
 
     def barrier(self) -> None:
         if self.world_size > 1:

@@ -3,7 +3,6 @@
 config -> samples -> processor -> batches -> model -> loop -> weights
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,14 +19,16 @@ from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
-from model.weights import PROJECTOR_PREFIX, build_vlm, init_embeddings, load_weights, read_sizes, save_weights
-from trainer.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from model.weights import PROJECTOR_PREFIX, build_vlm, init_embeddings, load_weights, read_sizes
 from trainer.config import SIZES, StageConfig
+from trainer.fingerprint import fingerprints
 from trainer.loop import batches_of, train, validation_loss
 from trainer.metrics import Metrics
 from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
 from trainer.order import Order
+from trainer.run_state import begin
 from trainer.runtime import Runtime, start_runtime, stop_runtime
+from trainer.saving import Saver
 
 CHECKED_SAMPLES = 32  # for the text loss before training
 
@@ -65,14 +66,21 @@ def _run(config: StageConfig, runtime: Runtime) -> None:
     optimizer = build_optimizer(model, config)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     torch.manual_seed(config.seed + runtime.rank)  # dropout differs from rank to rank
-    progress = resume(config, model, optimizer, scaler, order, runtime, say)
+    found = fingerprints(config, model, processor, data)
+    state, order = begin(config, model, optimizer, scaler, order, found, runtime, say)
 
-    metrics = Metrics(config, runtime, progress["step"], order.total_steps)
-    save = _saver(config, model, optimizer, scaler, validation, order, progress, metrics, runtime)
+    metrics = Metrics(config, runtime, state.step, order.total_steps, state.tracker_id)
+    state.tracker_id = metrics.tracker_id
+    validate = (lambda: validation_loss(model, validation, config.batch_size, runtime)) if validation else None
+    saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, runtime)
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if runtime.world_size > 1 else model
-    batches = batches_of(data, order, config, runtime, progress["step"])
-    train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, progress["step"], save)
-    metrics.close()
+    batches = batches_of(data, order, config, runtime, state.step)
+    try:
+        train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, state, saver.full)
+        saver.finish()
+    finally:
+        saver.wait()
+        metrics.close()
     say(f"weights: {config.weight_path}")
 
 
@@ -154,46 +162,3 @@ def check_text_loss(model: MiniMindForCausalLM, data: Subset, say: Callable = pr
             f"the text loss of the loaded weights is {loss:.2f}, above {limit:.2f} = 0.8 ln(vocabulary): they have not "
             "learnt this language or belong to another tokenizer; check --from_weight, or train from --from_weight none"
         )
-
-
-def resume(
-    config: StageConfig, model: MiniMindForCausalLM, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-    order: Order, runtime: Runtime, say: Callable = print,
-) -> dict:  # fmt: skip
-    """{"step": where to start, "best": best validation loss so far}, from the last checkpoint if that is asked for."""
-    path = newest_checkpoint(config.run_dir / "checkpoints") if config.from_resume else None
-    if path is None:
-        return {"step": 0, "best": math.inf}
-    state = load_checkpoint(path, model, optimizer, scaler, runtime)
-    if (state["samples"], state["global_batch"]) != (order.samples, order.global_batch):
-        raise ValueError(
-            f"{path} was trained on {state['samples']} samples in steps of {state['global_batch']}, now there are "
-            f"{order.samples} in steps of {order.global_batch}: give the same data and batch sizes, or --from_resume 0"
-        )
-    say(f"resumed from {path}")
-    return {"step": state["step"], "best": state["best"]}
-
-
-def _saver(
-    config: StageConfig, model: MiniMindForCausalLM, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-    validation: Subset | None, order: Order, progress: dict, metrics: Metrics, runtime: Runtime,
-) -> Callable[[int], None]:  # fmt: skip
-    """What happens every save_interval: validate, write the weights (and the best), write the checkpoint."""
-    best_path = config.weight_path.with_name(f"{config.weight_name}_best.safetensors")
-
-    def save(step: int) -> None:
-        facts = {"stage": config.name, "step": str(step), "stage_config": json.dumps(vars(config))}
-        is_best = False
-        if validation is not None:
-            loss = validation_loss(model, validation, config.batch_size, runtime)
-            is_best, progress["best"] = loss < progress["best"], min(loss, progress["best"])
-            metrics.write({"step": step, "val_loss": loss})
-            metrics.say(f"step {step}: validation loss {loss:.4f}{', the best' if is_best else ''}")
-            facts["val_loss"] = f"{loss:.4f}"
-        if runtime.is_main:
-            for path in [config.weight_path, *([best_path] if is_best else [])]:
-                save_weights(model, path, facts)
-        state = {"best": progress["best"], "samples": order.samples, "global_batch": order.global_batch}
-        save_checkpoint(config.run_dir / "checkpoints", step, model, optimizer, scaler, state, runtime)
-
-    return save

@@ -1,0 +1,150 @@
+"""Ways to break a run: children that can be killed, calls that die, bytes that flip. Nothing here is used elsewhere."""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+from conftest import write_jsonl
+from safetensors.torch import load_file
+from test_training import tiny
+
+from trainer import checkpoint, stage
+from trainer.checkpoint import checkpoints_in
+from trainer.config import StageConfig
+from trainer.train_llm import LLM
+
+KILLED = 9  # exit status of a child that a fault ended
+SPEEDS = ("samples_per_second", "supervised_tokens_per_second")
+
+
+def small_run(folder: Path, **changes) -> StageConfig:
+    """A decoder of a few thousand weights that learns 24 texts in 12 steps an epoch, with dropout."""
+    path = folder / "texts.jsonl"
+    if not path.exists():
+        write_jsonl(path, [{"text": f"There are {n} cats and a dog" + " or two" * (n % 4)} for n in range(24)])
+    settings = {"batch_size": 2, "dropout": 0.1, "save_interval": 2, "data_path": str(path), "val_samples": 0}
+    return tiny(LLM, folder, folder, **{**settings, **changes})
+
+
+def in_child(work: Callable[[], object], log: Path, kill_after: float | None = None) -> int:
+    """Run `work` in a forked process; its exit status, or minus the signal that ended it.
+
+    A process that has torch already costs a few milliseconds, where a new one would cost seconds.
+    """
+    child = os.fork()
+    if child == 0:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        status = 70
+        try:
+            work()
+            status = 0
+        except SystemExit as stopped:
+            print(stopped)
+            status = stopped.code if isinstance(stopped.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run_in_child(config: StageConfig, kill_after: float | None = None) -> int:
+    return in_child(lambda: stage.run_stage(config), Path(config.save_dir).parent / "child.log", kill_after)
+
+
+def outcome(config: StageConfig) -> dict:
+    """All that a finished run has made, to the bit: weights, the optimizer's state, every logged value."""
+    last = checkpoints_in(config.run_dir / "checkpoints")[-1]
+    lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "weights": digest_of_tensors(config.weight_path),
+        "trained": digest_of_tensors(last / checkpoint.TRAINED),
+        "optimizer": digest_of_tensors(last / checkpoint.OPTIMIZER),
+        "step": last.name,
+        "log": [{name: value for name, value in line.items() if name not in SPEEDS} for line in lines],
+    }
+
+
+def digest_of_tensors(path: Path) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Calls:
+    """Every call that changes the disk, in order; a fault can be put on the n-th.
+
+    Stands in for `os` and `open` of trainer.checkpoint. A fault on a write happens when half of it is written.
+    """
+
+    CHANGING = ("makedirs", "mkdir", "rename", "unlink", "rmdir", "fsync")
+
+    def __init__(self, patch, fault_at: int = -1, fault: Callable[[], None] = lambda: os._exit(KILLED)):
+        self.trace: list[tuple[str, str]] = []
+        self.fault_at, self.fault = fault_at, fault
+        self._paths: dict[int, str] = {}  # of open descriptors
+        members = {name: getattr(os, name) for name in dir(os) if not name.startswith("_")}
+        members |= {name: self._wrapped(name, members[name]) for name in self.CHANGING}
+        members["open"] = self._open_descriptor
+        patch.setattr(checkpoint, "os", SimpleNamespace(**members))
+        patch.setattr(checkpoint, "open", self._open, raising=False)
+
+    def _count(self, name: str, path: object) -> bool:
+        """Note a call; True where the fault belongs here."""
+        self.trace.append((name, str(self._paths.get(path, path))))
+        return len(self.trace) - 1 == self.fault_at
+
+    def _wrapped(self, name: str, function: Callable) -> Callable:
+        def call(*arguments, **options):
+            if self._count(name, arguments[0]):
+                self.fault()
+            return function(*arguments, **options)
+
+        return call
+
+    def _open_descriptor(self, path, flags):
+        descriptor = os.open(path, flags)
+        self._paths[descriptor] = str(path)
+        return descriptor
+
+    def _open(self, path, mode):
+        if self._count("create", path):
+            self.fault()
+        file = open(path, mode)  # noqa: SIM115 - the caller's `with` closes it, see _Context
+        self._paths[file.fileno()] = str(path)
+        write = file.write
+
+        def half_or_all(content):
+            if self._count("write", path):
+                write(content[: len(content) // 2])
+                file.flush()
+                self.fault()
+            return write(content)
+
+        wrapped = SimpleNamespace(write=half_or_all, flush=file.flush, fileno=file.fileno)
+        return _Context(wrapped, file)
+
+
+class _Context:
+    def __init__(self, value: object, file):
+        self.value, self.file = value, file
+
+    def __enter__(self):
+        return self.value
+
+    def __exit__(self, *_):
+        self.file.close()

@@ -1,0 +1,82 @@
+"""A run that goes on with steps of another size: the same samples in the same order, only cut into other steps."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.order import Order
+
+
+@dataclass(frozen=True)
+class ResplitOrder:
+    """The order of `whole`, from `first_position` on, in steps of batch_size * accumulation_steps * world_size.
+
+    Serves wherever an Order does. Steps are counted on from first_step; a step may hold the end of an epoch and the
+    beginning of the next. The schedule is that of `whole`: it follows the samples, not the steps.
+    """
+
+    whole: Order  # as the run began: it alone says which sample comes when
+    first_step: int
+    first_position: int  # samples of the global order that were taken in the steps before first_step
+    batch_size: int
+    accumulation_steps: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        left = self.whole.total_steps * self.whole.global_batch - self.first_position
+        if left % self.global_batch:
+            raise ValueError(
+                f"{left} samples are left, which steps of {self.global_batch} (--batch_size {self.batch_size} x "
+                f"--accumulation_steps {self.accumulation_steps} x {self.world_size} ranks) do not divide: choose them "
+                f"so that a step takes {self.whole.global_batch} as before, or another divisor of {left}; or start "
+                "anew: --from_resume 0"
+            )
+
+    @property
+    def samples(self) -> int:
+        return self.whole.samples
+
+    @property
+    def global_batch(self) -> int:
+        return self.batch_size * self.accumulation_steps * self.world_size
+
+    @property
+    def total_steps(self) -> int:
+        left = self.whole.total_steps * self.whole.global_batch - self.first_position
+        return self.first_step + left // self.global_batch
+
+    def position(self, step: int) -> int:
+        return self.first_position + (step - self.first_step) * self.global_batch
+
+    def epoch(self, step: int) -> float:
+        return self.position(step) / (self.whole.steps_per_epoch * self.whole.global_batch)
+
+    def schedule(self, step: int) -> tuple[float, int]:
+        return self.position(step) / self.whole.global_batch, self.whole.total_steps
+
+    def micro_batches(self, rank: int, first_step: int = 0) -> Iterator[list[int]]:
+        """Sample numbers of this rank's micro-batches from a step on; accumulation_steps of them make a step."""
+        size, position = self.whole.global_batch, self.position(first_step)
+        stream = itertools.islice(self._stream(position // size), position % size, None)
+        part = self.batch_size * self.world_size
+        while block := list(itertools.islice(stream, part)):
+            yield block[rank * self.batch_size : (rank + 1) * self.batch_size]
+
+    def _stream(self, first_step: int) -> Iterator[int]:
+        """Sample numbers of the whole order, one by one, from one of its steps on."""
+        for epoch in range(first_step // self.whole.steps_per_epoch, self.whole.epochs):
+            start = max(0, first_step - epoch * self.whole.steps_per_epoch)
+            yield from self.whole.steps(epoch)[start:].flatten().tolist()
+
+
+def order_after(
+    whole: Order, step: int, position: int, batch_size: int, accumulation_steps: int, world_size: int
+) -> Order | ResplitOrder:
+    """The order of a run that has taken `step` steps and `position` samples; a plain Order where nothing changed.
+
+    Raises:
+        ValueError: what is left does not divide into the new steps; the message has the numbers.
+    """
+    if batch_size * accumulation_steps * world_size == whole.global_batch and position == step * whole.global_batch:
+        return Order(whole.lengths, batch_size, accumulation_steps, world_size, whole.epochs, whole.seed)
+    return ResplitOrder(whole, step, position, batch_size, accumulation_steps, world_size)

@@ -1,0 +1,164 @@
+"""What a run carries from step to step beside its tensors, and how it goes on from a checkpoint."""
+
+import math
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer.checkpoint import checkpoints_in, differences, load_state, load_tensors, newest_checkpoint, read_manifest
+from trainer.config import StageConfig
+from trainer.order import Order
+from trainer.resplit import ResplitOrder, order_after
+from trainer.runtime import Runtime
+
+SHOWN = 5  # differences a refusal lists
+SET_ASIDE = "checkpoints.before"  # what a run that starts anew finds there
+
+
+@dataclass
+class RunState:
+    step: int = 0  # done
+    position: int = 0  # samples of the global order that these steps took
+    best: float = math.inf  # validation loss so far
+    window: list[dict] = field(default_factory=list)  # this rank's values of the steps since the last log line
+    tracker_id: str = ""
+
+    def to_json(self, scaler: torch.amp.GradScaler, ranks: list[dict]) -> dict:
+        """ranks: own_part of every rank."""
+        shared = {name: getattr(self, name) for name in ("step", "position", "best", "tracker_id")}
+        return {**shared, "scaler": scaler.state_dict(), "ranks": ranks}
+
+    def own_part(self, runtime: Runtime) -> dict:
+        """What differs from rank to rank: random states, and the parts of a log line that is not full yet."""
+        window = [{name: float(value) for name, value in values.items()} for values in self.window]
+        return {"random": random_state(runtime), "window": window}
+
+
+def resumes(config: StageConfig) -> bool:
+    """Whether a run goes on from its last checkpoint: told to, or restarted by torchrun after a failure."""
+    return bool(config.from_resume) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def begin(
+    config: StageConfig, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    order: Order, found: dict, runtime: Runtime, say: Callable = print,
+) -> tuple[RunState, Order | ResplitOrder]:  # fmt: skip
+    """The state to train from and the order from there on: a new run's, or that of its last whole checkpoint.
+
+    found: this run's fingerprints.
+
+    Raises:
+        ValueError: the checkpoint is of another run, every checkpoint is damaged, or the new steps do not divide what
+            is left; the same on every rank.
+    """
+    folder = config.run_dir / "checkpoints"
+    path = None
+    if resumes(config):
+        path = runtime.from_main(lambda: newest_checkpoint(folder, say))
+    elif runtime.is_main:
+        _set_aside(folder, say)
+    if path is None:
+        return RunState(), order
+    manifest = read_manifest(path)
+    _check_same_run(path, manifest, found, config, say)
+    whole = replace(order, batch_size=manifest["order_batch"], accumulation_steps=1, world_size=1)
+    split = (order.batch_size, order.accumulation_steps, order.world_size)
+    order = order_after(whole, manifest["step"], manifest["position"], *split)
+    load_tensors(path, model, optimizer)
+    state = load_state(path)
+    scaler.load_state_dict(state["scaler"])
+    window = restore_rank(state["ranks"], config.seed, state["step"], runtime)
+    shared = {name: state[name] for name in ("step", "position", "best", "tracker_id")}
+    say(f"resumed from {path}")
+    return RunState(**shared, window=window), order
+
+
+def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig, say: Callable) -> None:
+    expected = manifest["fingerprints"]
+    if config.allow_data_change:
+        data = ("data", "samples")
+        if any(expected[name] != found[name] for name in data):
+            say("the training data has changed since the checkpoint: going on at the same place of its new order")
+        found = {**found, **{name: expected[name] for name in data}}
+    wrong = [_short(line) for line in differences(expected, found)]
+    if wrong:
+        rest = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        data_only = all(line.startswith(("data:", "samples:")) for line in wrong)
+        cure = ", or --allow_data_change 1 to go on with the new data" if data_only else ""
+        raise ValueError(
+            f"{path} is of another run: {'; '.join(wrong[:SHOWN])}{rest}. Give the same data and flags again{cure}; or "
+            "start anew: --from_resume 0"
+        )
+
+
+def _short(line: str) -> str:
+    """Digests at a length that can be compared by eye."""
+    return " ".join(word[:12] + word[64:] if len(word.rstrip(",")) == 64 else word for word in line.split(" "))
+
+
+def _set_aside(folder: Path, say: Callable) -> None:
+    """Move an earlier run's checkpoints out of the way, or a restart would take them for this run's."""
+    if checkpoints_in(folder):
+        before = folder.with_name(SET_ASIDE)
+        for path in checkpoints_in(before):
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+        before.mkdir(exist_ok=True)
+        for path in checkpoints_in(folder):
+            os.rename(path, before / path.name)
+        say(f"an earlier run's checkpoints were moved to {before}; the next run that starts anew deletes them")
+
+
+# ---- what differs from rank to rank
+
+
+def random_state(runtime: Runtime) -> dict:
+    """Every generator that a rank has, as JSON can hold it."""
+    kind, keys, *rest = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+    }
+    if runtime.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(runtime.device).numpy().tobytes().hex()
+    return state
+
+
+def restore_rank(ranks: list[dict], seed: int, step: int, runtime: Runtime) -> list[dict]:
+    """Restore this rank's random states; return the values of its unfinished log line.
+
+    With another number of ranks nothing can be the same to the bit: the generators get new seeds, and the first rank
+    takes over what all had counted.
+    """
+    if len(ranks) != runtime.world_size:
+        torch.manual_seed(seed + 1_000_003 * step + runtime.rank)
+        return [_merged(values, runtime) for values in zip(*(rank["window"] for rank in ranks), strict=True)]
+    state, window = ranks[runtime.rank]["random"], ranks[runtime.rank]["window"]
+    torch.set_rng_state(_bytes(state["torch"]))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    if "cuda" in state and runtime.device.type == "cuda":
+        torch.cuda.set_rng_state(_bytes(state["cuda"]), runtime.device)
+    return [{name: torch.tensor(value, device=runtime.device) for name, value in each.items()} for each in window]
+
+
+def _merged(parts: tuple[dict, ...], runtime: Runtime) -> dict:
+    """One step's values of all former ranks: the norm is everybody's, losses are parts of a sum."""
+    merged = {}
+    for name, value in parts[0].items():
+        total = value if name == "grad_norm" else sum(part[name] for part in parts) * runtime.is_main
+        merged[name] = torch.tensor(total, device=runtime.device)
+    return merged
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
