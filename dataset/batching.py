@@ -1,9 +1,17 @@
-"""Rows of several conversations: what they begin with, a picture above all, is computed once for all of them."""
+"""Rows of several conversations, each of which sees only itself: sharing a beginning, or packed side by side.
+
+grouped      neighbours that begin alike: what they share, a picture above all, is computed once for all of them
+PackedRows   any conversations, side by side in rows of one length, so that nothing is padded
+"""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
+import torch
+from torch.utils.data import Dataset
+
 from model.processing import Rendered
 
+POOL = 64  # samples among which a packed row chooses
 SHARED = 0.25  # of the shorter of two conversations: what they must share to be put into one row
 
 
@@ -47,10 +55,85 @@ def share_prefix(rows: Sequence[Rendered], shared: int) -> Rendered:
     first = rows[0]
     if len(rows) == 1:
         return first
-    merged = Rendered(first.input_ids[:shared], first.trained[:shared], first.image_mask[:shared], [0] * shared)
+    merged = Rendered()
+    merged.extend(first.input_ids[:shared])
+    merged.image_mask = first.image_mask[:shared]
     for number, row in enumerate(rows, 1):
         merged.input_ids += row.input_ids[shared:]
         merged.trained += row.trained[shared:]
         merged.image_mask += row.image_mask[shared:]
         merged.branch += [number] * (len(row.input_ids) - shared)
+        merged.trunk += [0] * (len(row.input_ids) - shared)
     return merged
+
+
+class PackedRows(Dataset):
+    """A data set's rows, several to a row of at most `length` tokens: (Rendered, pictures) by number.
+
+    Which samples share a row is decided once (fill_rows); the order shuffles whole rows.
+    """
+
+    def __init__(self, data: Dataset, lengths: Sequence[int], pictures: Sequence[int], length: int, most_pictures: int):
+        """lengths, pictures: of each sample, tokens and how many; most_pictures: a row.
+
+        Raises:
+            ValueError: a sample alone is longer than a row, or has more pictures.
+        """
+        if max(lengths) > length or max(pictures) > most_pictures:
+            raise ValueError(
+                f"--pack_tokens {length} with --pack_pictures {most_pictures} cannot hold a sample of {max(lengths)} "
+                f"tokens or {max(pictures)} pictures: make them larger, or --max_seq_len smaller"
+            )
+        self.data, self.contents = data, fill_rows(lengths, pictures, length, most_pictures)
+        self.lengths = torch.tensor([sum(lengths[number] for number in row) for row in self.contents])
+        self.filled = float(self.lengths.sum()) / (length * len(self.contents))
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def __getitem__(self, index: int) -> tuple[Rendered, list[torch.Tensor]]:
+        rows = [self.data[number] for number in self.contents[index]]
+        return pack([rendered for rendered, _ in rows]), [picture for _, pictures in rows for picture in pictures]
+
+
+def fill_rows(lengths: Sequence[int], pictures: Sequence[int], length: int, most_pictures: int) -> list[list[int]]:
+    """Numbers of the samples of each row, which are as full as the choice among POOL samples allows.
+
+    A row takes the longest sample at hand and the others that fill the rest best, a knapsack solved exactly: bit
+    (tokens, pictures) of an integer says that some of the samples so far have just so many.
+    """
+    width = most_pictures + 1  # bits a token: how many pictures
+    everything = (1 << (length + 1) * width) - 1
+    columns = everything // ((1 << width) - 1)  # the bit of no picture, of every number of tokens
+    may_add = [columns * ((1 << width - more) - 1) for more in range(width)]  # where so many more pictures still fit
+    waiting, rows = list(range(len(lengths)))[::-1], []
+    pool: list[int] = []
+    while waiting or pool:
+        while waiting and len(pool) < POOL:
+            pool.append(waiting.pop())
+        pool.sort(key=lambda number: (-lengths[number], number))
+        steps = [lengths[number] * width + pictures[number] for number in pool]
+        reached = [1 << steps[0]]
+        for number, step in zip(pool[1:], steps[1:], strict=True):
+            reached.append(reached[-1] | (reached[-1] & may_add[pictures[number]]) << step & everything)
+        best, row = reached[-1].bit_length() - 1, {0}
+        for place in range(len(pool) - 1, 0, -1):
+            if not reached[place - 1] >> best & 1:  # so full only with this one
+                row.add(place)
+                best -= steps[place]
+        rows.append([pool[place] for place in sorted(row)])
+        pool = [number for place, number in enumerate(pool) if place not in row]
+    return rows
+
+
+def pack(rows: Sequence[Rendered]) -> Rendered:
+    """Side by side, each with trunks and branches of its own."""
+    packed = Rendered()
+    for row in rows:
+        first = max(packed.branch, default=-1) + 1
+        packed.input_ids += row.input_ids
+        packed.trained += row.trained
+        packed.image_mask += row.image_mask
+        packed.branch += [first + number for number in row.branch]
+        packed.trunk += [first + number for number in row.trunk]
+    return packed

@@ -100,8 +100,11 @@ class ConversationDataset(Dataset):
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sample, pictures at their full span."""
-        pictures = np.add.reduceat((self.ids == PICTURE).astype(np.int64), self.offsets[:-1])
-        return np.diff(self.offsets) + pictures * (self.processor.image_tokens - 1)
+        return np.diff(self.offsets) + self.pictures_a_row * (self.processor.image_tokens - 1)
+
+    @property
+    def pictures_a_row(self) -> np.ndarray:
+        return np.add.reduceat((self.ids == PICTURE).astype(np.int64), self.offsets[:-1])
 
     def rendered(self, index: int) -> Rendered:
         """The stored conversation, its pictures' spans written out again."""
@@ -111,7 +114,7 @@ class ConversationDataset(Dataset):
         image_mask = spans.repeat(repeats)
         ids = np.where(image_mask, self.processor.image_token_id, self.ids[place].astype(np.int64).repeat(repeats))
         trained, branch = self.trained[place].repeat(repeats), self.branch[place].repeat(repeats)
-        return Rendered(ids.tolist(), trained.tolist(), image_mask.tolist(), branch.tolist())
+        return Rendered(ids.tolist(), trained.tolist(), image_mask.tolist(), branch.tolist(), [0] * len(ids))
 
     def __getitem__(self, index: int) -> tuple[Rendered, list[torch.Tensor]]:
         rendered = self.rendered(index)
@@ -144,6 +147,6 @@ def text_only(rows: Sequence[Rendered]) -> dict[str, torch.Tensor]:
     stripped = []
     for row in rows:
         kept = [number for number, is_image in enumerate(row.image_mask) if not is_image]
-        columns = (row.input_ids, row.trained, row.image_mask, row.branch)
+        columns = (row.input_ids, row.trained, row.image_mask, row.branch, row.trunk)
         stripped.append((Rendered(*([column[number] for number in kept] for column in columns)), []))
     return collate(stripped)

@@ -85,9 +85,10 @@ class RotaryEmbedding(nn.Module):
 
 
 def visible(branches: torch.Tensor) -> torch.Tensor:
-    """[batch, seq] -> [batch, 1, seq, seq], true where a token may look: back, at branch 0 and at its own."""
-    own = branches[:, None, :, None] == branches[:, None, None, :]
-    return (own | (branches[:, None, None, :] == 0)).tril()
+    """[batch, 2, seq] -> [batch, 1, seq, seq], true where a token may look: back, at its own branch and its trunk."""
+    branch, trunk = branches[:, :1, :, None], branches[:, 1:, :, None]
+    seen = branches[:, :1, None, :]
+    return ((branch == seen) | (trunk == seen)).tril()
 
 
 def take(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -252,8 +253,8 @@ class MiniMindModel(nn.Module):
 
         attention_mask: None says that what padding there is stands on the right, where causal attention never looks.
         token_mask: [batch, seq], 0 at padding, for the balance loss alone.
-        branches: [batch, seq], of rows that hold several conversations with one beginning (model.processing.Rendered);
-            instead of attention_mask, and with position_ids.
+        branches: [batch, 2, seq], of rows that hold several conversations, the numbers of branch and trunk (see
+            model.processing.Rendered); instead of attention_mask, and with position_ids.
         positions: [batch, n], the only ones whose hidden states are wanted; the last layer is then computed there alone
             (an expert layer everywhere, because its balance counts every token).
         """
@@ -329,7 +330,7 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
             supervised_tokens: by how many labelled tokens to divide the loss; None: those of this batch. A step of
                 several micro-batches or ranks gives the number of the whole step, so that every token weighs the same.
             sequences: likewise for the balance loss, which is a mean over sequences.
-            branches: [batch, seq], with position_ids; see MiniMindModel.
+            branches: [batch, 2, seq], with position_ids; see MiniMindModel.
             loss_positions: [batch, n], the positions before a label, each row filled up with its last position; without
                 them they are found in the labels, for which a GPU must be waited for.
             inputs: what `embed` takes; MiniMindVLM's image_mask and pixel_values.

@@ -34,20 +34,23 @@ class SampleError(ValueError):
 class Rendered:
     """One conversation as token ids, and for each of them whether it is learnt and whether it is a placeholder.
 
-    Several conversations that begin alike may stand in one row: what they share once, as branch 0, then the rest of
-    each as a branch of its own, 1, 2, ..., which sees branch 0 and itself (dataset.batching.share_prefix).
+    Several conversations may stand in one row (dataset.batching). Those that begin alike share a trunk: it stands once,
+    and the rest of each is a branch, which sees the trunk and itself. `branch` numbers both within the row; `trunk` is
+    the number of the trunk that a token belongs to or grows from.
     """
 
     input_ids: list[int] = field(default_factory=list)
     trained: list[bool] = field(default_factory=list)
     image_mask: list[bool] = field(default_factory=list)
     branch: list[int] = field(default_factory=list)
+    trunk: list[int] = field(default_factory=list)
 
     def extend(self, ids: Sequence[int], trained: bool = False, image: bool = False) -> None:
         self.input_ids += ids
         self.trained += [trained] * len(ids)
         self.image_mask += [image] * len(ids)
         self.branch += [0] * len(ids)
+        self.trunk += [0] * len(ids)
 
     def truncate(self, max_length: int) -> None:
         if any(self.image_mask[max_length:]):
@@ -55,7 +58,7 @@ class Rendered:
             raise SampleError(
                 f"its last picture ends at token {needed} and would be cut: raise --max_seq_len above {max_length}"
             )
-        for column in (self.input_ids, self.trained, self.image_mask, self.branch):
+        for column in (self.input_ids, self.trained, self.image_mask, self.branch, self.trunk):
             del column[max_length:]
 
     @property
@@ -64,11 +67,12 @@ class Rendered:
 
     @property
     def positions(self) -> np.ndarray:
-        """Each token's place in its own conversation: a branch goes on where branch 0 ends."""
-        branch, index = np.array(self.branch), np.arange(len(self.branch))
-        _, starts, inverse = np.unique(branch, return_index=True, return_inverse=True)
-        shared = int((branch == 0).sum())
-        return np.where(branch == 0, index, shared + index - starts[inverse])
+        """Each token's place in its own conversation: a branch goes on where its trunk ends."""
+        branch, trunk, index = np.array(self.branch), np.array(self.trunk), np.arange(len(self.branch))
+        numbers, starts, sizes = np.unique(branch, return_index=True, return_counts=True)
+        own = np.searchsorted(numbers, branch)
+        grows_from = np.searchsorted(numbers, trunk)
+        return index - starts[own] + np.where(branch == trunk, 0, sizes[grows_from])
 
 
 def load_tokenizer(folder: str | Path | None = None) -> PreTrainedTokenizerFast:
@@ -219,8 +223,8 @@ def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool 
     Returns input_ids, attention_mask, image_mask, labels [batch, longest row]; loss_positions [batch, n] as
     MiniMindForCausalLM takes them; where any row has a picture
     pixel_values [batch, most pictures a row, 3, height, width] in uint8, or patch_features [batch, most pictures a row,
-    image_tokens, vision hidden size] where the rows bring those; and where any row has branches their numbers
-    and position_ids [batch, longest row].
+    image_tokens, vision hidden size] where the rows bring those; and where any row has branches, `branches` [batch, 2,
+    longest row], the numbers of branch and trunk, and position_ids [batch, longest row].
     """
     length = max(len(rendered.input_ids) for rendered, _ in rows)
     ids = np.full((len(rows), length), END_OF_TEXT_ID, dtype=np.int64)
@@ -233,9 +237,9 @@ def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool 
         masks[0, number, place], masks[1, number, place] = True, rendered.image_mask
     batch = {"input_ids": ids, "labels": labels, "attention_mask": masks[0].astype(np.int64), "image_mask": masks[1]}
     if any(rendered.branch[-1] for rendered, _ in rows):  # padding, on the right, belongs to the last one
-        batch["branches"] = np.stack([np.pad(row.branch, (0, length - len(row.branch)), "edge") for row, _ in rows])
-        positions = [row.positions for row, _ in rows]
-        batch["position_ids"] = np.stack([np.pad(p, (0, length - len(p)), "edge") for p in positions])
+        columns = [(row.branch, row.trunk, row.positions) for row, _ in rows]
+        padded = np.stack([np.pad(c, ((0, 0), (0, length - len(c[0]))), "edge") for c in columns])
+        batch["branches"], batch["position_ids"] = padded[:, :2], padded[:, 2]
     batch = {name: torch.from_numpy(values) for name, values in batch.items()}
     batch["loss_positions"] = positions_before(batch["labels"])
     most = max(len(pictures) for _, pictures in rows)

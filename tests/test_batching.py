@@ -3,11 +3,14 @@
 import pytest
 import torch
 from conftest import make_picture, write_jsonl
+from test_training import losses, tiny
 
-from dataset.batching import grouped, share_prefix
+from dataset.batching import PackedRows, fill_rows, grouped, pack, share_prefix
 from dataset.formats import read_samples
 from dataset.vlm_dataset import ConversationDataset
 from model.processing import Rendered, collate
+from trainer.stage import run_stage
+from trainer.train_sft_vlm import SFT_VLM
 
 PICTURE = "<image>\nLook at the picture and say in a word or two: "
 
@@ -59,7 +62,7 @@ def test_branches_do_not_see_each_other(make_vlm, processor, talks):
     batch = collate([(row, pixels)])
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "attention_mask")}
     before = model(**inputs).logits[0]
-    of_second = batch["branches"][0] == 2
+    of_second = batch["branches"][0, 0] == 2
     inputs["input_ids"] = inputs["input_ids"].clone()
     inputs["input_ids"][0, of_second] = 77
     after = model(**inputs).logits[0]
@@ -81,8 +84,8 @@ def test_rows_with_and_without_branches_share_a_batch(make_vlm, processor, talks
 
 
 def test_positions_go_on_where_the_shared_part_ends():
-    row = Rendered([1] * 7, [False] * 7, [False] * 7, [0, 0, 1, 1, 1, 2, 2])
-    assert row.positions.tolist() == [0, 1, 2, 3, 4, 2, 3]
+    row = Rendered([1] * 9, [False] * 9, [False] * 9, [0, 0, 1, 1, 1, 2, 2, 3, 3], [0] * 7 + [3] * 2)
+    assert row.positions.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1]
 
 
 def test_what_is_learnt_is_never_shared(processor):
@@ -126,3 +129,84 @@ def test_the_data_set_groups_and_stores_rows(data_folder, processor):
         shared = row.branch.index(1)
         assert row == share_prefix(wanted[3 * number : 3 * number + 3], shared)
         assert len(pixels) == 1 and data.lengths[number] == len(row.input_ids)
+
+
+# packed side by side
+
+
+@pytest.fixture
+def mixed(processor, talks) -> list[tuple[Rendered, list[torch.Tensor]]]:
+    """A row with branches, one picture, two pictures, none."""
+    pictures = [processor.pixels(make_picture(number)) for number in range(4)]
+    return [
+        (share_prefix(talks[:3], 9), pictures[:1]),
+        (conversation(processor, "<image>What is it?", "a bird"), pictures[1:2]),
+        (conversation(processor, "<image> and <image>: which?", "the second"), pictures[2:]),
+        (conversation(processor, "Hello?", "Yes."), []),
+    ]
+
+
+@pytest.mark.parametrize("use_moe", [False, True])
+def test_a_packed_row_gives_the_loss_and_gradients_of_its_samples(make_vlm, mixed, use_moe):
+    model = make_vlm(use_moe=use_moe, router_aux_loss_coef=0.0).train()
+    packed = (pack([rendered for rendered, _ in mixed]), [picture for _, pictures in mixed for picture in pictures])
+    found = {}
+    for name, rows in (("apart", mixed), ("packed", [packed])):
+        batch = collate(rows)
+        del batch["attention_mask"]
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        found[name] = loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(found["packed"], found["apart"], rtol=1e-4, atol=1e-6)
+
+
+def test_neighbours_in_a_packed_row_do_not_see_each_other(make_vlm, processor, mixed):
+    """Another picture or other words in one sample change no logit of the others, to the bit."""
+    model = make_vlm()
+
+    def logits(rows):
+        batch = collate([(pack([rendered for rendered, _ in rows]), [p for _, pictures in rows for p in pictures])])
+        del batch["labels"], batch["loss_positions"], batch["attention_mask"]
+        return model(**batch).logits[0].split([len(rendered.input_ids) for rendered, _ in rows])
+
+    before = logits(mixed)
+    other_picture = [*mixed[:1], (mixed[1][0], [processor.pixels(make_picture(99))]), *mixed[2:]]
+    words = Rendered(**vars(mixed[2][0]))
+    words.input_ids = [77 if not shown else i for i, shown in zip(words.input_ids, words.image_mask, strict=True)]
+    for changed, number in ((other_picture, 1), ([*mixed[:2], (words, mixed[2][1]), mixed[3]], 2)):
+        after = logits(changed)
+        same = [torch.equal(a, b) for a, b in zip(after, before, strict=True)]
+        assert same == [place != number for place in range(4)]
+
+
+def test_rows_are_filled_and_hold_every_sample_once():
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(220, 660, (4000,), generator=generator).tolist()
+    pictures = [1 + number % 3 // 2 for number in range(4000)]
+    rows = fill_rows(lengths, pictures, 2048, 8)
+    assert sorted(number for row in rows for number in row) == list(range(4000))
+    sizes = [sum(lengths[number] for number in row) for row in rows]
+    assert max(sizes) <= 2048 and max(sum(pictures[number] for number in row) for row in rows) <= 8
+    assert sum(sizes) > 0.99 * 2048 * len(rows)
+    few = fill_rows(lengths, pictures, 2048, 2)
+    assert max(sum(pictures[number] for number in row) for row in few) <= 2
+    assert fill_rows(lengths, pictures, 2048, 8) == rows
+    assert fill_rows([5, 4, 3, 3], [1, 1, 1, 1], 10, 2) == [
+        [0, 1],
+        [2, 3],
+    ]  # 4 + 3 + 3 would be fuller, but for the cap
+    assert fill_rows([5, 4, 3, 3], [1, 0, 0, 0], 11, 1) == [[0, 2, 3], [1]]
+
+
+def test_a_sample_longer_than_a_row_is_refused():
+    with pytest.raises(ValueError, match=r"--pack_tokens 20 .* a sample of 30 tokens .* make them larger"):
+        PackedRows([], [10, 30], [0, 0], 20, 8)
+
+
+@pytest.mark.parametrize("changes", [{"num_workers": 2}, {"cache_features": "float16", "use_moe": 1}], ids=str)
+def test_a_stage_trains_on_packed_rows(changes, data_folder, tower_folder, capsys):
+    config = tiny(SFT_VLM, data_folder, tower_folder, batch_size=1, pack_tokens=128, epochs=4, **changes)
+    run_stage(config)
+    assert losses(config)[-1] < 0.6 * losses(config)[0]
+    assert "packed rows of 128 tokens" in capsys.readouterr().out

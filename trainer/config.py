@@ -68,6 +68,8 @@ class StageConfig:
     # how it runs
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "of the arithmetic: auto, bfloat16, float16 or float32; weights are kept in float32")
+    pack_tokens: int = flag(0, "pack samples side by side into rows of so many tokens; 0: batches of like lengths")
+    pack_pictures: int = flag(8, "most pictures a packed row")
     cache_features: str = flag("none", "float16 or int8: encode each picture once, into files under save_dir/features")
     num_workers: int = flag(1, "processes a rank that decode pictures")
     log_interval: int = flag(20, "steps between log lines")
@@ -87,7 +89,8 @@ class StageConfig:
         for name in ("learning_rate", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be a number above 0")
-        for name in (*SIZES, "val_samples", "num_workers", "seed", "projector_learning_rate", "weight_decay"):
+        for name in (*SIZES, "val_samples", "num_workers", "seed", "projector_learning_rate", "weight_decay",
+                     "pack_tokens"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must not be below 0")
         for name in ("warmup_ratio", "dropout"):

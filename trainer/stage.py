@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
+from dataset.batching import PackedRows
 from dataset.feature_cache import cache_features
 from dataset.formats import read_samples
 from dataset.vlm_dataset import ConversationDataset, text_only
@@ -56,7 +57,7 @@ def _run(config: StageConfig, runtime: Runtime) -> None:
     data, validation = load_data(config, processor, say)
     if config.start_path:
         check_text_loss(model, data, say)
-    lengths = torch.from_numpy(data.dataset.lengths)[list(data.indices)]
+    rows, lengths = rows_of(config, data, say)
     order = Order(lengths, config.batch_size, config.accumulation_steps, runtime.world_size, config.epochs, config.seed)
     say(f"{order.total_steps:,} steps of {order.global_batch} samples, {config.epochs} epochs")
 
@@ -74,7 +75,7 @@ def _run(config: StageConfig, runtime: Runtime) -> None:
     validate = (lambda: validation_loss(model, validation, config.batch_size, runtime)) if validation else None
     saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, runtime)
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if runtime.world_size > 1 else model
-    batches = batches_of(data, order, config, runtime, state.step)
+    batches = batches_of(rows, order, config, runtime, state.step)
     try:
         train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, state, saver.full)
         saver.finish()
@@ -126,6 +127,18 @@ def load_data(config: StageConfig, processor: VLMProcessor, say: Callable = prin
     held_back = min(config.val_samples, len(data) // 10)
     shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).tolist()
     return Subset(data, sorted(shuffled[held_back:])), Subset(data, shuffled[:held_back]) if held_back else None
+
+
+def rows_of(config: StageConfig, data: Subset, say: Callable = print) -> tuple[Dataset, torch.Tensor]:
+    """What a batch is made of, and how many tokens each has: the samples, or rows packed with them."""
+    numbers = list(data.indices)
+    lengths = data.dataset.lengths[numbers]
+    if not config.pack_tokens:
+        return data, torch.from_numpy(lengths)
+    pictures = data.dataset.pictures_a_row[numbers]
+    packed = PackedRows(data, lengths.tolist(), pictures.tolist(), config.pack_tokens, config.pack_pictures)
+    say(f"{len(packed):,} packed rows of {config.pack_tokens} tokens, {100 * packed.filled:.1f} % filled")
+    return packed, packed.lengths
 
 
 def encode_once(

@@ -1,0 +1,198 @@
+"""How fast a step of both stages is: MiniMind-V's way against each of our switches alone and all together.
+
+    python scripts/benchmark.py --json benchmark.json
+
+Weights are random, sizes real (26 M decoder, CLIP-ViT-B/16), samples synthetic: 196 + 60 tokens with 25 supervised, or
+--text mixed for 60 to 460 of text with a good third supervised. The baseline pads each sample to 640 tokens, runs the
+tower in every step, and computes logits everywhere, in float32 without fusing, as MiniMind-V does on a CPU. All
+variants take turns, and the medians count, so that a busy machine slows them alike. Samples a second are real samples,
+never padding.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from model.config import IGNORE_INDEX, VLMConfig
+from model.model_vlm import MiniMindVLM
+from model.processing import Rendered, collate
+
+PADDED = 640  # tokens, MiniMind-V's max_seq_len
+TRAINED = {"stage1": ("vision_proj.", "model.layers.{last}."), "stage2": ("vision_proj.", "model.")}
+
+
+@dataclass(frozen=True)
+class Variant:
+    padded: bool = True  # to PADDED tokens, or to the longest of a batch of like lengths
+    everywhere: bool = True  # logits and the last layer at every position, or where the loss is
+    cached: bool = False  # the tower's outputs read, or computed
+    fused: bool = False  # AdamW
+    bfloat16: bool = False
+
+
+BASELINE = Variant()
+ONLINE = Variant(padded=False, everywhere=False, fused=True)
+VARIANTS = {
+    "baseline": BASELINE,
+    "no padding": replace(BASELINE, padded=False),
+    "loss where labels are": replace(BASELINE, everywhere=False),
+    "cached features": replace(BASELINE, cached=True),
+    "fused AdamW": replace(BASELINE, fused=True),
+    "all, online": ONLINE,
+    "all, cached": replace(ONLINE, cached=True),
+}
+
+
+def make_samples(count: int, text: str, config: VLMConfig, seed: int = 0) -> list[tuple[Rendered, list[torch.Tensor]]]:
+    """Random conversations with one picture each."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for _ in range(count):
+        words = 60 if text == "short" else int(torch.randint(60, 461, (), generator=generator))
+        answer = 25 if text == "short" else int(0.38 * words)
+        rendered = Rendered()
+        rendered.extend([1, 5, 6])
+        rendered.extend([config.image_token_id] * config.image_tokens, image=True)
+        ids = torch.randint(50, config.vocab_size, (words - 3,), generator=generator).tolist()
+        rendered.extend(ids[: -answer - 1])
+        rendered.extend(ids[-answer - 1 : -1], trained=True)
+        rendered.extend(ids[-1:])
+        size = (3, config.image_size, config.image_size)
+        samples.append((rendered, [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)]))
+    return sorted(samples, key=lambda sample: len(sample[0].input_ids))
+
+
+class Trainer:
+    """A model in one stage and a step of each variant over the same samples."""
+
+    def __init__(self, stage: str, config: VLMConfig, device: torch.device):
+        torch.manual_seed(0)
+        self.model = MiniMindVLM(config).to(device).train()
+        last = config.num_hidden_layers - 1
+        prefixes = tuple(prefix.format(last=last) for prefix in TRAINED[stage])
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith(prefixes))
+        learnt = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizers = {
+            fused: torch.optim.AdamW(learnt, lr=1e-5, fused=fused, foreach=False if not fused else None)
+            for fused in (False, True)
+        }
+        self.device, self.config = device, config
+
+    def batches(self, samples: list, size: int) -> dict[str, list[dict]]:
+        """The micro-batches with pixels and with features, all made before the clock starts."""
+        groups = [samples[start : start + size] for start in range(0, len(samples), size)]
+        plain = [collate(group) for group in groups]
+        cached = []
+        for batch in plain:
+            features = self.model.encode_pictures(batch["pixel_values"][:, 0].to(self.device)).half().cpu()
+            rest = {name: value for name, value in batch.items() if name != "pixel_values"}
+            cached.append({**rest, "patch_features": features[:, None]})
+        return {"pixels": plain, "features": cached}
+
+    def step(self, batch: dict, variant: Variant) -> None:
+        batch = {name: value.to(self.device) for name, value in batch.items() if name != "attention_mask"}
+        labels = batch.pop("labels")
+        positions = batch.pop("loss_positions")
+        if variant.padded:
+            rest = (0, PADDED - labels.shape[1])
+            labels = F.pad(labels, rest, value=IGNORE_INDEX)
+            batch["input_ids"] = F.pad(batch["input_ids"], rest)
+            batch["image_mask"] = F.pad(batch["image_mask"], rest)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=variant.bfloat16):
+            if variant.everywhere:
+                logits = self.model(**batch).logits.float()
+                loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+            else:
+                loss = self.model(**batch, labels=labels, loss_positions=positions).loss
+        loss.backward()
+        optimizer = self.optimizers[variant.fused]
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def measure(stage: str, options: argparse.Namespace, variants: dict[str, Variant], say: Callable) -> dict[str, float]:
+    """Samples a second of each variant: the median of options.rounds turns, after one that does not count."""
+    config = VLMConfig(hidden_size=options.hidden_size, num_hidden_layers=options.layers, use_moe=options.moe)
+    trainer = Trainer(stage, config, torch.device(options.device))
+    samples = make_samples(options.batch_size * options.batches, options.text, config)
+    batches = trainer.batches(samples, options.batch_size)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in tqdm(range(options.rounds + 1), desc=stage, unit="round"):
+        for name, variant in variants.items():
+            started = time.perf_counter()
+            for batch in batches["features" if variant.cached else "pixels"]:
+                trainer.step(batch, variant)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+        gc.collect()
+    speeds = {name: len(samples) / statistics.median(times) for name, times in seconds.items()}
+    for name, speed in speeds.items():
+        say(f"{stage}  {name:<24}{speed:>9.2f} samples/s{speed / speeds['baseline']:>8.2f} x")
+    return speeds
+
+
+def has_bfloat16(device: str) -> bool:
+    """Computed, not emulated."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def report(speeds: dict[str, float], bfloat16: bool) -> dict[str, dict]:
+    """online and cached: samples a second and ratios against the baseline, in float32 and under bfloat16."""
+    suffix = ", bf16" if bfloat16 else ""
+    found = {}
+    for name in ("online", "cached"):
+        speed = max(speeds[f"all, {name}"], speeds.get(f"all, {name}{suffix}", 0.0))
+        found[name] = {
+            "samples_per_second": speed,
+            "ratio": speed / speeds["baseline"],
+            "ratio_bf16": speed / speeds["baseline, bf16"] if bfloat16 else None,
+        }
+    return {**found, "switches": speeds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--stages", nargs="+", choices=TRAINED, default=list(TRAINED))
+    parser.add_argument("--text", choices=("short", "mixed"), default="short")
+    parser.add_argument("--batch_size", type=int, default=4, help="samples a step")
+    parser.add_argument("--batches", type=int, default=1, help="steps a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every variant")
+    parser.add_argument("--hidden_size", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--moe", action="store_true")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    bfloat16, variants = has_bfloat16(options.device), dict(VARIANTS)
+    if bfloat16:
+        for name in ("baseline", "all, online", "all, cached"):
+            variants[f"{name}, bf16"] = replace(VARIANTS[name], bfloat16=True)
+    else:
+        print("this device has no bfloat16 instructions: everything in float32, ratio_bf16 is left out")
+    facts = {name: str(value) for name, value in vars(options).items() if name != "json"}
+    facts |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.processor()}
+    result: dict = {"settings": facts}
+    for stage in options.stages:
+        result[stage] = report(measure(stage, options, variants, tqdm.write), bfloat16)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
