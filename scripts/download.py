@@ -15,11 +15,13 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
+
+from filelock import FileLock, Timeout
 
 from scripts.hub import (
     RETRY,
@@ -174,9 +176,9 @@ def run(hub: HuggingFace | ModelScope, what: Download, revision: str | None, rep
     missing = still_to_fetch(chosen, what.folder, replace_others)
     if missing:
         require_space(missing, what.folder)
-    for file in missing:
-        fetch_checked(hub, repo_id, what.repo_type, commit, file, what.folder)
-    _drop_empty(what.folder / STAGING)
+        with _alone_in(what.folder):
+            for file in missing:
+                fetch_checked(hub, repo_id, what.repo_type, commit, file, what.folder)
     unchecked = sum(file.digest is None for file in chosen)
     checked = (
         "sizes and checksums are the hub's" if not unchecked else f"sizes are the hub's, {unchecked} checksums unknown"
@@ -185,10 +187,23 @@ def run(hub: HuggingFace | ModelScope, what: Download, revision: str | None, rep
     return [what.folder / file.path for file in chosen]
 
 
-def _drop_empty(folder: Path) -> None:
-    for path in sorted([folder, *folder.rglob("*")], reverse=True):
-        if path.is_dir():
-            with contextlib.suppress(OSError):  # something of another download waits in it
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder against a second download, which would write into the same unfinished files."""
+    staging = folder / STAGING
+    staging.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(staging / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise LocalError(f"another download into {folder} is running: wait for it to end") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+        for path in sorted([staging, *staging.rglob("*")], reverse=True):
+            if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
 
 

@@ -23,6 +23,7 @@ RETRY = "run the same command again: it goes on where it stopped"
 CONNECT_SECONDS = 15
 RECONNECTIONS = 3
 PRIVATE = 1  # ModelScope's number for it
+DAY = str(24 * 3600)  # seconds
 
 
 class HubError(Exception):
@@ -253,6 +254,7 @@ class ModelScope:
     name = "modelscope"
 
     def __init__(self) -> None:
+        os.environ.setdefault("MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT", DAY)  # an hour by default: gigabytes take longer
         try:
             import modelscope_hub
         except ImportError as error:

@@ -16,6 +16,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import huggingface_hub.constants
 import modelscope_hub
 import pytest
+from safetensors.torch import save
+from torch import arange
+
+from scripts import download
+from scripts.hub import SOURCES
 
 COMMIT = "c0ffee" * 6 + "c0ff"  # 40 digits, as a commit has
 LARGE = 1000  # bytes; from here on a file is stored as a large one, with a sha256
@@ -230,8 +235,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"objects": wanted, "transfer": "basic", "Data": {"objects": wanted}})
 
     def put(self, oid: str) -> None:
-        if sha256(self.body) != oid:
-            return self.answer({"error": "wrong checksum"}, 422)
+        if self.hub.refuse_content or sha256(self.body) != oid:
+            return self.answer({"error": "refused"}, self.hub.refuse_content or 422)
         self.hub.blobs[oid] = self.body
         return self.answer({})
 
@@ -342,3 +347,48 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubSt
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     yield stand_in
     stand_in.close()
+
+
+# Real CLIP's repository in small, and what to do with it
+
+WEIGHTS = save({"weight": arange(50_000)})  # 400 kB
+CUT = 150_000  # bytes
+CLIP_FILES = {
+    "config.json": b'{"model_type": "clip"}',
+    "preprocessor_config.json": b'{"size": 224}',
+    "model.safetensors": WEIGHTS,
+    "pytorch_model.bin": b"p" * 5000,
+    "flax_model.msgpack": b"f" * 5000,
+    "tf_model.h5": b"t" * 5000,
+    "vocab.json": b"{}",
+    ".gitattributes": b"*.bin lfs",
+}
+NEEDED = ("config.json", "preprocessor_config.json", "model.safetensors")
+
+
+@pytest.fixture(name="clip")
+def clip_on_hub(hub: HubStandIn) -> HubStandIn:
+    for source in SOURCES:
+        hub.add(f"models/{download.CLIP.repo_ids[source]}", dict(CLIP_FILES))
+    return hub
+
+
+def fetch(folder: Path, *arguments: str, what: str = "clip") -> None:
+    download.main([what, "--to", str(folder), *arguments])
+
+
+def refusal(folder: Path, *arguments: str, what: str = "clip") -> str:
+    """The one sentence that a failing download ends with."""
+    with pytest.raises(SystemExit) as caught:
+        fetch(folder, *arguments, what=what)
+    text = caught.value.code
+    assert isinstance(text, str) and text.startswith("download: ") and "\n" not in text and "Traceback" not in text
+    return text
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def needed_files() -> dict[str, bytes]:
+    return {name: CLIP_FILES[name] for name in NEEDED}

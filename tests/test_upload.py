@@ -162,3 +162,13 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence(hub, tokens, folder, source)
     with pytest.raises(SystemExit) as caught:
         upload.main([str(folder), "--repo_id", "me/model", "--source", source])
     assert "cannot be reached" in caught.value.code and "check the network" in caught.value.code
+
+
+@both_hubs
+def test_weights_that_the_hub_does_not_take_are_no_success(hub, tokens, folder, source):
+    hub.refuse_content = 403
+    with pytest.raises(SystemExit) as caught:
+        upload.main([str(folder), "--repo_id", "me/model", "--source", source])
+    assert caught.value.code.startswith("upload: ") and "me/model" in caught.value.code
+    assert "\n" not in caught.value.code and SCOPE_TOKEN not in caught.value.code
+    assert "model.safetensors" not in hub.repositories["models/me/model"].files
