@@ -223,7 +223,7 @@ def from_first(sources: Sequence[str], action: Callable[[HuggingFace | ModelScop
             failures.append(error)
             if len(failures) < len(sources):
                 print(f"{error}; trying {sources[len(failures)]}")
-    kind = NoNetworkError if all(isinstance(error, NoNetworkError) for error in failures) else HubError
+    kind = NoNetworkError if any(isinstance(error, NoNetworkError) for error in failures) else HubError
     raise kind("; ".join(map(str, failures)))
 
 
@@ -231,7 +231,7 @@ def by_hand(what: Download) -> str:
     """What to do on a machine without a network."""
     kind = "datasets/" if what.repo_type == "dataset" else ""
     address = f"https://huggingface.co/{kind}{what.repo_ids['huggingface']}/tree/main"
-    files = ", ".join(what.patterns) or "the files"
+    files = ", ".join(pattern for pattern in what.patterns if not pattern.endswith(".bin")) or "the files"
     return f"Without a network: fetch {files} from {address} on another machine and copy them to {what.folder}"
 
 

@@ -77,13 +77,14 @@ def test_an_unfinished_file_of_another_revision_is_started_again(clip, tmp_path,
     assert tree(tmp_path / "clip") == needed_files()
 
 
-def test_a_server_that_knows_no_ranges_sends_all_again(clip, tmp_path, monkeypatch):
+def test_a_server_that_knows_no_ranges_sends_all_again(clip, tmp_path):
     partial = tmp_path / "clip/.download/model.safetensors.incomplete"
     partial.parent.mkdir(parents=True)
-    partial.write_bytes(b"x" * CUT)
-    monkeypatch.setattr(clip, "ignore_ranges", True)
+    partial.write_bytes(WEIGHTS[:CUT])
+    clip.ignore_ranges = True
     fetch(tmp_path / "clip", "--source", "huggingface")
     assert tree(tmp_path / "clip") == needed_files()
+    assert [request.sent for request in clip.contents_sent() if request.sent > 1000] == [len(WEIGHTS)]
 
 
 def test_modelscope_fills_in_for_hugging_face(clip, tmp_path, capsys):

@@ -172,7 +172,7 @@ def closed_port(monkeypatch) -> str:
 def test_without_a_network_it_says_what_to_do_by_hand(clip, closed_port, tmp_path, source):
     said = refusal(tmp_path / "clip", "--source", source)
     assert said.count("cannot be reached") == (2 if source == "auto" else 1) and closed_port in said
-    assert "fetch config.json, preprocessor_config.json, model.safetensors" in said
+    assert "fetch config.json, preprocessor_config.json, model.safetensors from" in said
     assert "https://huggingface.co/openai/clip-vit-base-patch16/tree/main" in said and str(tmp_path / "clip") in said
     assert not (tmp_path / "clip").exists()
 
