@@ -19,6 +19,7 @@ from hub_stand_in import (  # noqa: F401 (fixtures)
     tree,
 )
 
+from model.vision_encoder import read_tower
 from scripts import download
 from scripts import hub as hubs
 from scripts.hub import HubError, RemoteFile
@@ -39,6 +40,14 @@ def test_what_is_needed_arrives_and_nothing_else(clip, tmp_path, source, capsys)
     clip.heal()
     fetch(tmp_path / "clip", "--source", source)
     assert not clip.contents_sent() and "0 fetched, 3 there already" in capsys.readouterr().out
+
+
+@both_hubs
+def test_training_can_read_what_arrived(hub, tower_folder, tmp_path, source):
+    hub.add(f"models/{download.CLIP.repo_ids[source]}", tree(tower_folder))
+    fetch(tmp_path / "clip", "--source", source)
+    tower, digest = read_tower(tmp_path / "clip")
+    assert digest == sha256((tower_folder / "model.safetensors").read_bytes()) and tower.config.image_size == 32
 
 
 @both_hubs
