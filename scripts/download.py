@@ -1,0 +1,281 @@
+"""Fetch real CLIP, real base weights or real data to where training looks for them, checked and resumable.
+
+    python scripts/download.py clip         # CLIP-ViT-B/16, the tower
+    python scripts/download.py llm          # MiniMind2-Small, the base decoder, and its tokenizer
+    python scripts/download.py vlm          # MiniMind2-V-Small, already trained, and its tokenizer
+    python scripts/download.py dataset      # MiniMind-V's pictures and conversations
+    python scripts/download.py owner/name   # any other repository, into out/<name>
+
+From Hugging Face, and where that fails from ModelScope; HF_ENDPOINT and MODELSCOPE_ENDPOINT name mirrors. More in
+docs/download.md.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+from scripts.hub import (
+    RETRY,
+    SOURCES,
+    HubError,
+    HuggingFace,
+    LocalError,
+    ModelScope,
+    NoNetworkError,
+    RemoteFile,
+    partial_path,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGING = ".download"  # unfinished files wait here, inside the folder that they are for
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# The same weights once more for other frameworks; .bin only counts as one beside .safetensors
+OTHER_FRAMEWORKS = (".h5", ".msgpack", ".ot", ".onnx", ".tflite")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Download:
+    """Some files of one repository, which the hubs know under different names, and where they go."""
+
+    repo_ids: dict[str, str]  # source -> owner/name
+    folder: Path
+    patterns: tuple[str, ...] = ()  # of paths in the repository; none: all but what is there twice
+    repo_type: str = "model"
+
+
+def _minimind(name: str, folder: str, *patterns: str, repo_type: str = "model", at_modelscope: str = "") -> Download:
+    repo_ids = {"huggingface": f"jingyaogong/{name}", "modelscope": f"gongjy/{at_modelscope or name}"}
+    return Download(repo_ids, ROOT / folder, patterns, repo_type)
+
+
+CLIP = Download(
+    {"huggingface": "openai/clip-vit-base-patch16", "modelscope": "openai-mirror/clip-vit-base-patch16"},
+    ROOT / "model/vision_model/clip-vit-base-patch16",
+    ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin"),
+)
+TOKENIZER = _minimind("MiniMind2", "out/minimind2_tokenizer", "tokenizer.json", "tokenizer_config.json")
+WORDS = {
+    "clip": (CLIP,),
+    # the two hubs spell this one differently
+    "llm": (_minimind("MiniMind2-Pytorch", "out", "full_sft_512.pth", at_modelscope="MiniMind2-PyTorch"), TOKENIZER),
+    "vlm": (_minimind("MiniMind2-V-PyTorch", "out", "sft_vlm_512.pth"), TOKENIZER),
+    "dataset": (_minimind("minimind-v_dataset", "dataset/data", "*.parquet", repo_type="dataset"),),
+}
+ITS_TOKENIZER = "put out/minimind2_tokenizer/tokenizer.json in the place of model/tokenizer.json"
+NEXT = {
+    "clip": "it is the default of --vision_model, nothing more to do",
+    "llm": f"{ITS_TOKENIZER}, then: python trainer/train_pretrain_vlm.py --from_weight out/full_sft_512.pth",
+    "vlm": f"{ITS_TOKENIZER}, fetch clip too, then: python eval_vlm.py --weight out/sft_vlm_512.pth "
+    "--vision_model model/vision_model/clip-vit-base-patch16",
+    "dataset": "name the file with --data_path, e.g. dataset/data/sft_i2t.parquet",
+}
+
+
+def choose(files: Sequence[RemoteFile], patterns: Sequence[str]) -> list[RemoteFile]:
+    """What is needed of a repository: by patterns, and never the same weights twice in other formats.
+
+    Raises:
+        HubError: nothing fits; the message lists what there is.
+    """
+    paths = [file.path for file in files]
+    visible = [file for file in files if not any(part.startswith(".") for part in PurePosixPath(file.path).parts)]
+    named = [file for file in visible if not patterns or any(fnmatchcase(file.path, p) for p in patterns)]
+    others = OTHER_FRAMEWORKS + ((".bin",) if any(path.endswith(".safetensors") for path in paths) else ())
+    asked_for = {pattern for pattern in patterns if PurePosixPath(pattern).suffix in others and "*" in pattern}
+    chosen = [f for f in named if not f.path.endswith(others) or any(fnmatchcase(f.path, p) for p in asked_for)]
+    if not chosen:
+        shown = ", ".join(sorted(paths)[:12]) or "nothing"
+        raise HubError(f"no file fits {' '.join(patterns) or 'what is needed'}; the repository holds {shown}")
+    return chosen
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: 598.6 MB (powers of ten, as the hubs show them)."""
+    power = sum(size >= 1000**k for k in (1, 2, 3))
+    return f"{size / 1000**power:.{min(power, 1)}f} {('bytes', 'kB', 'MB', 'GB')[power]}"
+
+
+def still_to_fetch(files: Sequence[RemoteFile], folder: Path, replace_others: bool) -> list[RemoteFile]:
+    """Those that are not in the folder yet, exactly as the hub states them.
+
+    Raises:
+        LocalError: another file has such a name; `replace_others` allows to overwrite it.
+    """
+    missing = []
+    for file in files:
+        path = folder / file.path
+        problem = file.problem(path) if path.is_file() else "not there"
+        if problem and path.exists() and not replace_others:
+            raise LocalError(
+                f"{path} is there, but is not the hub's ({problem}): move it away, or overwrite it with --replace"
+            )
+        if problem:
+            missing.append(file)
+    return missing
+
+
+def require_space(files: Sequence[RemoteFile], folder: Path) -> None:
+    """Raises LocalError where the disk has not room for what is still to come."""
+    waiting = [partial_path(folder / STAGING, file) for file in files]
+    needed = sum(file.size for file in files) - sum(path.stat().st_size for path in waiting if path.is_file())
+    disk = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(disk).free
+    print(f"{size_text(max(needed, 0))} to fetch into {folder}, {size_text(free)} free")
+    if needed > free:
+        raise LocalError(
+            f"{folder} needs {size_text(needed)} and its disk has {size_text(free)} free: free some space, or name "
+            "another place with --to"
+        )
+
+
+def fetch_checked(
+    hub: HuggingFace | ModelScope, repo_id: str, repo_type: str, revision: str, file: RemoteFile, folder: Path
+) -> None:
+    """One file, under its final name only when size and digest are the hub's.
+
+    Raises:
+        HubError: it could not be had, or is another than the hub states; nothing is left under the final name.
+    """
+    staging = folder / STAGING
+    staged = staging / file.path
+    resumed = partial_path(staging, file).exists()
+    if not staged.is_file() or file.problem(staged):
+        hub.fetch(repo_id, repo_type, revision, file, staging)
+    if resumed and file.problem(staged):  # what waited was of another revision: once more, from the start
+        staged.unlink()
+        hub.fetch(repo_id, repo_type, revision, file, staging)
+    if problem := file.problem(staged):
+        staged.unlink()
+        page = hub.page(repo_id, repo_type)
+        raise HubError(f"{file.path} of {page} arrived damaged, {problem}: run again, or use the other hub (--source)")
+    final = folder / file.path
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staged, final)
+
+
+def run(hub: HuggingFace | ModelScope, what: Download, revision: str | None, replace_others: bool) -> list[Path]:
+    """Everything of one download from one hub; returns the files.
+
+    Raises:
+        HubError: a sentence for the user.
+    """
+    repo_id = what.repo_ids[hub.name]
+    commit, files = hub.list_files(repo_id, what.repo_type, revision)
+    chosen = choose(files, what.patterns)
+    print(f"{hub.page(repo_id, what.repo_type)} at {commit}: {', '.join(file.path for file in chosen)}")
+    missing = still_to_fetch(chosen, what.folder, replace_others)
+    if missing:
+        require_space(missing, what.folder)
+        with _alone_in(what.folder):
+            for file in missing:
+                fetch_checked(hub, repo_id, what.repo_type, commit, file, what.folder)
+    unchecked = sum(file.digest is None for file in chosen)
+    checked = (
+        "sizes and checksums are the hub's" if not unchecked else f"sizes are the hub's, {unchecked} checksums unknown"
+    )
+    print(f"{len(missing)} fetched, {len(chosen) - len(missing)} there already; {checked}")
+    return [what.folder / file.path for file in chosen]
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder against a second download, which would write into the same unfinished files."""
+    staging = folder / STAGING
+    staging.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(staging / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise LocalError(f"another download into {folder} is running: wait for it to end") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+        for path in sorted([staging, *staging.rglob("*")], reverse=True):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def from_first(sources: Sequence[str], action: Callable[[HuggingFace | ModelScope], Result]) -> Result:
+    """What the first hub gives that gives anything.
+
+    Raises:
+        HubError: none did; the message tells why each did not.
+    """
+    failures: list[HubError] = []
+    for source in sources:
+        try:
+            return action(SOURCES[source]())
+        except LocalError:
+            raise
+        except HubError as error:
+            failures.append(error)
+            if len(failures) < len(sources):
+                print(f"{error}; trying {sources[len(failures)]}")
+    kind = NoNetworkError if any(isinstance(error, NoNetworkError) for error in failures) else HubError
+    raise kind("; ".join(map(str, failures)))
+
+
+def by_hand(what: Download) -> str:
+    """What to do on a machine without a network."""
+    kind = "datasets/" if what.repo_type == "dataset" else ""
+    address = f"https://huggingface.co/{kind}{what.repo_ids['huggingface']}/tree/main"
+    files = ", ".join(pattern for pattern in what.patterns if not pattern.endswith(".bin")) or "the files"
+    return f"Without a network: fetch {files} from {address} on another machine and copy them to {what.folder}"
+
+
+def plan(what: str, repo_type: str, files: Sequence[str], to: Path | None) -> list[Download]:
+    """The downloads that a word or a repository's name stands for, with what the command line changes about them."""
+    if what not in WORDS and not REPO_ID.fullmatch(what):
+        raise LocalError(f"{what!r} is neither one of {', '.join(WORDS)} nor a repository's name like owner/name")
+    name = what.split("/")[-1]
+    downloads = WORDS.get(what) or (Download(dict.fromkeys(SOURCES, what), ROOT / "out" / name, (), repo_type),)
+    if files:
+        downloads = (replace(downloads[0], patterns=tuple(files)), *downloads[1:])
+    return [replace(download, folder=to) for download in downloads] if to else list(downloads)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", help=f"{', '.join(WORDS)}, or owner/name")
+    parser.add_argument(
+        "--source", choices=("auto", *SOURCES), default="auto", help="auto: Hugging Face, then ModelScope"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit; one hub's commits mean nothing to the other")
+    parser.add_argument("--files", nargs="+", default=[], help="other files than usual, e.g. full_sft_768.pth '*.json'")
+    parser.add_argument("--to", type=Path, help="another folder")
+    parser.add_argument("--repo_type", choices=("model", "dataset"), default="model", help="of owner/name")
+    parser.add_argument("--replace", action="store_true", help="overwrite files that are not the hub's")
+    options = parser.parse_args(arguments)
+    sources = tuple(SOURCES) if options.source == "auto" else (options.source,)
+    try:
+        for part, download in enumerate(plan(options.what, options.repo_type, options.files, options.to)):
+            # a revision is the first repository's; the tokenizer beside it lives in another one
+            revision = options.revision if part == 0 else None
+            try:
+                from_first(sources, lambda hub, d=download, r=revision: run(hub, d, r, options.replace))
+            except NoNetworkError as error:
+                raise HubError(f"{error}: check the network, then {RETRY}. {by_hand(download)}") from error
+    except HubError as error:
+        raise SystemExit(f"download: {error}") from error
+    except OSError as error:
+        raise SystemExit(f"download: {error.filename} cannot be written ({error.strerror}): try --to") from error
+    except KeyboardInterrupt:
+        raise SystemExit("download: stopped; what came so far is kept, the same command goes on with it") from None
+    if options.what in NEXT:
+        print(f"next: {NEXT[options.what]}")
+
+
+if __name__ == "__main__":
+    main()
