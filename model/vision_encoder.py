@@ -36,8 +36,8 @@ def read_tower(folder: str | Path) -> tuple[CLIPVisionModel, str]:
     if weights is None or not (folder / "config.json").is_file():
         reason = "no weights in it" if folder.is_dir() else "the folder does not exist"
         raise ValueError(
-            f"{folder} holds no CLIP vision tower: {reason}. Put openai's there: `hf download "
-            f"openai/clip-vit-base-patch16 --local-dir {folder}`, or name the small shipped one: "
+            f"{folder} holds no CLIP vision tower: {reason}. Fetch openai's with `python "
+            f"scripts/download.py clip --to {folder}`, or name the small shipped one: "
             f"--vision_model {SHIPPED_TOWER}"
         )
     logging.disable_progress_bar()  # it would flash for a file of this size

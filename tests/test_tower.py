@@ -69,7 +69,7 @@ def test_missing_tower_names_the_cure(tmp_path):
             read_tower(folder)
         message = str(caught.value)
         assert f"{folder} holds no CLIP vision tower: {reason}" in message
-        assert f"hf download openai/clip-vit-base-patch16 --local-dir {folder}" in message
+        assert f"python scripts/download.py clip --to {folder}" in message
         assert f"--vision_model {SHIPPED_TOWER}" in message
         folder.mkdir(exist_ok=True)
 
