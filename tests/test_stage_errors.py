@@ -116,7 +116,9 @@ def test_missing_tower(present, config, data_folder):
     folder = data_folder / "no_tower"
     if present:
         folder.mkdir()
-    said = refusal(dataclasses.replace(config, vision_model=str(folder)), str(folder), "--vision_model", "download.py clip")
+    said = refusal(
+        dataclasses.replace(config, vision_model=str(folder)), str(folder), "--vision_model", "download.py clip"
+    )
     assert ("does not exist" in said) == (not present)
 
 
