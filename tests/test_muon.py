@@ -22,6 +22,8 @@ def test_singular_values_come_out_alike(shape):
     assert found.shape == shape
     assert float(values.max()) < 1.3 and float(values.median()) > 0.6
     assert float(torch.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0)) > 0.95
+    half = orthogonalized(matrix.bfloat16()).float()
+    assert float(torch.cosine_similarity(half.flatten(), found.flatten(), dim=0)) > 0.99
     assert torch.equal(orthogonalized(torch.zeros(shape)), torch.zeros(shape))
 
 

@@ -86,7 +86,7 @@ def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Ten
     assert not [name for name in first if not torch.equal(first[name], second[name])]
 
 
-def plain_sgd(model: torch.nn.Module, config: StageConfig) -> torch.optim.SGD:
+def plain_sgd(model: torch.nn.Module, config: StageConfig, dtype: torch.dtype) -> torch.optim.SGD:
     """Weights that show the size of a gradient, which AdamW divides away."""
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.SGD([{"params": learnt, "peak": config.learning_rate}], lr=config.learning_rate)

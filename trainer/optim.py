@@ -45,8 +45,13 @@ def table_of_parts(model: nn.Module, config: StageConfig) -> str:
     return "\n".join(lines)
 
 
-def build_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.AdamW:
-    """Over what learns: matrices decay, norms and biases do not; with Muon the decoder layers' matrices are its own."""
+def build_optimizer(
+    model: nn.Module, config: StageConfig, dtype: torch.dtype = torch.float32
+) -> torch.optim.AdamW:  # fmt: skip
+    """Over what learns: matrices decay, norms and biases do not; with Muon the decoder layers' matrices are its own.
+
+    dtype: of the arithmetic; Muon's iterations take bfloat16 where that is it.
+    """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -55,29 +60,27 @@ def build_optimizer(model: nn.Module, config: StageConfig) -> torch.optim.AdamW:
             matrix = parameter.dim() > 1
             decay, muon = config.weight_decay if matrix else 0.0, matrix and ".layers." in name
             groups.setdefault((peak, decay, muon and config.optimizer == "muon"), []).append(parameter)
-    kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
-    return kind(
-        [
-            {"params": p, "peak": peak, "lr": peak, "weight_decay": decay, "muon": muon}
-            for (peak, decay, muon), p in groups.items()
-        ],
-        betas=(0.9, 0.95),
-        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
-    )
+    listed = [
+        {"params": p, "peak": peak, "lr": peak, "weight_decay": decay, "muon": muon}
+        for (peak, decay, muon), p in groups.items()
+    ]
+    options = {"betas": (0.9, 0.95), "fused": next(model.parameters()).device.type in ("cpu", "cuda")}
+    return Muon(listed, dtype, **options) if config.optimizer == "muon" else torch.optim.AdamW(listed, **options)
 
 
 class Muon(torch.optim.AdamW):
     """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) for groups marked `muon`, AdamW for the others.
 
     The step of a matrix is its momentum with all singular values made alike. It is scaled as Moonlight does (Liu et al.
-    2025, arXiv 2502.16982), so that one learning rate serves both. torch.optim.Muon computes in bfloat16, which many
-    CPUs emulate; here it is the gradient's own type.
+    2025, arXiv 2502.16982), so that one learning rate serves both. torch.optim.Muon always computes in bfloat16, which
+    many CPUs emulate at a quarter of float32's speed.
     """
 
     MOMENTUM = 0.95
 
-    def __init__(self, groups: list[dict], **options):
+    def __init__(self, groups: list[dict], dtype: torch.dtype = torch.float32, **options):
         super().__init__(groups, **options)
+        self.dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         self._step_supports_amp_scaling = False  # the scaler must skip a bad step whole, not AdamW's share alone
 
     @torch.no_grad()
@@ -94,7 +97,7 @@ class Muon(torch.optim.AdamW):
         if not state:  # AdamW wants a "step" in every state that it loads
             state |= {"momentum": torch.zeros_like(parameter), "step": torch.tensor(0.0)}
         momentum = state["momentum"].lerp_(parameter.grad, 1 - self.MOMENTUM)
-        update = orthogonalized(parameter.grad.lerp(momentum, self.MOMENTUM))
+        update = orthogonalized(parameter.grad.lerp(momentum, self.MOMENTUM).to(self.dtype)).to(parameter.dtype)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update, alpha=-0.2 * math.sqrt(max(parameter.shape)) * group["lr"])
 

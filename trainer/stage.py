@@ -64,7 +64,7 @@ def _run(config: StageConfig, runtime: Runtime) -> None:
     model.to(runtime.device)
     if config.with_vision and config.cache_features != "none":
         encode_once(config, model, data, validation, runtime, say)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, config, runtime.dtype)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     torch.manual_seed(config.seed + runtime.rank)  # dropout differs from rank to rank
     found = fingerprints(config, model, processor, data)
