@@ -1,9 +1,7 @@
 """The one loop: every stage trains here."""
 
 import contextlib
-import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -14,12 +12,16 @@ from dataset.vlm_dataset import ConversationDataset
 from model.config import IGNORE_INDEX
 from model.processing import collate
 from trainer.config import StageConfig
+from trainer.finite import NumberWatch, carry_to_gradient, step_if_finite
 from trainer.metrics import Metrics
 from trainer.optim import rate_share, set_learning_rate
 from trainer.order import Order
 from trainer.resplit import ResplitOrder
 from trainer.run_state import RunState
 from trainer.runtime import Runtime
+from trainer.saving import Saver
+from trainer.signals import ignore_stopping
+from trainer.steady_batches import POLL
 
 Batch = dict[str, torch.Tensor]
 
@@ -34,29 +36,30 @@ def train(
     runtime: Runtime,
     metrics: Metrics,
     state: RunState,
-    save: Callable[[RunState], None],
+    numbers: NumberWatch,
+    saver: Saver,
 ) -> None:
-    """From the state's step to the end; `save(state)` is called every save_interval and after the last step."""
+    """From the state's step to the end; the saver saves every save_interval, at the end and when a signal asks."""
     model.train()
-    window = state.window  # what the steps since the last log line returned, still on the device
+    window = state.window  # what the good steps since the last log line returned, still on the device
     for step in range(state.step, order.total_steps):
         share = rate_share(*order.schedule(step), config.warmup_ratio)
         set_learning_rate(optimizer, share)
         micro_batches = [runtime.to_device(next(batches)) for _ in range(config.accumulation_steps)]
         values = train_step(model, optimizer, scaler, micro_batches, order.global_batch, config.grad_clip, runtime)
         metrics.count(order.global_batch, values.pop("supervised_tokens"))
-        window.append(values)
+        numbers.take(step, values)
         done = state.step = step + 1
         state.position = order.position(done)
         if done % config.log_interval == 0 or done == order.total_steps:
+            numbers.settle()
+        if window and (done % config.log_interval == 0 or done == order.total_steps):
             where = {"learning_rate": config.learning_rate * share, "epoch": order.epoch(done)}
-            metrics.log(done, {**_means(window, runtime), **where})
+            means = _means(window, runtime)
+            metrics.log(done, {**means, **where})
+            numbers.spike(done, means["loss"])
             window.clear()
-        if done % config.save_interval == 0 or done == order.total_steps:
-            started = time.perf_counter()
-            save(state)
-            model.train()
-            metrics.pause(time.perf_counter() - started)
+        saver.after_step(state, numbers.settle)
 
 
 def train_step(
@@ -81,15 +84,14 @@ def train_step(
         with _without_sync(model, wanted=not last), runtime.autocast():
             output = model(**batch, supervised_tokens=int(supervised), sequences=sequences)
             # DDP averages gradients over ranks; the loss is already a share of the whole step's, so they must add up.
-            scaler.scale(output.loss * runtime.world_size).backward()
+            scaler.scale(carry_to_gradient(output.loss) * runtime.world_size).backward()
         loss = loss + output.loss.detach()
         if output.aux_loss is not None:
             aux_loss = output.aux_loss.detach() + (0.0 if aux_loss is None else aux_loss)
     scaler.unscale_(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(trained, grad_clip)
-    scaler.step(optimizer)
-    scaler.update()
+    step_if_finite(optimizer, scaler, norm)
     optimizer.zero_grad(set_to_none=True)
     values = {"loss": loss, "grad_norm": norm, "supervised_tokens": int(supervised)}
     return values if aux_loss is None else {**values, "aux_loss": aux_loss}
@@ -106,10 +108,6 @@ def _means(window: list[dict], runtime: Runtime) -> dict[str, float]:
     means = {name: float(sum(values[name] for values in window)) / len(window) for name in window[0]}
     names = [name for name in means if name != "grad_norm"]  # the norm is the whole gradient's on every rank already
     means |= dict(zip(names, runtime.sum(*(means[name] for name in names)), strict=True))
-    if not math.isfinite(means["loss"]):
-        raise RuntimeError(
-            f"the loss is {means['loss']}: lower --learning_rate, or use --dtype float32; the last checkpoint is whole"
-        )
     return means
 
 
@@ -143,5 +141,7 @@ def batches_of(
             collate_fn=collate,
             generator=torch.Generator(),  # its own: drawing from the stream of dropout would make resuming differ
             pin_memory=runtime.device.type == "cuda",
+            worker_init_fn=ignore_stopping,
+            timeout=POLL if config.num_workers else 0,
         )
     )

@@ -24,7 +24,7 @@ class Metrics:
             self.tracker = _start_wandb(config, tracker_id)
         self.path = config.run_dir / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_records_after(self.path, first_step)
+        drop_records_after(self.path, first_step)
         # A bar in a terminal; where output goes to a file (disable=None finds out), plain lines.
         self.bar = tqdm(total=total_steps, initial=first_step, desc=config.name, unit="step", disable=None)
         self._started, self._first_step, self._total_steps = time.perf_counter(), first_step, total_steps
@@ -81,7 +81,7 @@ class Metrics:
             self.tracker.finish()
 
 
-def _drop_records_after(path: Path, step: int) -> None:
+def drop_records_after(path: Path, step: int) -> None:
     """A new run starts an empty file; a resumed one forgets what came after its checkpoint."""
     lines = path.read_text().splitlines() if path.is_file() and step else []
     whole = [line for line in lines if line.endswith("}")]  # a killed run may leave half a line

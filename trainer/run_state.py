@@ -17,6 +17,16 @@ from trainer.order import Order
 from trainer.resplit import ResplitOrder, order_after
 from trainer.runtime import Runtime
 
+SHARED = (
+    "step",
+    "position",
+    "best",
+    "tracker_id",
+    "steps_skipped",
+    "samples_skipped",
+    "skipped_in_a_row",
+    "recent_losses",
+)  # fields that are the same on every rank
 SHOWN = 5  # differences a refusal lists
 SET_ASIDE = "checkpoints.before"  # what a run that starts anew finds there
 
@@ -28,11 +38,14 @@ class RunState:
     best: float = math.inf  # validation loss so far
     window: list[dict] = field(default_factory=list)  # this rank's values of the steps since the last log line
     tracker_id: str = ""
+    steps_skipped: int = 0  # because loss or gradient was not finite
+    samples_skipped: int = 0  # that these steps took
+    skipped_in_a_row: int = 0
+    recent_losses: list[float] = field(default_factory=list)  # logged, newest last
 
     def to_json(self, scaler: torch.amp.GradScaler, ranks: list[dict]) -> dict:
         """ranks: own_part of every rank."""
-        shared = {name: getattr(self, name) for name in ("step", "position", "best", "tracker_id")}
-        return {**shared, "scaler": scaler.state_dict(), "ranks": ranks}
+        return {**{name: getattr(self, name) for name in SHARED}, "scaler": scaler.state_dict(), "ranks": ranks}
 
     def own_part(self, runtime: Runtime) -> dict:
         """What differs from rank to rank: random states, and the parts of a log line that is not full yet."""
@@ -74,9 +87,8 @@ def begin(
     state = load_state(path)
     scaler.load_state_dict(state["scaler"])
     window = restore_rank(state["ranks"], config.seed, state["step"], runtime)
-    shared = {name: state[name] for name in ("step", "position", "best", "tracker_id")}
     say(f"resumed from {path}")
-    return RunState(**shared, window=window), order
+    return RunState(**{name: state[name] for name in SHARED}, window=window), order
 
 
 def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig, say: Callable) -> None:

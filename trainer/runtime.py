@@ -4,14 +4,20 @@ import contextlib
 import datetime
 import os
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("DIST_TIMEOUT_SECONDS", "600")))
+START_TIMEOUT = datetime.timedelta(seconds=600)  # ranks may read their data at different speeds
+TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("DIST_TIMEOUT_SECONDS", "120")))  # once they train
+
+
+class RanksLost(RuntimeError):
+    """A collective failed: another rank has died or hangs."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,9 @@ class Runtime:
     world_size: int
     device: torch.device
     dtype: torch.dtype  # of the arithmetic; weights stay in float32
+    group: dist.ProcessGroup | None = None  # of all ranks, with TIMEOUT; None: alone
+    host_group: dist.ProcessGroup | None = None  # the same over the CPU, for what must not wait for a GPU
+    store: dist.Store | None = None  # where ranks leave their step, for the others to name who is missing
 
     @property
     def is_main(self) -> bool:
@@ -35,7 +44,7 @@ class Runtime:
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device="cpu" if self.device.type == "cpu" else self.device)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self.group)
         return total.tolist()
 
     def gather(self, value: object) -> list:
@@ -43,7 +52,7 @@ class Runtime:
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.host_group)
         return values
 
     def from_main(self, find: Callable[[], object]) -> object:
@@ -59,9 +68,54 @@ class Runtime:
             raise ValueError(refusal)
         return value
 
+    def most(self, value: int) -> int:
+        """The largest value of any rank; over the CPU, so that no GPU is waited for."""
+        if self.world_size == 1:
+            return value
+        largest = torch.tensor(value)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.host_group)
+        return int(largest)
+
     def barrier(self) -> None:
         if self.world_size > 1:
+            dist.barrier(group=self.host_group)
+
+    def wait_for_all(self) -> None:
+        """Before training, when ranks may be far apart."""
+        if self.world_size > 1:
             dist.barrier()
+
+    def leave_step(self, step: int) -> None:
+        """Let the other ranks know how far this one is."""
+        if self.store is not None:
+            self.store.set(f"step_of_rank_{self.rank}", str(step))
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Turn the failure of a collective into RanksLost."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size > 1 and (isinstance(error, dist.DistError) or re.search("gloo|NCCL", str(error))):
+                raise self.lost(error) from error
+            raise
+
+    def lost(self, error: Exception) -> "RanksLost":
+        """A failed collective in words: who is behind, and how to go on."""
+        steps = {}
+        try:
+            self.store.set_timeout(datetime.timedelta(seconds=3))
+            steps = {rank: int(self.store.get(f"step_of_rank_{rank}")) for rank in range(self.world_size)}
+        except RuntimeError:  # DistStoreError: the launcher that holds the store is gone as well
+            missing = "which one is not known"
+        else:
+            behind = [rank for rank in steps if steps[rank] == min(steps.values()) and rank != self.rank]
+            missing = f"rank {' or '.join(map(str, behind))}, last seen at step {min(steps.values())}"
+        return RanksLost(
+            f"rank {self.rank} at step {steps.get(self.rank, '?')} lost another rank ({missing}): "
+            f"{str(error).splitlines()[0][:150]}. torchrun --max-restarts N, or --from_resume 1, goes on from the last "
+            "checkpoint"
+        )
 
     def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
@@ -74,15 +128,25 @@ def start_runtime(device: str = "auto", dtype: str = "auto", seed: int = 42) -> 
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-    if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+    group = host_group = store = None
+    if world_size > 1:
+        group, host_group, store = _join(rank, world_size, "nccl" if chosen.type == "cuda" else "gloo")
     if world_size > 1 and chosen.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
     # All ranks alike: data order and first weights must agree. Dropout differs by rank, see run_stage.
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return Runtime(rank, world_size, chosen, _choose_dtype(dtype, chosen))
+    return Runtime(rank, world_size, chosen, _choose_dtype(dtype, chosen), group, host_group, store)
+
+
+def _join(rank: int, world_size: int, backend: str) -> tuple[dist.ProcessGroup, dist.ProcessGroup, dist.Store]:
+    """The group of all ranks, the same over the CPU, and the store through which they found each other."""
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=START_TIMEOUT)
+    group = dist.new_group(timeout=TIMEOUT)
+    host_group = group if backend == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return group, host_group, dist.distributed_c10d._get_default_store()
 
 
 def stop_runtime() -> None:

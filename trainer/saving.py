@@ -1,6 +1,7 @@
 """Saver: validates, and writes weights and checkpoints while training goes on."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,14 +18,20 @@ from trainer.fingerprint import versions
 from trainer.metrics import Metrics
 from trainer.order import Order
 from trainer.resplit import ResplitOrder
+from trainer.run_folder import Fatal, RunFolder
 from trainer.run_state import RunState
 from trainer.runtime import Runtime
+from trainer.signals import Stopped, StopRequest
 
 MOST_FAILURES = 3  # saves in a row that may fail before the run gives up
+GIVE_UP = 1000  # above every signal's number: the flag with which ranks agree that saving has failed too often
+SLOW = 15.0  # seconds
 
 
-class CannotSave(ValueError):
+class CannotSave(Fatal):
     """Checkpoints could not be written several times in a row, or the last one could not."""
+
+    state = "fatal-disk"
 
 
 class Saver:
@@ -33,18 +40,46 @@ class Saver:
     def __init__(
         self, config: StageConfig, model: MiniMindForCausalLM, optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler, order: Order | ResplitOrder, found: dict,
-        validate: Callable[[], float] | None, metrics: Metrics, runtime: Runtime,
+        validate: Callable[[], float] | None, metrics: Metrics, folder: RunFolder, stop: StopRequest, runtime: Runtime,
     ):  # fmt: skip
         """found: the run's fingerprints. validate: measures the validation loss, called on every rank."""
+        self.run_folder, self.stop = folder, stop
         self.config, self.model, self.optimizer, self.scaler = config, model, optimizer, scaler
         self.order, self.found, self.validate = order, found, validate
         self.metrics, self.runtime = metrics, runtime
         self.folder = config.run_dir / "checkpoints"
-        self.last_saved = -1  # step
         self.last_path: Path | None = None
         self.seconds = 0.0  # that training waited
         self._writer: threading.Thread | None = None
         self._failures: list[Exception] = []  # of the saves since the last good one
+
+    def after_step(self, state: RunState, settle: Callable[[], None]) -> None:
+        """Save when it is time or when a signal asked a rank for it, then raise Stopped, both on every rank alike.
+
+        settle: called before anything is saved, so that what is wrong with the last steps is known by then.
+        """
+        step, last = state.step, self.order.total_steps
+        self.runtime.leave_step(step)
+        given_up = len(self._failures) >= MOST_FAILURES
+        asked = self.runtime.most(GIVE_UP if given_up else self.stop.number())
+        if asked == GIVE_UP:
+            self.check()
+        due = step % self.config.save_interval == 0 or step == last
+        if due or asked:
+            settle()
+        if due:
+            started = time.perf_counter()
+            self.full(state)
+            self.model.train()
+            self.metrics.pause(time.perf_counter() - started)
+        if asked and step < last:
+            if not due:
+                self.checkpoint(state)
+            self.wait()
+            self.run_folder.update(**self._progress(state))
+            self.runtime.barrier()  # a rank that left earlier would have the others killed while they write
+            raise Stopped(asked)
+        self.run_folder.update_seldom(**self._progress(state))
 
     def full(self, state: RunState) -> None:
         """Every save_interval and at the end: validate, write the weights (and the best), write a checkpoint."""
@@ -85,7 +120,6 @@ class Saver:
             snapshot = take_snapshot(self.model, self.optimizer, state.to_json(self.scaler, ranks), facts)
             self._writer = threading.Thread(target=self._write, args=(snapshot, whole), name="checkpoint")
             self._writer.start()
-        self.last_saved = state.step
         self.seconds += time.perf_counter() - started
 
     def wait(self) -> None:
@@ -94,10 +128,11 @@ class Saver:
             self._writer.join()
             self._writer = None
 
-    def finish(self) -> None:
+    def finish(self, state: RunState) -> None:
         """Wait for the last save of a run, on every rank. Raises CannotSave where it failed."""
         self.wait()
         self.check(most=1)
+        self.run_folder.update(**self._progress(state))
 
     def check(self, most: int = MOST_FAILURES) -> None:
         """Raises CannotSave on every rank once the last `most` saves failed."""
@@ -120,11 +155,25 @@ class Saver:
         self.metrics.say(f"step {state.step}: validation loss {loss:.4f}{', the best' if is_best else ''}")
         return loss, is_best
 
+    def _progress(self, state: RunState) -> dict:
+        return {
+            "step": state.step, "total_steps": self.order.total_steps, "epoch": self.order.epoch(state.step),
+            "samples_seen": state.position, "samples_skipped": state.samples_skipped,
+            "steps_skipped": state.steps_skipped, "last_checkpoint": self.last_path and str(self.last_path),
+            "seconds_saving": round(self.seconds, 3),
+        }  # fmt: skip
+
     def _write(self, snapshot: Snapshot, whole: bool) -> None:
+        started = time.perf_counter()
         try:
             self.last_path = write_checkpoint(self.folder, snapshot, self.config.keep_last, self.metrics.say)
             if whole:
                 self._failures.clear()
+            if time.perf_counter() - started > SLOW and "TORCHELASTIC_RUN_ID" in os.environ:
+                self.metrics.say(
+                    f"this save took {time.perf_counter() - started:.0f} s and torchrun gives a stopped run 30: start "
+                    "it with --shutdown-timeout 120, or a stop may end before its save does"
+                )
         except Exception as error:  # handed over: check() raises it in the thread that trains
             self._failed(error)
 

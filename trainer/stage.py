@@ -6,6 +6,7 @@ config -> samples -> processor -> batches -> model -> loop -> weights
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,30 +24,39 @@ from model.processing import VLMProcessor
 from model.weights import PROJECTOR_PREFIX, build_vlm, init_embeddings, load_weights, read_sizes
 from trainer.config import SIZES, StageConfig
 from trainer.fingerprint import fingerprints
+from trainer.finite import NumberWatch
 from trainer.loop import batches_of, train, validation_loss
 from trainer.metrics import Metrics
 from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
 from trainer.order import Order
+from trainer.run_folder import RunFolder
 from trainer.run_state import begin
-from trainer.runtime import Runtime, start_runtime, stop_runtime
+from trainer.runtime import RanksLost, Runtime, start_runtime, stop_runtime
 from trainer.saving import Saver
+from trainer.signals import Stopped, StopRequest
+from trainer.steady_batches import WorkersLost, steady_batches
 
 CHECKED_SAMPLES = 32  # for the text loss before training
 
 
 def run_stage(config: StageConfig) -> None:
     """Train one stage, from a config to weights in config.weight_path. What a user can mend ends in one sentence."""
-    runtime = None
-    try:
-        runtime = start_runtime(config.device, config.dtype, config.seed)
-        _run(with_sizes(config), runtime)
-    except ValueError as error:  # DataError, SampleError and all that the flags can get wrong
-        raise SystemExit(f"{config.name}: {error}") from error
-    finally:
-        stop_runtime()
+    with StopRequest() as stop:
+        try:
+            runtime = start_runtime(config.device, config.dtype, config.seed)
+            config = with_sizes(config)
+            with RunFolder(config, runtime) as folder, runtime.watching():
+                _run(config, runtime, folder, stop)
+        except (ValueError, RanksLost, WorkersLost) as error:  # DataError and all that flags and machines get wrong
+            raise SystemExit(f"{config.name}: {error}") from error
+        except Stopped as stopped:
+            print(f"{config.name}: {stopped}; --from_resume 1 goes on from the last checkpoint", flush=True)
+            raise SystemExit(128 + stopped.number) from stopped
+        finally:
+            stop_runtime()
 
 
-def _run(config: StageConfig, runtime: Runtime) -> None:
+def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopRequest) -> None:
     say = print if runtime.is_main else (lambda *_: None)
     say(f"{config.name}: {runtime.world_size} x {runtime.device}, {runtime.dtype}, run folder {config.run_dir}")
     model = build_model(config, say)
@@ -68,21 +78,34 @@ def _run(config: StageConfig, runtime: Runtime) -> None:
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     torch.manual_seed(config.seed + runtime.rank)  # dropout differs from rank to rank
     found = fingerprints(config, model, processor, data)
+    runtime.wait_for_all()
     state, order = begin(config, model, optimizer, scaler, order, found, runtime, say)
 
     metrics = Metrics(config, runtime, state.step, order.total_steps, state.tracker_id)
     state.tracker_id = metrics.tracker_id
     validate = (lambda: validation_loss(model, validation, config.batch_size, runtime)) if validation else None
-    saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, runtime)
-    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if runtime.world_size > 1 else model
-    batches = batches_of(rows, order, config, runtime, state.step)
+    saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, folder, stop, runtime)
+    numbers = NumberWatch(config, order, partial(where_is, rows), state, scaler, metrics, runtime)
+    wrapped = model
+    if runtime.world_size > 1:
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, process_group=runtime.group)
+    stop.training = True
+    batches = steady_batches(partial(batches_of, rows, order, config, runtime), state.step, config.accumulation_steps)
     try:
-        train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, state, saver.full)
-        saver.finish()
+        train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, state, numbers, saver)
+        saver.finish(state)
     finally:
         saver.wait()
         metrics.close()
     say(f"weights: {config.weight_path}")
+
+
+def where_is(rows: Subset | PackedRows, number: int) -> str:
+    """File and line of a training sample, or of all in a packed row."""
+    if isinstance(rows, PackedRows):
+        return ", ".join(where_is(rows.data, sample) for sample in rows.contents[number])
+    dataset = rows.dataset
+    return dataset.samples[dataset.kept[rows.indices[number]]].where
 
 
 def with_sizes(config: StageConfig) -> StageConfig:

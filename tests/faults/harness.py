@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ from test_training import tiny
 from trainer import checkpoint, stage
 from trainer.checkpoint import checkpoints_in
 from trainer.config import StageConfig
+from trainer.runtime import Runtime
 from trainer.train_llm import LLM
 
 KILLED = 9  # exit status of a child that a fault ended
@@ -38,8 +40,18 @@ def in_child(work: Callable[[], object], log: Path, kill_after: float | None = N
 
     A process that has torch already costs a few milliseconds, where a new one would cost seconds.
     """
+    child = start_child(work, log)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def start_child(work: Callable[[], object], log: Path) -> int:
+    """The process number of a forked process that runs `work` in a session of its own, its words in `log`."""
     child = os.fork()
     if child == 0:
+        os.setsid()
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
@@ -54,15 +66,59 @@ def in_child(work: Callable[[], object], log: Path, kill_after: float | None = N
         except BaseException:
             traceback.print_exc()
         finally:
+            sys.stdout.flush()
             os._exit(status)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
 def run_in_child(config: StageConfig, kill_after: float | None = None) -> int:
     return in_child(lambda: stage.run_stage(config), Path(config.save_dir).parent / "child.log", kill_after)
+
+
+def start_ranks(config: StageConfig, world_size: int, at_step: Callable = lambda rank, step: None) -> list[int]:
+    """Ranks of a run as forked processes, joined as torchrun would join them.
+
+    at_step(rank, step) is called in each of them after every step, before the ranks agree on what to do next.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+    original = Runtime.leave_step
+
+    def rank(number: int) -> None:
+        os.environ.update(rendezvous, RANK=str(number), LOCAL_RANK=str(number), LOCAL_WORLD_SIZE=str(world_size))
+
+        def leave_step(self, step):
+            original(self, step)
+            at_step(number, step)
+
+        Runtime.leave_step = leave_step
+        stage.run_stage(config)
+
+    log = Path(config.save_dir).parent
+    return [start_child(lambda n=n: rank(n), log / f"rank_{n}.log") for n in range(world_size)]
+
+
+def wait_for(children: list[int], seconds: float = 60.0) -> list[int]:
+    """Exit statuses; what has not ended by then is killed and fails the test."""
+    statuses, deadline = {}, time.monotonic() + seconds
+    while len(statuses) < len(children):
+        for child in set(children) - set(statuses):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            for child in set(children) - set(statuses):
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            raise AssertionError(f"still running after {seconds} s: {set(children) - set(statuses)}")
+        time.sleep(0.01)
+    return [statuses[child] for child in children]
+
+
+def run_ranks(config: StageConfig, world_size: int, at_step: Callable = lambda rank, step: None) -> list[int]:
+    return wait_for(start_ranks(config, world_size, at_step))
 
 
 def outcome(config: StageConfig) -> dict:

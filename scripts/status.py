@@ -1,0 +1,127 @@
+"""What a run is doing, how it ended, and its loss as a curve in the terminal.
+
+python scripts/status.py out/sft_vlm_512            one run
+python scripts/status.py                            every run in out/
+"""
+
+import argparse
+import fcntl
+import json
+import math
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BARS = "▁▂▃▄▅▆▇█"
+HEIGHT = 8  # lines of the curve
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("folders", nargs="*", default=[str(ROOT / "out")], help="runs, or folders that hold runs")
+    parser.add_argument("--width", type=int, default=72, help="columns of the loss curve")
+    parser.add_argument("--watch", type=float, default=0, help="seconds after which to print again; 0: once")
+    options = parser.parse_args(arguments)
+    while True:
+        runs = [run for folder in options.folders for run in runs_in(Path(folder))]
+        if not runs:
+            raise SystemExit(
+                f"no status.json in {', '.join(options.folders)}: name a run folder, such as out/sft_vlm_512"
+            )
+        print("\n\n".join(describe(run, options.width) for run in runs), flush=True)
+        if not options.watch:
+            return
+        time.sleep(options.watch)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a run's, or the runs right inside it, the latest last."""
+    found = [folder] if (folder / "status.json").is_file() else [path.parent for path in folder.glob("*/status.json")]
+    return sorted(found, key=lambda run: (run / "status.json").stat().st_mtime)
+
+
+def describe(run: Path, width: int) -> str:
+    """A run in a few lines: state, progress, last checkpoint, the loss."""
+    try:
+        status = json.loads((run / "status.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"{run}: status.json cannot be read ({error})"
+    state = status["state"]
+    if state == "running" and not is_held(run):
+        state = "killed (nothing holds the folder any more): --from_resume 1 goes on from the last checkpoint"
+    total = f"/{status['total_steps']}" if status["total_steps"] else ""
+    lines = [
+        f"{run}: {state}",
+        f"  step {status['step']}{total}, epoch {status['epoch']:.2f}, {status['samples_seen']:,} samples seen, "
+        f"{status['samples_skipped']:,} skipped in {status['steps_skipped']} steps",
+        f"  last checkpoint: {status['last_checkpoint'] or 'none of this start'}",
+        f"  {status['ranks']} ranks, process {status['pid']} on {status['host']}, "
+        f"updated {ago(status['updated'])} ago, restarts: {status['restarts']}",
+    ]
+    if status["reason"]:
+        lines.append(f"  reason: {plain(status['reason'])}")
+    steps, losses = losses_of(run / "metrics.jsonl")
+    if losses:
+        lines += ["", *curve(steps, losses, width)]
+    return "\n".join(lines)
+
+
+def is_held(run: Path) -> bool:
+    """Whether a process holds the run's lock, which ends with the process."""
+    try:
+        with (run / "lock").open() as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def losses_of(path: Path) -> tuple[list[int], list[float]]:
+    """Steps and losses of the log; a last line that is being written is left out."""
+    if not path.is_file():
+        return [], []
+    records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    pairs = [(record["step"], record["loss"]) for record in records if math.isfinite(record.get("loss", math.nan))]
+    return [step for step, _ in pairs], [loss for _, loss in pairs]
+
+
+def curve(steps: list[int], losses: list[float], width: int) -> list[str]:
+    """The losses as HEIGHT lines of text, each column the mean of its share of the steps; from 0 to the largest."""
+    columns = min(width, len(losses))
+    edges = [len(losses) * n // columns for n in range(columns + 1)]
+    means = [sum(losses[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    top = max(means) or 1.0
+    eighths = [round(mean / top * HEIGHT * len(BARS)) for mean in means]
+    lines = []
+    for row in reversed(range(HEIGHT)):
+        fill = [min(max(height - row * len(BARS), 0), len(BARS)) for height in eighths]
+        label = f"{top * (row + 1) / HEIGHT:8.3f} "
+        lines.append(label + "".join(" " if part == 0 else BARS[part - 1] for part in fill).rstrip())
+    lines.append(
+        f"{'loss':>8} step {steps[0]} to {steps[-1]}: {losses[0]:.3f} to {losses[-1]:.3f}, lowest {min(losses):.3f}"
+    )
+    return lines
+
+
+def ago(then: float) -> str:
+    seconds = max(0, time.time() - then)
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.0f} h"
+    )
+
+
+def plain(text: str) -> str:
+    """Without control characters: a file's name in a message must not steer the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+if __name__ == "__main__":
+    main()
