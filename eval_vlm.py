@@ -10,11 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from model.processing import SampleError, open_picture
-from scripts.answer import Answerer
+from scripts.answer import Answerer, Options
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
@@ -47,14 +46,12 @@ def user_turn(question: str, pictures: int) -> dict:
     return {"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}]}
 
 
-def ask(answerer: Answerer, messages: list[dict], pictures: list[Image.Image], options: argparse.Namespace) -> str:
+def ask(answerer: Answerer, messages: list[dict], pictures: list[Image.Image], options: Options) -> str:
     """Stream one answer to the terminal, then its speed."""
     answer = answerer.stream(
         messages,
         pictures,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
+        options,
         show=lambda text: print(text, end="", flush=True),
     )
     print(
@@ -65,7 +62,7 @@ def ask(answerer: Answerer, messages: list[dict], pictures: list[Image.Image], o
     return answer.text
 
 
-def talk(answerer: Answerer, pictures: list[Image.Image], options: argparse.Namespace) -> None:
+def talk(answerer: Answerer, pictures: list[Image.Image], options: Options) -> None:
     """Several turns about the same pictures. An empty line or the end of input leaves."""
     print(f"{len(pictures)} pictures. Ask; an empty line ends.", file=sys.stderr)
     messages: list[dict] = []
@@ -90,10 +87,11 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
     parser.add_argument("--top_p", type=float, default=0.9, help="with a temperature: share of likelihood to draw from")
+    parser.add_argument("--top_k", type=int, default=0, help="with a temperature: how many tokens to draw from; 0: all")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    torch.manual_seed(options.seed)
+    drawing = Options(options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.seed)
     try:
         groups = picture_groups(options.image)
         answerer = Answerer.from_weight(options.weight, options.vision_model, options.device)
@@ -102,9 +100,9 @@ def main() -> None:
             if len(groups) > 1:
                 print(f"{group[0].name}: ", end="")
             if options.prompt:
-                ask(answerer, [user_turn(options.prompt, len(pictures))], pictures, options)
+                ask(answerer, [user_turn(options.prompt, len(pictures))], pictures, drawing)
             else:
-                talk(answerer, pictures, options)
+                talk(answerer, pictures, drawing)
     except ValueError as error:
         raise SystemExit(f"eval_vlm: {error}") from error
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import TextStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
-from model.config import MiniMindConfig
+from model.config import END_ID, END_OF_TEXT_ID, MiniMindConfig
 from model.processing import VLMProcessor
 from model.weights import load_model
 
@@ -17,12 +18,36 @@ Conversation = tuple[Sequence[dict], Sequence[Image.Image]]  # messages and thei
 
 
 @dataclass(frozen=True)
+class Options:
+    """How an answer is drawn."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0  # 0: always the likeliest token
+    top_p: float = 0.9  # with a temperature: the likeliest tokens that together reach this share; 1: all
+    top_k: int = 0  # with a temperature: only so many of the likeliest; 0: all
+    seed: int | None = None  # with a temperature: the same seed draws the same answer; None: a new one every time
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
 class Answer:
     text: str
+    token_ids: tuple[int, ...]  # as drawn, the one that ended the turn included
     prompt_tokens: int
     new_tokens: int
     seconds_to_first: float
     tokens_per_second: float  # after the first
+    stopped: bool = False  # by who asked, before the model had ended
+
+
+class Interrupted(RuntimeError):
+    """Something raised in the middle of an answer; `answer` holds what there was until then, __cause__ says why."""
+
+    def __init__(self, answer: Answer, error: Exception):
+        super().__init__(f"the answer broke off after {answer.new_tokens} tokens: {error}")
+        self.answer = answer
 
 
 class Answerer:
@@ -45,38 +70,79 @@ class Answerer:
         return self.model.config
 
     @torch.inference_mode()
-    def batch(self, conversations: Sequence[Conversation], max_new_tokens: int = 64) -> list[str]:
-        """Greedy answers to several conversations at once. Raises SampleError as VLMProcessor.prompts does."""
+    def batch(self, conversations: Sequence[Conversation], options: Options = DEFAULTS) -> list[Answer]:
+        """Answers to several conversations at once, in order. Raises SampleError as VLMProcessor.prompts does."""
         inputs = self._inputs(conversations)
-        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        return self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        prompt = inputs["input_ids"].shape[1]
+        clock = _Clock()
+        output = self.model.generate(**inputs, **self._arguments(options), streamer=clock)
+        answers = []
+        for row, length in zip(output[:, prompt:].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True):
+            ended = row.index(END_ID) + 1 if END_ID in row else len(row)
+            answers.append(self._answer(row[:ended], length, clock.times))
+        return answers
 
     @torch.inference_mode()
     def stream(
         self,
         messages: Sequence[dict],
         pictures: Sequence[Image.Image] = (),
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 0.9,
+        options: Options = DEFAULTS,
         show: Callable[[str], None] = lambda text: None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Answer:
-        """One answer, shown piece by piece while it grows. temperature 0 is greedy."""
+        """One answer, shown piece by piece while it grows.
+
+        show: gets each new piece of text, whole characters only.
+        stopped: asked after every token; True ends the answer there.
+
+        Raises:
+            SampleError: the messages and pictures do not fit together.
+            Interrupted: `show` raised, or the model did; the text so far is in it, and the engine is ready for more.
+        """
         inputs = self._inputs([(messages, pictures)])
-        sampling = (
-            {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
-        )
-        streamer = _Streamer(self.processor.tokenizer, show)
-        self.model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
-        first, count = streamer.times[0], len(streamer.times)
-        rest = streamer.times[-1] - first
+        prompt = inputs["input_ids"].shape[1]
+        clock = _Clock(lambda tokens: show_new(tokens), stopped)
+        pieces: list[str] = []
+
+        def show_new(tokens: list[int]) -> None:
+            text = self._decode(tokens)
+            whole = text[: len(text.rstrip("\ufffd"))]
+            if len(whole) > sum(map(len, pieces)):
+                pieces.append(whole[sum(map(len, pieces)) :])
+                show(pieces[-1])
+
+        try:
+            criteria = StoppingCriteriaList([clock])
+            self.model.generate(**inputs, **self._arguments(options), streamer=clock, stopping_criteria=criteria)
+            rest = self._decode(clock.tokens)[sum(map(len, pieces)) :]
+            if rest:  # a character that the model began and never finished
+                show(rest)
+        except Exception as error:
+            raise Interrupted(self._answer(clock.tokens, prompt, clock.times), error) from error
+        return self._answer(clock.tokens, prompt, clock.times, clock.was_stopped)
+
+    def _arguments(self, options: Options) -> dict:
+        if not options.temperature:
+            return {"max_new_tokens": options.max_new_tokens, "do_sample": False}
+        if options.seed is not None:
+            torch.manual_seed(options.seed)
+        names = ("max_new_tokens", "temperature", "top_p", "top_k")
+        return {"do_sample": True, **{name: getattr(options, name) for name in names}}
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _answer(self, tokens: Sequence[int], prompt: int, times: Sequence[float], stopped: bool = False) -> Answer:
+        rest = times[-1] - times[0] if times else 0.0
         return Answer(
-            text="".join(streamer.pieces),
-            prompt_tokens=inputs["input_ids"].shape[1],
-            new_tokens=count,
-            seconds_to_first=first,
-            tokens_per_second=(count - 1) / rest if rest else 0.0,
+            text=self._decode([token for token in tokens if token != END_OF_TEXT_ID]),
+            token_ids=tuple(tokens),
+            prompt_tokens=prompt,
+            new_tokens=len(tokens),
+            seconds_to_first=times[0] if times else 0.0,
+            tokens_per_second=(len(tokens) - 1) / rest if rest else 0.0,
+            stopped=stopped,
         )
 
     def _inputs(self, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
@@ -88,19 +154,26 @@ class Answerer:
         return {name: value.to(self.device) for name, value in inputs.items()}
 
 
-class _Streamer(TextStreamer):
-    """Hands on the text as it grows and notes when each token came, in seconds since the start."""
+class _Clock(BaseStreamer, StoppingCriteria):
+    """Notes each token and when it came, in seconds since the start, and asks after each whether to go on."""
 
-    def __init__(self, tokenizer, show: Callable[[str], None]):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.show, self.pieces, self.times = show, [], []
+    def __init__(
+        self, show: Callable[[list[int]], None] = lambda tokens: None, stopped: Callable[[], bool] = lambda: False
+    ):
+        self.show, self.stopped, self.was_stopped = show, stopped, False
+        self.tokens, self.times, self.seen_prompt = [], [], False
         self.started = time.perf_counter()
 
     def put(self, value: torch.Tensor) -> None:
-        if not self.next_tokens_are_prompt:
+        if self.seen_prompt:
             self.times.append(time.perf_counter() - self.started)
-        super().put(value)
+            self.tokens.append(int(value.view(-1)[0]))
+            self.show(self.tokens)
+        self.seen_prompt = True
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.pieces.append(text)
-        self.show(text)
+    def end(self) -> None:
+        pass
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_kwargs) -> torch.Tensor:
+        self.was_stopped = self.was_stopped or self.stopped()
+        return torch.full((len(input_ids),), self.was_stopped, device=input_ids.device)

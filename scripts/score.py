@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from dataset.formats import DataError, Sample, read_samples
 from model.processing import IMAGE_TAG
-from scripts.answer import Answerer, Conversation
+from scripts.answer import Answerer, Conversation, Options
 
 MODES = ("right", "shuffled", "none")
+BRIEF = Options(max_new_tokens=64)  # answers of this kind of data are short
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,9 @@ def answer_all(answerer: Answerer, questions: Sequence[Question], mode: str, bat
     answers = [""] * len(pairs)
     for start in tqdm(range(0, len(order), batch_size), desc=mode, unit="batch"):
         numbers = order[start : start + batch_size]
-        texts = answerer.batch([conversation(pairs[n][0], mode, pairs[n][1]) for n in numbers])
-        for number, text in zip(numbers, texts, strict=True):
-            answers[number] = text.strip()
+        found = answerer.batch([conversation(pairs[n][0], mode, pairs[n][1]) for n in numbers], BRIEF)
+        for number, answer in zip(numbers, found, strict=True):
+            answers[number] = answer.text.strip()
     return answers
 
 
