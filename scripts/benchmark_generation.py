@@ -105,12 +105,13 @@ def measure_generation(repetitions: int = 5, new_tokens: int = 64, batches: int 
         "first_token_ratio": _ratio(turns, "plain_first_seconds", "engine_first_seconds"),
         "second_question_ratio": _ratio(turns, "engine_first_seconds", "second_question_seconds"),
     }  # fmt: skip
-    cases: dict[str, Callable[[int, int], int]] = {
-        "text": lambda turn, row: -1, "one_picture": lambda turn, row: 1000 + turn,
+    cases: dict[str, Callable[[int, int], int | None]] = {  # the seed of a row's picture
+        "text": lambda turn, row: None,
+        "one_picture": lambda turn, row: 1000 + turn,
         "own_pictures": lambda turn, row: 2000 + ROWS * turn + row,
-    }  # fmt: skip
+    }
     for name, picture_of in cases.items():
-        found = [_one_batch(engine, options, lambda row, t=t, p=picture_of: p(2 * t, row)) for t in range(batches)]
+        found = [_one_batch(engine, options, lambda row, t=t, p=picture_of: p(t, row)) for t in range(batches)]
         result[f"batch_{name}"] = {key: statistics.median(turn[key] for turn in found) for key in found[0]}
     return result
 
@@ -134,18 +135,16 @@ def _one_turn(plain: PlainWay, engine: Answerer, seed: int, options: Options) ->
     }
 
 
-def _one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], int]) -> dict[str, float]:
+def _one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], int | None]) -> dict[str, float]:
     """One after another and together, on different pictures, so that neither finds what the other has left."""
 
     def asked(turn: int) -> list[Conversation]:
-        seeds = [picture_of(row) for row in range(ROWS)]
-        return [
-            (
-                _question(f"{turn} {QUESTIONS[row % 2]} {row}", seed >= 0),
-                [_picture(seed + ROWS * 500 * turn)] * (seed >= 0),
-            )
-            for row, seed in enumerate(seeds)
-        ]
+        conversations = []
+        for row in range(ROWS):
+            seed = picture_of(row)
+            pictures = [] if seed is None else [_picture(seed + 10**6 * turn)]
+            conversations.append((_question(f"{turn} {QUESTIONS[row % 2]} {row}", len(pictures)), pictures))
+        return conversations
 
     started = time.perf_counter()
     singles = [engine.stream(*conversation, options) for conversation in asked(0)]
@@ -175,7 +174,7 @@ def _picture(seed: int) -> Image.Image:
 
 
 def _question(text: str, pictures: int) -> list[dict]:
-    return [{"role": "user", "content": "<image>\n" * int(pictures) + text}]
+    return [{"role": "user", "content": "<image>\n" * pictures + text}]
 
 
 def table(result: dict) -> str:
