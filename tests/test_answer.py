@@ -10,6 +10,7 @@ from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import SampleError
 from scripts.answer import Answerer, Interrupted, Options
+from scripts.benchmark_generation import clocks, measure_generation, table
 
 SHORT = Options(max_new_tokens=12)
 WHAT, WHERE = "<image>\nWhat is it?", "<image>\nAnd where would you say that it is?"
@@ -264,3 +265,21 @@ def test_a_seed_draws_the_same_answer(dense, picture, conversations):
     options = Options(12, temperature=1.5, seed=3)
     drawn = [[answer.token_ids for answer in dense.batch(conversations, options)] for _ in range(2)]
     assert drawn[0] == drawn[1] != [answer.token_ids for answer in dense.batch(conversations, SHORT)]
+
+
+def test_the_benchmark_compares_equal_answers(make_vlm):
+    """The plain way is a second oracle: measure_generation raises unless both say the same."""
+    result = measure_generation(1, 5, 1, enliven(make_vlm()))
+    lines = table(result).splitlines()
+    assert len(lines) == 19 and all(line.endswith("x") for line in lines if line.startswith("  "))
+    for name in ("decode_ratio", "first_token_ratio_cpu", "second_question_ratio"):
+        assert result[name] > 0
+    assert result["batch_text"]["ratio"] > 0 and result["medians"]["prompt_tokens"] == 24
+
+
+def test_the_benchmark_notices_a_difference(make_vlm, monkeypatch):
+    monkeypatch.setattr(
+        "scripts.benchmark_generation.PlainWay.tokens", lambda *_: ([0] * 5, [clocks() + k for k in range(5)])
+    )
+    with pytest.raises(RuntimeError, match="the engine says .* the plain way"):
+        measure_generation(1, 5, 1, enliven(make_vlm()))
