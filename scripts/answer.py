@@ -1,4 +1,9 @@
-"""Ask a trained model: one engine for the terminal, the score and whatever else wants answers."""
+"""Ask a trained model: one engine for the terminal, the demo, the score and whatever else wants answers.
+
+Answerer.stream   one conversation, shown while it grows      scripts/reading.py   what is read, and remembered
+Answerer.batch    several at once                             scripts/decoder.py   how, fast
+                                                              scripts/drawing.py   which token comes next
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,100 +12,181 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import TextStreamer
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from model.config import MiniMindConfig
-from model.processing import VLMProcessor
+from model.device import choose_device, choose_dtype
+from model.model_minimind import MiniMindForCausalLM
+from model.processing import IMAGE_TAG, SampleError, VLMProcessor
 from model.weights import load_model
+from scripts.drawing import Drawing, GrowingText, Options, decode
+from scripts.reading import Prompt, Reader
+from scripts.stock import StockReader, load_folder
 
+__all__ = ["Answer", "Answerer", "Conversation", "Interrupted", "Options"]
 Conversation = tuple[Sequence[dict], Sequence[Image.Image]]  # messages and their pictures, in order
+DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
 class Answer:
     text: str
+    token_ids: tuple[int, ...]  # as drawn, the one that ended the turn included
     prompt_tokens: int
     new_tokens: int
     seconds_to_first: float
     tokens_per_second: float  # after the first
+    stopped: bool = False  # by who asked, before the model had ended
+
+
+class Interrupted(RuntimeError):
+    """Something raised in the middle of an answer; `answer` holds what there was until then, __cause__ says why."""
+
+    def __init__(self, answer: Answer, error: Exception):
+        super().__init__(f"the answer broke off after {answer.new_tokens} tokens: {error}")
+        self.answer = answer
 
 
 class Answerer:
-    """A model with its processor on a device."""
+    """A model with its processor on a device. Threads may share it: no state of an answer outlives the call."""
 
-    def __init__(self, model: torch.nn.Module, device: str | torch.device = "cpu"):
-        self.model = model.eval().to(device)
-        self.processor = VLMProcessor.for_config(model.config)
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        processor: VLMProcessor | None = None,
+    ):
+        """model: from now on the engine's; on a CPU its tower is packed in place, elsewhere it becomes `dtype`."""
+        self.model, self.device = model.eval(), torch.device(device)
+        self.processor = processor or VLMProcessor.for_config(model.config)
+        ours = isinstance(model, MiniMindForCausalLM)
+        self.reader = (Reader if ours else StockReader)(model, self.device, dtype)
+        text_config = getattr(model.config, "text_config", model.config)
+        self.max_length, self.end_id = text_config.max_position_embeddings, text_config.eos_token_id
 
     @classmethod
-    def from_weight(cls, path: str | Path, vision_model: str | None = None, device: str = "auto") -> "Answerer":
-        """Raises ValueError as load_model does."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(load_model(path, vision_model), device)
+    def from_weight(
+        cls, path: str | Path, vision_model: str | None = None, device: str = "auto", dtype: str = "auto"
+    ) -> "Answerer":
+        """path: a file in out/, MiniMind's .pth, or a folder with config.json. Raises ValueError as load_model does."""
+        chosen = choose_device(device)
+        arithmetic, processor = choose_dtype(dtype, chosen), None
+        if Path(path).is_dir():
+            if vision_model:
+                raise ValueError(f"{path} is a folder and holds a tower of its own: leave --vision_model out")
+            model, processor = load_folder(Path(path))
+        else:
+            model = load_model(path, vision_model)
+        return cls(model, chosen, arithmetic, processor)
 
     @property
-    def config(self) -> MiniMindConfig:
+    def config(self) -> PreTrainedConfig:
         return self.model.config
-
-    @torch.inference_mode()
-    def batch(self, conversations: Sequence[Conversation], max_new_tokens: int = 64) -> list[str]:
-        """Greedy answers to several conversations at once. Raises SampleError as VLMProcessor.prompts does."""
-        inputs = self._inputs(conversations)
-        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        return self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
 
     @torch.inference_mode()
     def stream(
         self,
         messages: Sequence[dict],
         pictures: Sequence[Image.Image] = (),
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 0.9,
+        options: Options = DEFAULTS,
         show: Callable[[str], None] = lambda text: None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Answer:
-        """One answer, shown piece by piece while it grows. temperature 0 is greedy."""
-        inputs = self._inputs([(messages, pictures)])
-        sampling = (
-            {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+        """One answer, shown piece by piece while it grows.
+
+        show: gets each new piece of text, whole characters only.
+        stopped: asked after every token; True ends the answer there.
+
+        Raises:
+            SampleError: the messages and pictures do not fit together, or are longer than the model reads.
+            Interrupted: `show` raised, or the model did; the text so far is in it, and the engine is ready for more.
+        """
+        started = time.perf_counter()
+        prompt = self._prompt(messages, pictures)
+        draw, text, memory, was_stopped = (
+            Drawing(options, self.device),
+            GrowingText(self.processor.tokenizer, show),
+            None,
+            False,
         )
-        streamer = _Streamer(self.processor.tokenizer, show)
-        self.model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
-        first, count = streamer.times[0], len(streamer.times)
-        rest = streamer.times[-1] - first
+        tokens: list[int] = []
+        times: list[float] = []
+        try:
+            logits, memory = self.reader.start([prompt])
+            while True:
+                drawn = draw(logits)
+                tokens.append(int(drawn))
+                times.append(time.perf_counter() - started)
+                text.add(tokens[-1])
+                if self._ended(tokens, prompt, options):
+                    break
+                if was_stopped := stopped():
+                    break
+                logits = self.reader.step(drawn, memory)
+            text.flush()
+        except Exception as error:
+            raise Interrupted(self._answer(tokens, prompt, times), error) from error
+        finally:
+            if memory is not None:
+                self.reader.remember(prompt, tokens, memory)
+        return self._answer(tokens, prompt, times, was_stopped)
+
+    @torch.inference_mode()
+    def batch(self, conversations: Sequence[Conversation], options: Options = DEFAULTS) -> list[Answer]:
+        """Answers to several conversations at once, in order. Raises SampleError as `stream` does."""
+        if not conversations:
+            return []
+        started = time.perf_counter()
+        prompts = [self._prompt(*conversation) for conversation in conversations]
+        draw = Drawing(options, self.device)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        times: list[list[float]] = [[] for _ in prompts]
+        logits, memory = self.reader.start(prompts)
+        rows, going = list(range(len(prompts))), set(range(len(prompts)))  # rows of the memory; those not ended
+        while True:
+            drawn = draw(logits)
+            now = time.perf_counter() - started
+            for row, token in zip(rows, drawn.tolist(), strict=True):
+                if row in going:
+                    tokens[row].append(token)
+                    times[row].append(now)
+                    if self._ended(tokens[row], prompts[row], options):
+                        going.discard(row)
+            if not going:
+                return [self._answer(*facts) for facts in zip(tokens, prompts, times, strict=True)]
+            if 2 * len(going) <= len(rows):  # fewer rows are cheaper, but moving them costs too
+                kept = torch.tensor([place for place, row in enumerate(rows) if row in going], device=self.device)
+                rows, drawn = [row for row in rows if row in going], drawn[kept]
+                memory.keep(kept)
+            logits = self.reader.step(drawn, memory)
+
+    def _prompt(self, messages: Sequence[dict], pictures: Sequence[Image.Image]) -> Prompt:
+        rendered = self.processor.render(messages, add_generation_prompt=True)
+        wanted = sum(rendered.image_mask) // self.processor.image_tokens
+        if wanted != len(pictures):
+            raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
+        if pictures and not self.reader.sees:
+            raise ValueError("these weights are a decoder without eyes: train the stages, or ask without a picture")
+        if len(rendered.input_ids) >= self.max_length:
+            raise SampleError(
+                f"the conversation takes {len(rendered.input_ids)} tokens and the model reads {self.max_length}: "
+                "ask less at once, or begin anew"
+            )
+        pixels = [self.processor.pixels(picture) for picture in pictures]
+        return Prompt(rendered.input_ids, rendered.image_mask, pixels)
+
+    def _ended(self, tokens: Sequence[int], prompt: Prompt, options: Options) -> bool:
+        room = min(options.max_new_tokens, self.max_length - len(prompt.ids))
+        return tokens[-1] == self.end_id or len(tokens) >= room
+
+    def _answer(self, tokens: list[int], prompt: Prompt, times: Sequence[float], stopped: bool = False) -> Answer:
+        rest = times[-1] - times[0] if times else 0.0
         return Answer(
-            text="".join(streamer.pieces),
-            prompt_tokens=inputs["input_ids"].shape[1],
-            new_tokens=count,
-            seconds_to_first=first,
-            tokens_per_second=(count - 1) / rest if rest else 0.0,
+            text=decode(self.processor.tokenizer, tokens),
+            token_ids=tuple(tokens),
+            prompt_tokens=len(prompt.ids),
+            new_tokens=len(tokens),
+            seconds_to_first=times[0] if times else 0.0,
+            tokens_per_second=(len(tokens) - 1) / rest if rest else 0.0,
+            stopped=stopped,
         )
-
-    def _inputs(self, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
-        inputs = self.processor.prompts(conversations)
-        if not hasattr(self.model, "vision_encoder"):  # a bare decoder takes no pictures
-            inputs.pop("image_mask")
-            if inputs.pop("pixel_values", None) is not None:
-                raise ValueError("these weights are a decoder without eyes: train the stages, or ask without a picture")
-        return {name: value.to(self.device) for name, value in inputs.items()}
-
-
-class _Streamer(TextStreamer):
-    """Hands on the text as it grows and notes when each token came, in seconds since the start."""
-
-    def __init__(self, tokenizer, show: Callable[[str], None]):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.show, self.pieces, self.times = show, [], []
-        self.started = time.perf_counter()
-
-    def put(self, value: torch.Tensor) -> None:
-        if not self.next_tokens_are_prompt:
-            self.times.append(time.perf_counter() - self.started)
-        super().put(value)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.pieces.append(text)
-        self.show(text)

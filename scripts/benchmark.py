@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from model.config import IGNORE_INDEX, VLMConfig
+from model.device import choose_dtype
 from model.model_vlm import MiniMindVLM
 from model.processing import Rendered, collate
 
@@ -145,13 +146,6 @@ def measure(stage: str, options: argparse.Namespace, variants: dict[str, Variant
     return speeds
 
 
-def has_bfloat16(device: str) -> bool:
-    """Computed, not emulated."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
-
-
 def report(speeds: dict[str, float], bfloat16: bool) -> dict[str, dict]:
     """online and cached: samples a second and ratios against the baseline, in float32 and under bfloat16."""
     suffix = ", bf16" if bfloat16 else ""
@@ -179,7 +173,8 @@ def main() -> None:
     parser.add_argument("--moe", action="store_true")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    bfloat16, variants = has_bfloat16(options.device), dict(VARIANTS)
+    bfloat16 = choose_dtype("auto", torch.device(options.device)) == torch.bfloat16
+    variants = dict(VARIANTS)
     if bfloat16:
         for name in ("baseline", "all, online", "all, cached"):
             variants[f"{name}, bf16"] = replace(VARIANTS[name], bfloat16=True)
