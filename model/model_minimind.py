@@ -258,6 +258,8 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
             nn.init.normal_(module.weight, std=0.02)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, RotaryEmbedding):  # from_pretrained leaves what is in no file unset
+            module.frequencies.copy_(rope_frequencies(module.config)[0])
 
     def embed(self, input_ids: torch.Tensor, **inputs) -> torch.Tensor:
         """[batch, seq] -> [batch, seq, hidden]; the place where MiniMindVLM puts its pictures."""
