@@ -46,7 +46,7 @@ def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
     """
     scaling = config.rope_parameters
     size, base = config.head_dim, scaling["rope_theta"]
-    frequencies = base ** -(torch.arange(0, size, 2, dtype=torch.float32) / size)
+    frequencies = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)  # to the bit as Llama rounds it
     if scaling["rope_type"] == "default":
         return frequencies, 1.0
     if scaling["rope_type"] != "yarn":

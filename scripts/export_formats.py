@@ -95,7 +95,8 @@ def export_llava(source: Source, folder: Path) -> None:
     _needs_vision(source, "llava")
     config = source.model.config
     image_token_id = config.vocab_size
-    llava = stock_llava(source.model, image_token_id).to(source.dtype)
+    activation = "linear" if source.dtype == torch.float16 else "gelu"
+    llava = stock_llava(source.model, image_token_id, activation).to(source.dtype)
     llava.save_pretrained(folder)
     _add_old_names(folder)
     _write_tokenizer(source.tokenizer, folder, {IMAGE_TAG: image_token_id})

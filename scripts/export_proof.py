@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 MAX_NEW_TOKENS = 16
 TOLERANCE = 1e-4  # of fp32 logits
@@ -47,7 +48,7 @@ def draw_picture(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 @torch.no_grad()
-def write_reference(model: torch.nn.Module, tokenizer, folder: Path) -> None:
+def write_reference(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """What the project's own model answers, and the pictures it saw, read back from their files."""
     from model.processing import VLMProcessor, open_picture
 
@@ -68,27 +69,26 @@ def write_reference(model: torch.nn.Module, tokenizer, folder: Path) -> None:
     )
 
 
-def answer(model: torch.nn.Module, tokenizer, inputs: dict) -> str:
+def answer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, inputs: dict) -> str:
     output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def load_stranger(folder: Path, sees: bool, vision_model: str | None) -> tuple:
     """Model, tokenizer, and messages -> inputs, by nothing but transformers and what is in the folder."""
-    for name in ("model", "scripts", "dataset", "trainer"):
-        sys.modules[name] = None  # importing them raises ImportError
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
     own_code = "auto_map" in json.loads((folder / "config.json").read_text())
     if not own_code and (found := sorted(path.name for path in folder.glob("*.py"))):
         raise SystemExit(f"{folder} is to need no code, but holds {found}")
-    trust = {"trust_remote_code": True} if own_code else {}
     model_class, processor_class = AutoModelForCausalLM, AutoTokenizer
     if sees:
         model_class, processor_class = AutoModelForImageTextToText, AutoProcessor
     tower = {"vision_model": vision_model} if vision_model else {}
-    model = model_class.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **trust, **tower)
-    processor = processor_class.from_pretrained(folder, local_files_only=True, **trust)
+    model = model_class.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=own_code, **tower
+    )
+    processor = processor_class.from_pretrained(folder, local_files_only=True, trust_remote_code=own_code)
     return (
         model.eval(),
         getattr(processor, "tokenizer", processor),
@@ -169,5 +169,8 @@ def prove(folder: Path, reference: Path, vision_model: str | None = None) -> flo
 if __name__ == "__main__":
     torch.set_num_threads(min(2, torch.get_num_threads()))
     converted, given, *tower_folder = sys.argv[1:]
+    if not any(Path(converted).glob("*.pth")):
+        for package in ("model", "scripts", "dataset", "trainer"):
+            sys.modules[package] = None  # importing them raises ImportError
     outcome = compare(Path(converted), Path(given), next(iter(tower_folder), None))
     (Path(given) / "result.json").write_text(json.dumps(outcome, ensure_ascii=False))

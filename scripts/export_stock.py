@@ -19,6 +19,9 @@ from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 
 MAX_NEW_TOKENS = 512  # transformers alone would stop after 20
+# GELU is x times the normal distribution up to x: for an x below 2 ** -25 that is 0.5 to the last bit of fp32. Scaling
+# by a power of two loses nothing either, as long as the exponent has room: in fp32 and bf16, not in fp16.
+SMALL = 2.0**-40
 
 
 def generation_config(config: MiniMindConfig, **further) -> GenerationConfig:
@@ -81,10 +84,12 @@ def stock_decoder(model: MiniMindForCausalLM) -> PreTrainedModel:
     return stock.eval()
 
 
-def stock_llava(model: MiniMindVLM, image_token_id: int) -> LlavaForConditionalGeneration:
+def stock_llava(model: MiniMindVLM, image_token_id: int, activation: str = "gelu") -> LlavaForConditionalGeneration:
     """The whole model as LlavaForConditionalGeneration, with a token of its own for pictures after the vocabulary.
 
     That token's embedding is the padding's: as the padding it is never said, whatever the sampling.
+    activation: between Llava's two projector layers, where ours has nothing. "linear" says so, but vLLM does not know
+        it and MLX applies GELU regardless; "gelu" reaches the same to the bit, see SMALL, but not in float16.
     """
     config = model.config
     llava = LlavaForConditionalGeneration(
@@ -92,7 +97,7 @@ def stock_llava(model: MiniMindVLM, image_token_id: int) -> LlavaForConditionalG
             vision_config=CLIPVisionConfig(**config.vision_config),
             text_config=stock_config(config, image_token_id + 1),
             image_token_index=image_token_id, image_seq_length=config.image_tokens,
-            projector_hidden_act="linear", vision_feature_layer=-1, vision_feature_select_strategy="default",
+            projector_hidden_act=activation, vision_feature_layer=-1, vision_feature_select_strategy="default",
             tie_word_embeddings=config.tie_word_embeddings,
         )
     )  # fmt: skip
@@ -104,8 +109,10 @@ def stock_llava(model: MiniMindVLM, image_token_id: int) -> LlavaForConditionalG
         new_rows = tensors[name][config.pad_token_id].expand(image_token_id + 1 - len(tensors[name]), -1)
         tensors[name] = torch.cat([tensors[name], new_rows])
     projector, prefix = model.vision_proj.vision_proj[0], "model.multi_modal_projector"
-    tensors[f"{prefix}.linear_1.weight"], tensors[f"{prefix}.linear_1.bias"] = projector.weight, projector.bias
-    tensors[f"{prefix}.linear_2.weight"] = torch.eye(config.hidden_size)
+    scale, undo = (1.0, 1.0) if activation == "linear" else (SMALL, 2 / SMALL)
+    tensors[f"{prefix}.linear_1.weight"] = scale * projector.weight
+    tensors[f"{prefix}.linear_1.bias"] = scale * projector.bias
+    tensors[f"{prefix}.linear_2.weight"] = undo * torch.eye(config.hidden_size)
     tensors[f"{prefix}.linear_2.bias"] = torch.zeros(config.hidden_size)
     wrapped = (
         "vision_model." if hasattr(llava.model.vision_tower, "vision_model") else ""

@@ -119,7 +119,8 @@ def read_picture(source: str | Path | Image.Image) -> Image.Image:
     return open_picture(source)
 
 
-def flatten(images) -> list:
+def flatten(images: object) -> list:
+    """One picture, a list, or lists of lists, to a list."""
     if images is None:
         return []
     if isinstance(images, (list, tuple)):
