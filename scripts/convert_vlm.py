@@ -166,7 +166,7 @@ def main() -> None:
     options = parse_arguments()
     try:
         manifest = convert(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"convert_vlm: {error}") from error
     print(f"largest difference of a logit, from a fresh process: {manifest['largest_logit_difference']:.2g}")
     print(f"{options.output}: {manifest['format']}, the same greedy text")

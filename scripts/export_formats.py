@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from model.config import MiniMindConfig, VLMConfig
@@ -98,6 +98,7 @@ def export_llava(source: Source, folder: Path) -> None:
     activation = "linear" if source.dtype == torch.float16 else "gelu"
     llava = stock_llava(source.model, image_token_id, activation).to(source.dtype)
     llava.save_pretrained(folder)
+    _rename_tower(folder / "model.safetensors")
     _add_old_names(folder)
     _write_tokenizer(source.tokenizer, folder, {IMAGE_TAG: image_token_id})
     size = {"height": config.image_size, "width": config.image_size}
@@ -189,6 +190,17 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, added: di
         "clean_up_tokenization_spaces": False, "padding_side": "left", "add_bos_token": False,
     }  # fmt: skip
     _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _rename_tower(path: Path) -> None:
+    """Name the tower's tensors as in every published Llava.
+
+    What save_pretrained calls them depends on the version of transformers; all versions read these names, and other
+    engines no others.
+    """
+    inner = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
+    tensors = {inner.sub(r"\1vision_model.", name): value for name, value in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
 
 
 def _add_old_names(folder: Path) -> None:

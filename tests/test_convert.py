@@ -72,7 +72,9 @@ def differences(model, folder, tmp_path, tower=None) -> dict:
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_whole_conversion_with_its_proof(weight, format_name, tmp_path):
+def test_whole_conversion_with_its_proof(weight, format_name, tmp_path, monkeypatch):
+    if format_name in ("llm", "minimind"):  # two fresh processes are enough: each costs seconds
+        run_here(monkeypatch)
     output = tmp_path / "out" / format_name
     manifest = convert(options_of(weight, format_name, output))
     assert 0 <= manifest["largest_logit_difference"] <= BAR
@@ -211,6 +213,26 @@ def test_minimind_pth_with_all_of_clip_inside(lively_vlm, tmp_path):
     with torch.no_grad():
         theirs = clip.vision_model(pixels.float() / 255 - 0.5).last_hidden_state[:, 1:]
         assert torch.equal(back.vision_encoder(pixels.float() / 255 - 0.5).last_hidden_state[:, 1:], theirs)
+
+
+@pytest.mark.parametrize("changes", [DENSE, MOE], ids=str)
+def test_llava_files_are_named_as_published_ones(lively_vlm, changes, tmp_path):
+    """What vLLM and others read by these names, never mind which version of transformers wrote them."""
+    folder = export(lively_vlm(**changes), "llava", tmp_path / "llava")
+    names, layer = set(load_file(folder / "model.safetensors")), "language_model.model.layers.0"
+    assert {
+        "vision_tower.vision_model.embeddings.class_embedding",
+        "vision_tower.vision_model.pre_layrnorm.weight",
+        "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight",
+        "multi_modal_projector.linear_1.weight",
+        "multi_modal_projector.linear_2.bias",
+        "language_model.model.embed_tokens.weight",
+        f"{layer}.self_attn.q_proj.weight",
+        f"{layer}.mlp.experts.3.gate_proj.weight" if changes else f"{layer}.mlp.gate_proj.weight",
+    } <= names
+    config = json.loads((folder / "config.json").read_text())
+    assert config["projector_hidden_act"] == "gelu" and config["text_config"]["rope_theta"] == 1e6
+    assert config["text_config"]["model_type"] == ("qwen2_moe" if changes else "llama")
 
 
 def test_image_token_is_its_own_and_at_stays_text(lively_vlm, tmp_path):
