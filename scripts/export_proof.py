@@ -7,6 +7,7 @@ scripts/convert_vlm.py starts it. REFERENCE holds pictures, messages and the log
 packages locked away, so that what ships must be enough.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -36,7 +37,7 @@ def prompts(sees: bool) -> list[list[dict]]:
     contents = (
         [*SEEING, [{"type": "text", "text": TEXTS[0]}]] if sees else [[{"type": "text", "text": t}] for t in TEXTS]
     )
-    return [[{"role": "user", "content": content}] for content in contents]
+    return copy.deepcopy([[{"role": "user", "content": content}] for content in contents])  # callers fill in paths
 
 
 def draw_picture(size: tuple[int, int], seed: int) -> Image.Image:
