@@ -46,7 +46,7 @@ def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
     """
     scaling = config.rope_parameters
     size, base = config.head_dim, scaling["rope_theta"]
-    frequencies = base ** -(torch.arange(0, size, 2, dtype=torch.float32) / size)
+    frequencies = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)  # to the bit as Llama rounds it
     if scaling["rope_type"] == "default":
         return frequencies, 1.0
     if scaling["rope_type"] != "yarn":
@@ -299,6 +299,8 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
             nn.init.normal_(module.weight, std=0.02)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, RotaryEmbedding):  # from_pretrained leaves what is in no file unset
+            module.frequencies.copy_(rope_frequencies(module.config)[0])
 
     def embed(self, input_ids: torch.Tensor, **inputs) -> torch.Tensor:
         """[batch, seq] -> [batch, seq, hidden]; the place where MiniMindVLM puts its pictures."""

@@ -2,11 +2,11 @@
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig
 
 from model.config import VLMConfig
 from model.model_minimind import MiniMindForCausalLM
-from model.vision_encoder import normalize_pixels
+from model.vision_encoder import build_tower, normalize_pixels
 
 
 class VisionProj(nn.Module):
@@ -33,7 +33,7 @@ class MiniMindVLM(MiniMindForCausalLM):
     def __init__(self, config: VLMConfig):
         super().__init__(config)
         self.vision_proj = VisionProj(config.vision_hidden_size, config.hidden_size)
-        self.vision_encoder = CLIPVisionModel(CLIPVisionConfig(**config.vision_config))
+        self.vision_encoder = build_tower(CLIPVisionConfig(**config.vision_config))
         self.vision_encoder.requires_grad_(False)
         self.post_init()
 

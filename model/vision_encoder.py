@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 from transformers.utils import logging
 
 # OpenAI CLIP's channel statistics, RGB in 0..1 (https://github.com/openai/CLIP)
@@ -23,7 +23,16 @@ def normalize_pixels(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def read_tower(folder: str | Path) -> tuple[CLIPVisionModel, str]:
+def build_tower(config: CLIPVisionConfig) -> PreTrainedModel:
+    """An untrained CLIP vision tower whose parameters have the same names under every version of transformers."""
+    return _unwrap(CLIPVisionModel(config))
+
+
+def _unwrap(tower: CLIPVisionModel) -> PreTrainedModel:
+    return getattr(tower, "vision_model", tower)  # transformers 5.3 wraps the tower once more than 5.23
+
+
+def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
     """The vision half of a CLIP folder, frozen, in fp32, and the sha256 of its weights file.
 
     folder: as transformers saves it; text and vision together (openai/clip-vit-base-patch16) or vision alone.
@@ -41,16 +50,19 @@ def read_tower(folder: str | Path) -> tuple[CLIPVisionModel, str]:
             f"--vision_model {SHIPPED_TOWER}"
         )
     logging.disable_progress_bar()  # it would flash for a file of this size
+    wrapped = hasattr(CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=0)), "vision_model")
+    names = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."} if wrapped else None
     try:
         tower, report = CLIPVisionModel.from_pretrained(
-            folder, output_loading_info=True, dtype=torch.float32, local_files_only=True, ignore_mismatched_sizes=True
-        )
+            folder, output_loading_info=True, dtype=torch.float32, local_files_only=True, ignore_mismatched_sizes=True,
+            key_mapping=names,
+        )  # fmt: skip
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} is damaged ({str(error)[:200]}): copy or download it again") from error
     wrong = [*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])]
     if wrong:
         raise ValueError(f"{weights} lacks {len(wrong)} of the vision tower's tensors, the first is {wrong[0]}")
-    return tower.requires_grad_(False).eval(), file_sha256(weights)
+    return _unwrap(tower).requires_grad_(False).eval(), file_sha256(weights)
 
 
 def portable_path(folder: str | Path) -> str:

@@ -17,6 +17,7 @@ from model.vision_encoder import file_sha256, portable_path, read_tower
 
 TOWER_PREFIX = "vision_encoder."
 PROJECTOR_PREFIX = "vision_proj."
+NOT_DECODER = ("model_type", "vision_config", "vision_source", "vision_sha256", "image_token_id")  # of a VLMConfig
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"  # one tensor where the config ties them
 
@@ -63,6 +64,14 @@ def read_weights(path: str | Path) -> tuple[dict | None, dict[str, torch.Tensor]
     if not named or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError(f"{path} is not a dictionary of tensors")
     return config, {_canonical(name): value for name, value in tensors.items()}
+
+
+def read_facts(path: str | Path) -> dict[str, str]:
+    """What else a .safetensors says of itself: stage, step, validation loss, settings. A .pth says nothing."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return {name: text for name, text in (file.metadata() or {}).items() if name not in ("config", "format")}
 
 
 def _canonical(name: str) -> str:
@@ -237,10 +246,10 @@ def load_model(
     config, tensors = read_weights(path)
     sees = any(name.startswith(PROJECTOR_PREFIX) for name in tensors)
     sizes = dict(config or infer_config(tensors, num_attention_heads, path))
-    if vision_model and any(name.startswith(TOWER_PREFIX) for name in tensors):
+    if config and vision_model and any(name.startswith(TOWER_PREFIX) for name in tensors):
         raise ValueError(f"{path} holds a tower of its own: leave --vision_model {vision_model} out")
     tower_folder = vision_model or sizes.pop("vision_source", None)
-    for name in ("model_type", "vision_config", "vision_source", "vision_sha256"):
+    for name in NOT_DECODER:
         sizes.pop(name, None)
     if not sees:
         model = MiniMindForCausalLM(MiniMindConfig(**sizes))
@@ -250,5 +259,7 @@ def load_model(
         model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **sizes))
     else:
         raise ValueError(f"{path} does not say which tower it was trained with: name it with --vision_model DIR")
-    load_weights(model, path)
+    load_weights(
+        model, path, ignore=() if config else (TOWER_PREFIX,)
+    )  # some .pth hold all of CLIP: the folder's serves
     return model.eval()

@@ -24,6 +24,8 @@ OURS = {*MAY_IMPORT, "tests"}
 MOST_LINES, MOST_LINES_OF_A_STAGE = 400, 39
 FORBIDDEN_CALLS = {"pickle.load", "pickle.loads", "yaml.load", "eval", "exec", "os.system"}
 FORBIDDEN_KEYWORDS = {"shell", "trust_remote_code"}
+# The proof of a conversion runs the code that the conversion has written a moment before, and nobody else's.
+ALLOWED_CALLS = {("scripts/export_proof.py", "trust_remote_code=own_code")}
 # Machine paths and package indexes; brackets in the middle, or this line would be the first to break its rule.
 PRIVATE = re.compile(r"/(work|root)[/]|--(extra-)?index[-]url|trusted[-]host|:[/]{2}\S+/simple\b")
 
@@ -117,9 +119,10 @@ def unsafe_calls(tree: ast.AST) -> list[tuple[int, str]]:
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         unsafe = name in FORBIDDEN_CALLS or name.split(".")[-1] == "extractall"
         unsafe |= name == "torch.load" and given.get("weights_only") != "True"
-        unsafe |= any(given.get(keyword, "False") != "False" for keyword in FORBIDDEN_KEYWORDS)
         if unsafe:
             found.append((call.lineno, name))
+        options = [f"{k}={given[k]}" for k in sorted(FORBIDDEN_KEYWORDS) if given.get(k, "False") != "False"]
+        found += [(call.lineno, option) for option in options]
     return found
 
 
@@ -127,7 +130,10 @@ def test_nothing_unsafe_is_called():
     files = python_files(*MAY_IMPORT)
     assert len(files) > 20
     assert not [
-        f"{at(path, line)} {name}" for path in files for line, name in unsafe_calls(ast.parse(path.read_text()))
+        f"{at(path, line)} {name}"
+        for path in files
+        for line, name in unsafe_calls(ast.parse(path.read_text()))
+        if (path.relative_to(ROOT).as_posix(), name) not in ALLOWED_CALLS
     ]
 
 

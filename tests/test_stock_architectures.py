@@ -4,58 +4,15 @@ import pytest
 import torch
 from conftest import SIZES
 from test_model import make_decoder, make_ids
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM, rope_frequencies
+from scripts.export_stock import stock_decoder
 
 # originals this short make YaRN stretch some of the few pairs of a tiny head, keep some and blend some
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512}
-
-
-def llama_of(model: MiniMindForCausalLM) -> LlamaForCausalLM:
-    config = model.config
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads, rms_norm_eps=config.rms_norm_eps,
-            rope_parameters=dict(config.rope_parameters), max_position_embeddings=config.max_position_embeddings,
-            tie_word_embeddings=True,
-        )
-    )  # fmt: skip
-    llama.load_state_dict(model.state_dict(), strict=True)  # the names are Llama's
-    return llama.eval()
-
-
-def qwen2_moe_of(model: MiniMindForCausalLM) -> Qwen2MoeForCausalLM:
-    config = model.config
-    qwen = Qwen2MoeForCausalLM(
-        Qwen2MoeConfig(
-            vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
-            moe_intermediate_size=config.intermediate_size, shared_expert_intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads, rms_norm_eps=config.rms_norm_eps,
-            rope_parameters=dict(config.rope_parameters), qkv_bias=False, num_experts=config.num_experts,
-            num_experts_per_tok=config.num_experts_per_tok, norm_topk_prob=config.num_experts_per_tok > 1,
-            tie_word_embeddings=True,
-        )
-    )  # fmt: skip
-    theirs = {name: value for name, value in model.state_dict().items() if ".mlp." not in name}
-    for number, layer in enumerate(model.model.layers):
-        prefix, mlp = f"model.layers.{number}.mlp", layer.mlp
-        both = [torch.cat([expert.gate_proj.weight, expert.up_proj.weight]) for expert in mlp.experts]
-        theirs[f"{prefix}.gate.weight"] = mlp.gate.weight
-        theirs[f"{prefix}.experts.gate_up_proj"] = torch.stack(both)
-        theirs[f"{prefix}.experts.down_proj"] = torch.stack([expert.down_proj.weight for expert in mlp.experts])
-        for name in ("gate_proj", "up_proj"):
-            theirs[f"{prefix}.shared_expert.{name}.weight"] = getattr(mlp.shared_experts[0], name).weight
-        # their shared expert has a gate of its own: at zero it halves, and a doubled output undoes that
-        theirs[f"{prefix}.shared_expert.down_proj.weight"] = 2 * mlp.shared_experts[0].down_proj.weight
-        theirs[f"{prefix}.shared_expert_gate.weight"] = torch.zeros(1, config.hidden_size)
-    qwen.load_state_dict(theirs, strict=True)
-    return qwen.eval()
 
 
 @pytest.mark.parametrize("rope", [None, YARN], ids=["plain", "yarn"])
@@ -63,7 +20,9 @@ def qwen2_moe_of(model: MiniMindForCausalLM) -> Qwen2MoeForCausalLM:
 def test_dense_decoder_is_llama(rope):
     model = make_decoder(rope_parameters=rope)
     ids = make_ids(2, 60)
-    ours, theirs = model(ids).logits, llama_of(model)(ids).logits
+    stock = stock_decoder(model)
+    assert isinstance(stock, LlamaForCausalLM)
+    ours, theirs = model(ids).logits, stock(ids).logits
     assert ours.std() > 0.5  # logits near zero would be equal to anything
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
@@ -73,7 +32,9 @@ def test_dense_decoder_is_llama(rope):
 def test_moe_decoder_is_qwen2_moe(top_k):
     model = make_decoder(use_moe=True, num_experts_per_tok=top_k)
     ids = make_ids(2, 30)
-    ours, theirs = model(ids).logits, qwen2_moe_of(model)(ids).logits
+    stock = stock_decoder(model)
+    assert isinstance(stock, Qwen2MoeForCausalLM)
+    ours, theirs = model(ids).logits, stock(ids).logits
     assert ours.std() > 0.5
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 

@@ -1,0 +1,176 @@
+"""Convert a trained model for others to use, and prove the result before it is put in place.
+
+    python scripts/convert_vlm.py --weight out/sft_vlm_512.safetensors --to llava --output out/llava
+
+--to    transformers   MiniMindVLM with its code, processor and tower; loads with trust_remote_code=True
+        llava          a stock LlavaForConditionalGeneration, for every engine that knows it; no code
+        llm            the decoder alone, a stock Llama or Qwen2-MoE
+        minimind       a .pth as MiniMind2-V writes it
+
+MiniMind's own files come in too: --weight sft_vlm_512.pth --vision_model clip-vit-base-patch16 --tokenizer DIR.
+Every conversion is loaded again in a fresh process and must give the same logits (1e-4) and the same greedy text; only
+then the folder appears, whole. An older conversion at --output is replaced, anything else there is refused.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerFast
+
+from model.config import END_ID, END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, START_ID, MiniMindConfig
+from model.model_minimind import MiniMindForCausalLM
+from model.processing import load_tokenizer
+from model.vision_encoder import file_sha256, find_folder
+from model.weights import NOT_DECODER, TOWER_PREFIX, load_model, read_facts
+from scripts.export_card import model_card
+from scripts.export_folder import claim, publish, seal
+from scripts.export_formats import FORMATS, Source, portable_name
+from scripts.export_proof import prove, write_reference
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+IDS = {"<|endoftext|>": END_OF_TEXT_ID, "<|im_start|>": START_ID, "<|im_end|>": END_ID, IMAGE_TOKEN: IMAGE_TOKEN_ID}
+
+
+def convert(options: argparse.Namespace) -> dict:
+    """The whole way, as the options of `parse_arguments` say; returns what the manifest says.
+
+    Raises:
+        ValueError: what the user can mend, and a proof that failed; nothing at --output has changed then.
+    """
+    source, facts, score = read_source(options), read_facts(options.weight), read_score(options.score)
+    output = options.output.resolve()
+    temporary = claim(output)
+    try:
+        FORMATS[options.to](source, temporary)
+        card = model_card(source, options.to, facts, score, options.license)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        manifest = {
+            "format": options.to,
+            "weight": {"name": options.weight.name, "sha256": file_sha256(options.weight)},
+            "vision_tower": tower_identity(source, options.to),
+            "largest_logit_difference": proof(source, temporary, options),
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+        seal(temporary, manifest)
+        publish(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def read_source(options: argparse.Namespace) -> Source:
+    """The model and tokenizer that the options name, rounded to what will be written."""
+    model = load_model(options.weight, options.vision_model, options.num_attention_heads)
+    tokenizer = read_tokenizer(options.tokenizer, model.config.vocab_size)
+    dtype = torch.float16 if options.to == "minimind" else DTYPES[options.dtype]
+    source = Source(model, tokenizer, options.weight.stem, dtype, not options.no_vision)
+    if (
+        source.sees
+        and options.to != "llm"
+        and not tower_included(source, options.to)
+        and not model.config.vision_source
+    ):
+        raise ValueError("the tower came from no folder and travels with the model: it cannot be left out")
+    round_weights(source, options.to)
+    return source
+
+
+def proof(source: Source, folder: Path, options: argparse.Namespace) -> float:
+    """Compare the folder with the model in memory; see scripts/export_proof.py."""
+    model, tower = source.model, None
+    if options.to == "llm":
+        model = bare_decoder(model)
+    elif source.sees and not tower_included(source, options.to):
+        tower = str(find_folder(options.vision_model or model.config.vision_source).resolve())
+    with tempfile.TemporaryDirectory() as reference:
+        write_reference(model, source.tokenizer, Path(reference))
+        return prove(folder, Path(reference), tower)
+
+
+def bare_decoder(model: MiniMindForCausalLM) -> MiniMindForCausalLM:
+    """The decoder of a model that may see, sharing its weights."""
+    config = model.config.to_dict()
+    decoder = MiniMindForCausalLM(MiniMindConfig(**{n: v for n, v in config.items() if n not in NOT_DECODER}))
+    decoder.model, decoder.lm_head = model.model, model.lm_head
+    return decoder.eval()
+
+
+def tower_included(source: Source, format_name: str) -> bool:
+    return source.sees and (format_name == "llava" or (format_name == "transformers" and source.with_vision))
+
+
+def tower_identity(source: Source, format_name: str) -> dict | None:
+    """What the manifest says of the tower; None for a decoder without eyes."""
+    if not source.sees or format_name == "llm":
+        return None
+    config = source.model.config
+    included = tower_included(source, format_name)
+    return {"name": portable_name(config), "sha256": config.vision_sha256, "included": included}
+
+
+@torch.no_grad()
+def round_weights(source: Source, format_name: str) -> None:
+    """To the precision that is written, so that the proof compares like with like."""
+    for name, parameter in source.model.named_parameters():
+        if not name.startswith(TOWER_PREFIX) or tower_included(source, format_name):
+            parameter.copy_(parameter.to(source.dtype).float())
+
+
+def read_score(path: Path | None) -> dict | None:
+    """What scripts/score.py --json wrote."""
+    if path is None:
+        return None
+    try:
+        score = json.loads(path.read_text(encoding="utf-8"))
+        if not {"exact_match", "by_kind"} <= set(score):
+            raise ValueError("exact_match or by_kind is missing")
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"--score {path} is no report of scripts/score.py ({error})") from error
+    return score
+
+
+def read_tokenizer(folder: Path | None, vocab_size: int) -> PreTrainedTokenizerFast:
+    """The shipped tokenizer, or MiniMind's from a folder; its special tokens must stand where the model knows them."""
+    if folder is not None and not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"--tokenizer {folder} holds no tokenizer.json: name MiniMind's `model` folder")
+    tokenizer = load_tokenizer(folder)
+    wrong = [f"{text!r} is not token {number}" for text, number in IDS.items() if tokenizer.encode(text) != [number]]
+    if len(tokenizer) > vocab_size:
+        wrong.append(f"it has {len(tokenizer)} tokens and the model {vocab_size}")
+    if wrong:
+        raise ValueError(f"--tokenizer {folder or 'model'} does not fit these weights: {'; '.join(wrong)}")
+    return tokenizer
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weight", type=Path, required=True, help=".safetensors of a stage, or MiniMind's .pth")
+    parser.add_argument("--to", choices=FORMATS, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder to make, or an older conversion to replace")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors; a .pth is always float16")
+    parser.add_argument("--no_vision", action="store_true", help="transformers: leave the tower out, name it only")
+    parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
+    parser.add_argument("--tokenizer", type=Path, help="folder of MiniMind's tokenizer; by default the shipped one")
+    parser.add_argument("--num_attention_heads", type=int, default=8, help="of a .pth, which does not say")
+    parser.add_argument("--score", type=Path, help="score.json of scripts/score.py, for the model card")
+    parser.add_argument("--license", default="apache-2.0", help="for the model card")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse_arguments()
+    try:
+        manifest = convert(options)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"convert_vlm: {error}") from error
+    print(f"largest difference of a logit, from a fresh process: {manifest['largest_logit_difference']:.2g}")
+    print(f"{options.output}: {manifest['format']}, the same greedy text")
+
+
+if __name__ == "__main__":
+    main()
