@@ -9,6 +9,7 @@ could fetch pictures from elsewhere. What people can mend is said in a sentence;
 """
 
 import argparse
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from scripts.demo_engine import MOST_SECONDS, Engine, Job, Weight, find_weights
 from scripts.demo_words import LANGUAGES, say
 
 POLL = 0.08  # seconds between two looks at a job that runs
-MAP_WIDTH, PICTURE_WIDTH = 224, 224  # pixels on the page
+MAP_WIDTH, PICTURE_WIDTH, EXAMPLE_WIDTH = 224, 224, 150  # pixels on the page
 FACTS = {"pixels": MAX_PIXELS // 1_000_000, "megabytes": MOST_BYTES // 1024**2, "seconds": round(MOST_SECONDS),
          "pictures": MOST_PICTURES}  # fmt: skip
 
@@ -63,7 +64,7 @@ def main() -> None:
     choose_language()
     folders = [*arguments.folders, ROOT / "out"]
     weights = find_weights(folders)
-    st.title(words("title"), anchor=False)
+    st.subheader(words("title"), anchor=False)
     if not weights:
         return no_weights(folders)
     engine = start_engine(arguments.vision_model, arguments.device)
@@ -144,28 +145,26 @@ def beginning(engine: Engine, weight: Weight, options: Options) -> None:
         st.text(words("begin_without"))
         return
     st.text(words("begin"))
-    for number, (column, example) in enumerate(
-        zip(st.columns(demo_chat.EXAMPLES), example_scenes(st.session_state.language), strict=True)
-    ):
-        with column:
-            st.image(example.scene, width="stretch")
-            st.button(example.questions[0], key=f"example_{number}", width="stretch",
-                      on_click=begin_with, args=(engine, weight, options, example))  # fmt: skip
+    with st.container(horizontal=True):  # as many a row as the screen is wide
+        for number, example in enumerate(example_scenes(st.session_state.language)):
+            with st.container(width=EXAMPLE_WIDTH):
+                st.image(example.scene, width="stretch")
+                st.text(example.questions[0])
+                st.button(words("ask_this"), key=f"example_{number}", width="stretch",
+                          on_click=begin_with, args=(engine, weight, options, example))  # fmt: skip
     st.caption(attribution())
 
 
 def begin_with(engine: Engine, weight: Weight, options: Options, example: demo_chat.Example) -> None:
     picture = demo_chat.keep_picture(example.scene, weight.image_size)
-    start(engine, weight, options, Turn(example.questions[0], [picture], example.questions[1:]))
+    turn = Turn(example.questions[0], [picture], credit=attribution(), suggestions=example.questions[1:])
+    start(engine, weight, options, turn)
 
 
 def send(engine: Engine, weight: Weight, options: Options, text: str, files: list[bytes]) -> None:
     """A message as a turn of the conversation, or a notice that says why not."""
     state, question = st.session_state, text.strip()
     if not question and not files:
-        return
-    if state.job is not None:
-        state.notice = words("one_at_a_time")
         return
     try:
         turn = demo_chat.new_turn(state.turns, question or words("describe"), files, weight.image_size)
@@ -180,7 +179,7 @@ def send(engine: Engine, weight: Weight, options: Options, text: str, files: lis
 
 def start(engine: Engine, weight: Weight, options: Options, turn: Turn) -> None:
     state = st.session_state
-    if state.job is not None:
+    if state.job is not None:  # what is disabled on the page can still be sent by hand
         return
     try:
         state.job = engine.ask(weight, *demo_chat.conversation([*state.turns, turn]), options)
@@ -206,6 +205,8 @@ def show_question(turn: Turn) -> None:
     with st.chat_message("user"):
         if turn.pictures:
             st.image([picture.shown for picture in turn.pictures], width=PICTURE_WIDTH)
+        if turn.credit:
+            st.caption(turn.credit)
         st.text(turn.question)
 
 
@@ -240,7 +241,7 @@ def again(engine: Engine, weight: Weight, options: Options) -> None:
     """The last question once more, with the weights and the settings of now."""
     *before, last = st.session_state.turns
     st.session_state.turns = before
-    start(engine, weight, options, Turn(last.question, last.pictures, last.suggestions))
+    start(engine, weight, options, replace(last, answer=None, failure="", looked=None))
     if st.session_state.job is None:
         st.session_state.turns = [*before, last]
 

@@ -43,6 +43,7 @@ class Turn:
 
     question: str
     pictures: list[Picture] = field(default_factory=list)
+    credit: str = ""  # who made the pictures, where that must be said
     suggestions: list[str] = field(default_factory=list)  # what else might be asked about an example
     answer: Answer | None = None
     failure: str = ""  # a key of scripts.demo_words

@@ -37,7 +37,8 @@ class Weight:
 
     @property
     def label(self) -> str:
-        return str(self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path)
+        folder = self.path.parent
+        return f"{self.path.stem} · {folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder}"
 
 
 def find_weights(folders: Sequence[Path]) -> list[Weight]:

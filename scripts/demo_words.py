@@ -19,6 +19,7 @@ WORDS = {
     "describe": ("Describe the picture.", "描述这张图片。"),
     "begin": ("Add a picture below and ask about it, or begin with one of these:",
               "在下方添加图片并提问，或者从这里开始："),
+    "ask_this": ("Ask this", "就问这个"),
     "begin_without": ("Ask something below. These weights have not learnt to see; those of stage 2 have.",
                       "在下方提问。此权重还没有学会看图，第二阶段的权重才会。"),
     "limits": ("Up to {pictures} pictures a message, {megabytes} MB and {pixels} million pixels each. They stay in "
@@ -62,7 +63,6 @@ WORDS = {
                             "每条消息最多 {characters} 个字符，请缩短。"),
     "no_eyes": ("These weights see no pictures. Choose weights of stage 1 or 2.",
                 "此权重不能看图，请选择第一或第二阶段的权重。"),
-    "one_at_a_time": ("One answer at a time: wait for it, or stop it.", "一次只能回答一个问题：请等待或先停止。"),
     "busy": ("Too many are asking: {waiting} wait already. Try again in a moment.",
              "现在提问的人太多，已有 {waiting} 个在排队。请稍后再试。"),
     "too_long": ("The conversation has become too long for the model. Begin a new one.",
