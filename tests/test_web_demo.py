@@ -285,3 +285,8 @@ def test_the_page_takes_no_html():
     source = (ROOT / "web_demo.py").read_text()
     for word in ("unsafe", "st.markdown", "st.write", "st.html", "components"):
         assert word not in source
+
+
+def test_screenshots_are_small_files():
+    shots = list((ROOT / "docs").glob("demo_*.png"))
+    assert shots and all(shot.stat().st_size < 300_000 for shot in shots)
