@@ -1,4 +1,9 @@
-"""Ask a trained model: one engine for the terminal, the score and whatever else wants answers."""
+"""Ask a trained model: one engine for the terminal, the demo, the score and whatever else wants answers.
+
+Answerer.stream   one conversation, shown while it grows      scripts/reading.py   what is read, and remembered
+Answerer.batch    several at once                             scripts/decoder.py   how, fast
+                                                              scripts/drawing.py   which token comes next
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,27 +12,18 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from model.config import END_ID, END_OF_TEXT_ID, MiniMindConfig
-from model.processing import VLMProcessor
+from model.device import choose_device, choose_dtype
+from model.model_minimind import MiniMindForCausalLM
+from model.processing import IMAGE_TAG, SampleError, VLMProcessor
 from model.weights import load_model
+from scripts.drawing import Drawing, GrowingText, Options, decode
+from scripts.reading import Prompt, Reader
+from scripts.stock import StockReader, load_folder
 
+__all__ = ["Answer", "Answerer", "Conversation", "Interrupted", "Options"]
 Conversation = tuple[Sequence[dict], Sequence[Image.Image]]  # messages and their pictures, in order
-
-
-@dataclass(frozen=True)
-class Options:
-    """How an answer is drawn."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0  # 0: always the likeliest token
-    top_p: float = 0.9  # with a temperature: the likeliest tokens that together reach this share; 1: all
-    top_k: int = 0  # with a temperature: only so many of the likeliest; 0: all
-    seed: int | None = None  # with a temperature: the same seed draws the same answer; None: a new one every time
-
-
 DEFAULTS = Options()
 
 
@@ -51,36 +47,41 @@ class Interrupted(RuntimeError):
 
 
 class Answerer:
-    """A model with its processor on a device."""
+    """A model with its processor on a device. Threads may share it: no state of an answer outlives the call."""
 
-    def __init__(self, model: torch.nn.Module, device: str | torch.device = "cpu"):
-        self.model = model.eval().to(device)
-        self.processor = VLMProcessor.for_config(model.config)
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        processor: VLMProcessor | None = None,
+    ):
+        """model: from now on the engine's; on a CPU its tower is packed in place, elsewhere it becomes `dtype`."""
+        self.model, self.device = model.eval(), torch.device(device)
+        self.processor = processor or VLMProcessor.for_config(model.config)
+        ours = isinstance(model, MiniMindForCausalLM)
+        self.reader = (Reader if ours else StockReader)(model, self.device, dtype)
+        text_config = getattr(model.config, "text_config", model.config)
+        self.max_length, self.end_id = text_config.max_position_embeddings, text_config.eos_token_id
 
     @classmethod
-    def from_weight(cls, path: str | Path, vision_model: str | None = None, device: str = "auto") -> "Answerer":
-        """Raises ValueError as load_model does."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(load_model(path, vision_model), device)
+    def from_weight(
+        cls, path: str | Path, vision_model: str | None = None, device: str = "auto", dtype: str = "auto"
+    ) -> "Answerer":
+        """path: a file in out/, MiniMind's .pth, or a folder with config.json. Raises ValueError as load_model does."""
+        chosen = choose_device(device)
+        arithmetic, processor = choose_dtype(dtype, chosen), None
+        if Path(path).is_dir():
+            if vision_model:
+                raise ValueError(f"{path} is a folder and holds a tower of its own: leave --vision_model out")
+            model, processor = load_folder(Path(path))
+        else:
+            model = load_model(path, vision_model)
+        return cls(model, chosen, arithmetic, processor)
 
     @property
-    def config(self) -> MiniMindConfig:
+    def config(self) -> PreTrainedConfig:
         return self.model.config
-
-    @torch.inference_mode()
-    def batch(self, conversations: Sequence[Conversation], options: Options = DEFAULTS) -> list[Answer]:
-        """Answers to several conversations at once, in order. Raises SampleError as VLMProcessor.prompts does."""
-        inputs = self._inputs(conversations)
-        prompt = inputs["input_ids"].shape[1]
-        clock = _Clock()
-        output = self.model.generate(**inputs, **self._arguments(options), streamer=clock)
-        answers = []
-        for row, length in zip(output[:, prompt:].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True):
-            ended = row.index(END_ID) + 1 if END_ID in row else len(row)
-            answers.append(self._answer(row[:ended], length, clock.times))
-        return answers
 
     @torch.inference_mode()
     def stream(
@@ -97,83 +98,95 @@ class Answerer:
         stopped: asked after every token; True ends the answer there.
 
         Raises:
-            SampleError: the messages and pictures do not fit together.
+            SampleError: the messages and pictures do not fit together, or are longer than the model reads.
             Interrupted: `show` raised, or the model did; the text so far is in it, and the engine is ready for more.
         """
-        inputs = self._inputs([(messages, pictures)])
-        prompt = inputs["input_ids"].shape[1]
-        clock = _Clock(lambda tokens: show_new(tokens), stopped)
-        pieces: list[str] = []
-
-        def show_new(tokens: list[int]) -> None:
-            text = self._decode(tokens)
-            whole = text[: len(text.rstrip("\ufffd"))]
-            if len(whole) > sum(map(len, pieces)):
-                pieces.append(whole[sum(map(len, pieces)) :])
-                show(pieces[-1])
-
+        started = time.perf_counter()
+        prompt = self._prompt(messages, pictures)
+        draw, text, memory, was_stopped = (
+            Drawing(options, self.device),
+            GrowingText(self.processor.tokenizer, show),
+            None,
+            False,
+        )
+        tokens: list[int] = []
+        times: list[float] = []
         try:
-            criteria = StoppingCriteriaList([clock])
-            self.model.generate(**inputs, **self._arguments(options), streamer=clock, stopping_criteria=criteria)
-            rest = self._decode(clock.tokens)[sum(map(len, pieces)) :]
-            if rest:  # a character that the model began and never finished
-                show(rest)
+            logits, memory = self.reader.start([prompt])
+            while True:
+                drawn = draw(logits)
+                tokens.append(int(drawn))
+                times.append(time.perf_counter() - started)
+                text.add(tokens[-1])
+                if self._ended(tokens, prompt, options):
+                    break
+                if was_stopped := stopped():
+                    break
+                logits = self.reader.step(drawn, memory)
+            text.flush()
         except Exception as error:
-            raise Interrupted(self._answer(clock.tokens, prompt, clock.times), error) from error
-        return self._answer(clock.tokens, prompt, clock.times, clock.was_stopped)
+            raise Interrupted(self._answer(tokens, prompt, times), error) from error
+        finally:
+            if memory is not None:
+                self.reader.remember(prompt, tokens, memory)
+        return self._answer(tokens, prompt, times, was_stopped)
 
-    def _arguments(self, options: Options) -> dict:
-        if not options.temperature:
-            return {"max_new_tokens": options.max_new_tokens, "do_sample": False}
-        if options.seed is not None:
-            torch.manual_seed(options.seed)
-        names = ("max_new_tokens", "temperature", "top_p", "top_k")
-        return {"do_sample": True, **{name: getattr(options, name) for name in names}}
+    @torch.inference_mode()
+    def batch(self, conversations: Sequence[Conversation], options: Options = DEFAULTS) -> list[Answer]:
+        """Answers to several conversations at once, in order. Raises SampleError as `stream` does."""
+        if not conversations:
+            return []
+        started = time.perf_counter()
+        prompts = [self._prompt(*conversation) for conversation in conversations]
+        draw = Drawing(options, self.device)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        times: list[list[float]] = [[] for _ in prompts]
+        logits, memory = self.reader.start(prompts)
+        rows, going = list(range(len(prompts))), set(range(len(prompts)))  # rows of the memory; those not ended
+        while True:
+            drawn = draw(logits)
+            now = time.perf_counter() - started
+            for row, token in zip(rows, drawn.tolist(), strict=True):
+                if row in going:
+                    tokens[row].append(token)
+                    times[row].append(now)
+                    if self._ended(tokens[row], prompts[row], options):
+                        going.discard(row)
+            if not going:
+                return [self._answer(*facts) for facts in zip(tokens, prompts, times, strict=True)]
+            if 2 * len(going) <= len(rows):  # fewer rows are cheaper, but moving them costs too
+                kept = torch.tensor([place for place, row in enumerate(rows) if row in going], device=self.device)
+                rows, drawn = [row for row in rows if row in going], drawn[kept]
+                memory.keep(kept)
+            logits = self.reader.step(drawn, memory)
 
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    def _prompt(self, messages: Sequence[dict], pictures: Sequence[Image.Image]) -> Prompt:
+        rendered = self.processor.render(messages, add_generation_prompt=True)
+        wanted = sum(rendered.image_mask) // self.processor.image_tokens
+        if wanted != len(pictures):
+            raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
+        if pictures and not self.reader.sees:
+            raise ValueError("these weights are a decoder without eyes: train the stages, or ask without a picture")
+        if len(rendered.input_ids) >= self.max_length:
+            raise SampleError(
+                f"the conversation takes {len(rendered.input_ids)} tokens and the model reads {self.max_length}: "
+                "ask less at once, or begin anew"
+            )
+        pixels = [self.processor.pixels(picture) for picture in pictures]
+        return Prompt(rendered.input_ids, rendered.image_mask, pixels)
 
-    def _answer(self, tokens: Sequence[int], prompt: int, times: Sequence[float], stopped: bool = False) -> Answer:
+    def _ended(self, tokens: Sequence[int], prompt: Prompt, options: Options) -> bool:
+        room = min(options.max_new_tokens, self.max_length - len(prompt.ids))
+        return tokens[-1] == self.end_id or len(tokens) >= room
+
+    def _answer(self, tokens: list[int], prompt: Prompt, times: Sequence[float], stopped: bool = False) -> Answer:
         rest = times[-1] - times[0] if times else 0.0
         return Answer(
-            text=self._decode([token for token in tokens if token != END_OF_TEXT_ID]),
+            text=decode(self.processor.tokenizer, tokens),
             token_ids=tuple(tokens),
-            prompt_tokens=prompt,
+            prompt_tokens=len(prompt.ids),
             new_tokens=len(tokens),
             seconds_to_first=times[0] if times else 0.0,
             tokens_per_second=(len(tokens) - 1) / rest if rest else 0.0,
             stopped=stopped,
         )
-
-    def _inputs(self, conversations: Sequence[Conversation]) -> dict[str, torch.Tensor]:
-        inputs = self.processor.prompts(conversations)
-        if not hasattr(self.model, "vision_encoder"):  # a bare decoder takes no pictures
-            inputs.pop("image_mask")
-            if inputs.pop("pixel_values", None) is not None:
-                raise ValueError("these weights are a decoder without eyes: train the stages, or ask without a picture")
-        return {name: value.to(self.device) for name, value in inputs.items()}
-
-
-class _Clock(BaseStreamer, StoppingCriteria):
-    """Notes each token and when it came, in seconds since the start, and asks after each whether to go on."""
-
-    def __init__(
-        self, show: Callable[[list[int]], None] = lambda tokens: None, stopped: Callable[[], bool] = lambda: False
-    ):
-        self.show, self.stopped, self.was_stopped = show, stopped, False
-        self.tokens, self.times, self.seen_prompt = [], [], False
-        self.started = time.perf_counter()
-
-    def put(self, value: torch.Tensor) -> None:
-        if self.seen_prompt:
-            self.times.append(time.perf_counter() - self.started)
-            self.tokens.append(int(value.view(-1)[0]))
-            self.show(self.tokens)
-        self.seen_prompt = True
-
-    def end(self) -> None:
-        pass
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_kwargs) -> torch.Tensor:
-        self.was_stopped = self.was_stopped or self.stopped()
-        return torch.full((len(input_ids),), self.was_stopped, device=input_ids.device)

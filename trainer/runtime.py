@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from model.device import choose_device, choose_dtype
+
 TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("DIST_TIMEOUT_SECONDS", "600")))
 
 
@@ -56,7 +58,7 @@ class Runtime:
 def start_runtime(device: str = "auto", dtype: str = "auto", seed: int = 42) -> Runtime:
     """Join the ranks that torchrun started, or be alone; choose device and arithmetic; seed everything."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    chosen = _choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cuda.matmul.fp32_precision = "tf32"
@@ -68,36 +70,9 @@ def start_runtime(device: str = "auto", dtype: str = "auto", seed: int = 42) -> 
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return Runtime(rank, world_size, chosen, _choose_dtype(dtype, chosen))
+    return Runtime(rank, world_size, chosen, choose_dtype(dtype, chosen))
 
 
 def stop_runtime() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _choose_device(name: str, local_rank: int) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
-    try:
-        return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
-    except RuntimeError:
-        raise ValueError(f"--device {name}: choose from auto, cpu, cuda, cuda:N, mps") from None
-
-
-def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 where the device computes in it, float16 on older GPUs, float32 elsewhere."""
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and _cpu_has_bfloat16():
-        return torch.bfloat16
-    return torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Without its own instructions a CPU emulates bfloat16, several times slower than float32."""
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

@@ -1,0 +1,223 @@
+"""How fast answers come, against MiniMind-V's way of making them, in one run on one machine.
+
+    OMP_NUM_THREADS=1 python scripts/benchmark_generation.py --json out/generation.json
+
+A dense model of 26 M parameters behind a tower of CLIP-ViT-B/16's size, random weights, float32 for all. The ways take
+turns, each repetition brings new pictures, and medians are reported; so are the ratios of neighbours in time, which a
+busy machine disturbs less than the figures themselves.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model.config import VLMConfig
+from model.model_vlm import MiniMindVLM
+from model.vision_encoder import normalize_pixels
+from scripts.answer import Answerer, Conversation, Options
+
+QUESTIONS = ("What do you see in the picture?", "Where is it, and how many of them are there beside it?")
+ROWS = 16
+
+
+class PlainWay:
+    """MiniMind-V's way, as a plain eager loop: what the engine is measured against.
+
+    Each picture through the tower alone, separate projections, keys and values joined by torch.cat and repeated for
+    every query head, scores under a mask that is written out, softmax, and at the prompt logits of every position.
+    """
+
+    def __init__(self, model: MiniMindVLM):
+        self.model, self.config = copy.deepcopy(model).eval(), model.config
+        self.groups = model.config.num_attention_heads // model.config.num_key_value_heads
+        positions = torch.arange(2048)[None]
+        self.cos, self.sin = (table[0, 0] for table in self.model.model.rotary(positions, torch.float32))
+
+    @torch.inference_mode()
+    def tokens(self, ids: list[int], picture: torch.Tensor, first_placeholder: int, count: int) -> tuple[list, list]:
+        """Greedy tokens, and the seconds at which each was there."""
+        started, model = time.perf_counter(), self.model
+        features = model.vision_encoder(normalize_pixels(picture)[None]).last_hidden_state[:, 1:]
+        image = model.vision_proj(features)
+        x = model.model.embed_tokens(torch.tensor([ids]))
+        x = torch.cat([x[:, :first_placeholder], image, x[:, first_placeholder + image.shape[1] :]], 1)
+        past, tokens, times, start = [None] * len(model.model.layers), [], [], 0
+        while len(tokens) < count:
+            for number, layer in enumerate(model.model.layers):
+                mixed, past[number] = self._attend(layer, layer.input_layernorm(x), past[number], start)
+                x = x + mixed
+                x = x + layer.mlp(layer.post_attention_layernorm(x))
+            logits = model.lm_head(model.model.norm(x))
+            start += x.shape[1]
+            token = logits[:, -1].argmax(-1)
+            tokens.append(int(token))
+            times.append(time.perf_counter() - started)
+            x = model.model.embed_tokens(token[None])
+        return tokens, times
+
+    def _attend(self, layer: torch.nn.Module, x: torch.Tensor, past: tuple | None, start: int) -> tuple:
+        attention, (batch, length, _) = layer.self_attn, x.shape
+        query, key, value = (
+            projection(x).view(batch, length, -1, attention.head_dim)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        cos, sin = (table[start : start + length, None] for table in (self.cos, self.sin))
+        query, key = (t * cos + torch.cat([-t.chunk(2, -1)[1], t.chunk(2, -1)[0]], -1) * sin for t in (query, key))
+        if past is not None:
+            key, value = torch.cat([past[0], key], 1), torch.cat([past[1], value], 1)
+        past = key, value
+        key, value = (
+            t[:, :, :, None].expand(-1, -1, -1, self.groups, -1).reshape(batch, t.shape[1], -1, attention.head_dim)
+            for t in (key, value)
+        )
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        scores = query @ key.transpose(-2, -1) / attention.head_dim**0.5
+        scores = scores + torch.full(scores.shape[-2:], float("-inf")).triu(scores.shape[-1] - length + 1)
+        mixed = scores.float().softmax(-1).type_as(query) @ value
+        return attention.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1)), past
+
+
+def measure_generation(repetitions: int = 5, new_tokens: int = 64, batches: int = 2) -> dict:
+    """Figures of one request, of a second question, and of a batch: medians, and medians of the ratios in one turn.
+
+    Raises:
+        RuntimeError: engine and plain way do not say the same; then the figures would compare two different things.
+    """
+    torch.manual_seed(0)
+    model = MiniMindVLM(VLMConfig()).eval()
+    plain, engine = PlainWay(model), Answerer(model)
+    engine.end_id = -1  # nothing ends an answer but its length, so that all do the same work
+    options = Options(max_new_tokens=new_tokens)
+    turns = [_one_turn(plain, engine, seed, options) for seed in range(repetitions + 1)][1:]  # the first warms up
+    result = {
+        "machine": {"threads": torch.get_num_threads(), "torch": torch.__version__, "dtype": "float32"},
+        "repetitions": repetitions, "new_tokens": new_tokens, "prompt_tokens": turns[0]["prompt_tokens"],
+        "medians": {name: statistics.median(turn[name] for turn in turns) for name in turns[0]},
+        "decode_ratio": _ratio(turns, "engine_tokens_per_second", "plain_tokens_per_second"),
+        "first_token_ratio": _ratio(turns, "plain_first_seconds", "engine_first_seconds"),
+        "second_question_ratio": _ratio(turns, "engine_first_seconds", "second_question_seconds"),
+    }  # fmt: skip
+    cases: dict[str, Callable[[int, int], int]] = {
+        "text": lambda turn, row: -1, "one_picture": lambda turn, row: 1000 + turn,
+        "own_pictures": lambda turn, row: 2000 + ROWS * turn + row,
+    }  # fmt: skip
+    for name, picture_of in cases.items():
+        found = [_one_batch(engine, options, lambda row, t=t, p=picture_of: p(2 * t, row)) for t in range(batches)]
+        result[f"batch_{name}"] = {key: statistics.median(turn[key] for turn in found) for key in found[0]}
+    return result
+
+
+def _one_turn(plain: PlainWay, engine: Answerer, seed: int, options: Options) -> dict[str, float]:
+    picture = _picture(seed)
+    rendered = engine.processor.render(_question(QUESTIONS[0], 1), add_generation_prompt=True)
+    pixels, first = engine.processor.pixels(picture), rendered.image_mask.index(True)
+    said, times = plain.tokens(rendered.input_ids, pixels, first, options.max_new_tokens)
+    answer = engine.stream(_question(QUESTIONS[0], 1), [picture], options)
+    if list(answer.token_ids) != said:
+        raise RuntimeError(f"the engine says {answer.token_ids[:8]}..., the plain way {said[:8]}...")
+    second = engine.stream(_question(QUESTIONS[1], 1), [picture], Options(max_new_tokens=1))
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "plain_first_seconds": times[0],
+        "plain_tokens_per_second": (len(said) - 1) / (times[-1] - times[0]),
+        "engine_first_seconds": answer.seconds_to_first,
+        "engine_tokens_per_second": answer.tokens_per_second,
+        "second_question_seconds": second.seconds_to_first,
+    }
+
+
+def _one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], int]) -> dict[str, float]:
+    """One after another and together, on different pictures, so that neither finds what the other has left."""
+
+    def asked(turn: int) -> list[Conversation]:
+        seeds = [picture_of(row) for row in range(ROWS)]
+        return [
+            (
+                _question(f"{turn} {QUESTIONS[row % 2]} {row}", seed >= 0),
+                [_picture(seed + ROWS * 500 * turn)] * (seed >= 0),
+            )
+            for row, seed in enumerate(seeds)
+        ]
+
+    started = time.perf_counter()
+    singles = [engine.stream(*conversation, options) for conversation in asked(0)]
+    single_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    together = engine.batch(asked(1), options)
+    batch_seconds = time.perf_counter() - started
+    count = ROWS * options.max_new_tokens
+    single_decode = statistics.harmonic_mean([answer.tokens_per_second for answer in singles])
+    batch_decode = sum(answer.tokens_per_second for answer in together)
+    return {
+        "one_after_another_tokens_per_second": count / single_seconds,
+        "together_tokens_per_second": count / batch_seconds,
+        "ratio": single_seconds / batch_seconds,
+        "one_after_another_decode_tokens_per_second": single_decode,
+        "together_decode_tokens_per_second": batch_decode,
+        "decode_ratio": batch_decode / single_decode,
+    }
+
+
+def _ratio(turns: Sequence[dict], above: str, below: str) -> float:
+    return statistics.median(turn[above] / turn[below] for turn in turns)
+
+
+def _picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (224, 224, 3), dtype=np.uint8))
+
+
+def _question(text: str, pictures: int) -> list[dict]:
+    return [{"role": "user", "content": "<image>\n" * int(pictures) + text}]
+
+
+def table(result: dict) -> str:
+    median = result["medians"]
+    lines = [
+        f"{result['prompt_tokens']} prompt tokens, {result['new_tokens']} new, {result['repetitions']} repetitions, "
+        f"{result['machine']['threads']} threads, torch {result['machine']['torch']}",
+        f"{'one request':<34}{'plain way':>12}{'engine':>12}{'ratio':>9}",
+        f"{'  tokens/s after the first':<34}{median['plain_tokens_per_second']:>12.1f}"
+        f"{median['engine_tokens_per_second']:>12.1f}{result['decode_ratio']:>8.2f}x",
+        f"{'  first token, ms':<34}{1e3 * median['plain_first_seconds']:>12.0f}"
+        f"{1e3 * median['engine_first_seconds']:>12.0f}{result['first_token_ratio']:>8.2f}x",
+        f"{'  second question, first token, ms':<34}{1e3 * median['engine_first_seconds']:>12.0f}"
+        f"{1e3 * median['second_question_seconds']:>12.0f}{result['second_question_ratio']:>8.2f}x",
+        f"{f'{ROWS} prompts, tokens/s':<34}{'one by one':>12}{'together':>12}{'ratio':>9}",
+    ]
+    for name in ("text", "one_picture", "own_pictures"):
+        found, title = result[f"batch_{name}"], name.replace("_", " ")
+        lines.append(
+            f"{f'  {title}, all of it':<34}{found['one_after_another_tokens_per_second']:>12.1f}"
+            f"{found['together_tokens_per_second']:>12.1f}{found['ratio']:>8.2f}x"
+        )
+        lines.append(
+            f"{f'  {title}, after the first token':<34}{found['one_after_another_decode_tokens_per_second']:>12.1f}"
+            f"{found['together_decode_tokens_per_second']:>12.1f}{found['decode_ratio']:>8.2f}x"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--new_tokens", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=2, help="repetitions of the batches of 16")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    result = measure_generation(options.repetitions, options.new_tokens, options.batches)
+    print(table(result))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
