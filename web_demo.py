@@ -24,7 +24,7 @@ from scripts import demo_chat
 from scripts.answer import Options
 from scripts.attention import heat_picture
 from scripts.demo_chat import MOST_BYTES, MOST_CHARACTERS, MOST_PICTURES, Refused, Turn
-from scripts.demo_engine import MOST_SECONDS, Engine, Job, Weight, find_weights
+from scripts.demo_engine import MOST_SECONDS, Engine, Job, Weight, find_weights, options_within
 from scripts.demo_words import LANGUAGES, say
 
 POLL = 0.08  # seconds between two looks at a job that runs
@@ -120,7 +120,7 @@ def sidebar(weights: list[Weight]) -> tuple[Weight, Options]:
         with st.expander(words("drawing"), expanded=False):
             temperature = st.slider(words("temperature"), 0.0, 2.0, 0.0, 0.05, key="temperature")
             still = temperature == 0
-            options = Options(
+            options = options_within(
                 max_new_tokens=st.slider(words("max_new_tokens"), 1, 512, 128, key="max_new_tokens"),
                 temperature=temperature,
                 top_p=st.slider(words("top_p"), 0.05, 1.0, 0.9, 0.05, key="top_p", disabled=still),

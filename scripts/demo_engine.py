@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -159,12 +159,11 @@ class Engine:
 
     def ask(self, weight: Weight, messages: Sequence[dict], pictures: Sequence[Image.Image], options: Options) -> Job:
         """An answer: the job's result is an Answer, its text grows. Raises Refused where too many wait."""
-        options = within_limits(options)
 
         def work(job: Job) -> object:
             answerer = self._answerer(weight)
             length = len(answerer.processor.render(messages, add_generation_prompt=True).input_ids)
-            if length > min(MOST_PROMPT, answerer.config.max_position_embeddings):
+            if length > min(MOST_PROMPT, answerer.max_length - 1):
                 raise Refused("too_long")
 
             def show(piece: str) -> None:
@@ -209,13 +208,14 @@ class Engine:
         return self._loaded[weight]
 
 
-def within_limits(options: Options) -> Options:
-    """What a page offers is no limit: its messages can be written by hand."""
-    return replace(
-        options,
-        max_new_tokens=min(max(int(options.max_new_tokens), 1), MOST_NEW),
-        temperature=min(max(float(options.temperature), 0.0), 2.0),
-        top_p=min(max(float(options.top_p), 0.01), 1.0),
-        top_k=min(max(int(options.top_k), 0), 1000),
-        seed=None if options.seed is None else int(options.seed) % 2**32,
+def options_within(
+    max_new_tokens: int, temperature: float, top_p: float, top_k: int, seed: int | None = None
+) -> Options:
+    """Options of an answer, brought within limits: what a page offers is none, its messages can be written by hand."""
+    return Options(
+        max_new_tokens=min(max(int(max_new_tokens), 1), MOST_NEW),
+        temperature=min(max(0.0, float(temperature)), 2.0),  # in this order not-a-number becomes 0
+        top_p=min(max(0.01, float(top_p)), 1.0),
+        top_k=min(max(int(top_k), 0), 1000),
+        seed=None if seed is None else int(seed) % 2**32,
     )

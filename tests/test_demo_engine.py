@@ -1,5 +1,6 @@
 """The demo without its page: what is let in, what a conversation says to the model, who answers when."""
 
+import math
 import threading
 import time
 from io import BytesIO
@@ -15,7 +16,7 @@ from model.weights import save_weights
 from scripts import demo_engine
 from scripts.answer import Answer, Options
 from scripts.demo_chat import MOST_BYTES, Refused, Turn, conversation, examples, new_turn, take_picture
-from scripts.demo_engine import Engine, Job, find_weights, within_limits
+from scripts.demo_engine import Engine, Job, find_weights, options_within
 from scripts.demo_words import LANGUAGES, WORDS, say
 
 
@@ -314,6 +315,6 @@ def test_few_models_stay_in_memory(make_vlm, tmp_path):
 
 
 def test_limits_hold_whatever_a_page_sends():
-    sent = Options(max_new_tokens=10**9, temperature=-3, top_p=7, top_k=-1, seed=-1)
-    assert within_limits(sent) == Options(demo_engine.MOST_NEW, 0.0, 1.0, 0, 2**32 - 1)
-    assert within_limits(Options()) == Options()
+    assert options_within(10**9, -3, 7, -1, -1) == Options(demo_engine.MOST_NEW, 0.0, 1.0, 0, 2**32 - 1)
+    assert options_within(0, math.nan, math.nan, 10**9) == Options(1, 0.0, 0.01, 1000, None)
+    assert options_within(128, 0.7, 0.9, 5, 3) == Options(128, 0.7, 0.9, 5, 3)

@@ -15,7 +15,7 @@ from streamlit.testing.v1.element_tree import ChatInput
 import model.vision_encoder
 from eval_vlm import load_pictures, user_turn
 from model.weights import save_weights
-from scripts.answer import Answerer, Options
+from scripts.answer import Answer, Answerer, Options
 from scripts.demo_engine import Job
 from scripts.demo_words import WORDS
 
@@ -118,7 +118,13 @@ def test_an_answer_is_the_terminals_and_a_second_turn_keeps_the_picture(page, tm
 
 def test_the_settings_reach_the_model(page, monkeypatch):
     asked = []
-    monkeypatch.setattr(Answerer, "_arguments", lambda self, options: asked.append(options) or {"max_new_tokens": 1})
+    stream = Answerer.stream
+
+    def note(self, messages, pictures, options, *rest):
+        asked.append(options)
+        return stream(self, messages, pictures, options, *rest)
+
+    monkeypatch.setattr(Answerer, "stream", note)
     shown = page()
     shown.slider(key="temperature").set_value(0.7)
     shown.run()
@@ -164,7 +170,7 @@ def test_bad_files_are_refused_in_a_sentence(page, files, sentence):
 def test_what_people_and_models_say_is_no_markdown(page, monkeypatch):
     """An address in it would be fetched by the browser of whoever looks."""
     said = "![x](https://example.org/x.png) <script>alert(1)</script> $x$ :red[x]"
-    monkeypatch.setattr(Answerer, "_decode", lambda self, tokens: said)
+    monkeypatch.setattr(Answerer, "stream", lambda *_: Answer(said, (300, 2), 9, 2, 0.1, 10.0))
     monkeypatch.setattr("scripts.demo_engine.words", lambda tokenizer, ids: [(said, slice(0, 1))])
     shown = toggle(ask(page(), said, png()))
     assert texts(shown) == [said, said]

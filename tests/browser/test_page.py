@@ -20,7 +20,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--no-first-run"]  # fmt: skip
-SECONDS = 40_000  # milliseconds that a busy machine may need for one step
+SECONDS = 90_000  # milliseconds that a busy machine may need for one step
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_bad_and_oversized_files(open_tab):
     send(tab, "What is it?")
     tab.get_by_text("more than 25 million pixels").wait_for()
     upload(tab, ("large.png", bytes(11 * 1024 * 1024)))
-    tab.get_by_text(re.compile("10.?MB or smaller|exceeds|too large", re.IGNORECASE)).first.wait_for()
+    tab.get_by_text(re.compile(r"10(\.0)?\s?MB or smaller")).first.wait_for(state="attached")
     tab.reload()
     tab.get_by_test_id("stChatInputTextArea").wait_for()
     send(tab, "hello")
@@ -160,11 +160,12 @@ def test_bad_and_oversized_files(open_tab):
 def test_stop_keeps_what_was_said_and_streams(open_tab):
     tab = open_tab()
     tab.get_by_text("How answers are drawn").click()
-    longest = tab.get_by_test_id("stSlider").filter(has_text="Longest answer").get_by_role("slider")
-    longest.focus()
-    longest.press("End")
-    tab.get_by_text("512").first.wait_for()
-    time.sleep(1)
+    for label, most in (("Longest answer", "512"), ("Temperature", "2.00")):  # a tiny model says little when greedy
+        slider = tab.get_by_test_id("stSlider").filter(has_text=label)
+        slider.get_by_role("slider").focus()
+        slider.get_by_role("slider").press("End")
+        slider.get_by_test_id("stSliderThumbValue").filter(has_text=most).wait_for()
+        time.sleep(1)  # the page sends it after a moment
     send(tab, "Say as much as you can")
     stop = tab.get_by_role("button", name="Stop", exact=False).first
     stop.wait_for()
