@@ -27,7 +27,8 @@ from scripts.demo_chat import MOST_BYTES, MOST_CHARACTERS, MOST_PICTURES, Refuse
 from scripts.demo_engine import MOST_SECONDS, Engine, Job, Weight, find_weights, options_within
 from scripts.demo_words import LANGUAGES, say
 
-POLL = 0.08  # seconds between two looks at a job that runs
+POLL, POLL_WAITING = 0.08, 0.3  # seconds between two looks at a job that runs, or waits for its turn
+ENOUGH_FOR_SPEED = 8  # tokens; over fewer a speed is noise
 MAP_WIDTH, PICTURE_WIDTH, EXAMPLE_WIDTH = 224, 224, 150  # pixels on the page
 FACTS = {"pixels": MAX_PIXELS // 1_000_000, "megabytes": MOST_BYTES // 1024**2, "seconds": round(MOST_SECONDS),
          "pictures": MOST_PICTURES}  # fmt: skip
@@ -81,8 +82,9 @@ def main() -> None:
                 st.button(words("stop"), key="stop", icon=":material/stop_circle:", on_click=state.job.stop)
     if state.turns and state.job is None:
         after_the_last(engine, weight, options)
+    notice = st.empty()
     if state.notice:
-        st.warning(state.notice)
+        notice.warning(state.notice)
     # No file_type: the browser's filter lets through what it likes, and what take_picture says is clearer.
     message = st.chat_input(
         words("ask" if sees else "ask_text"), key="message", accept_file="multiple" if sees else False,
@@ -91,7 +93,10 @@ def main() -> None:
     if message:
         text, files = (message.text, message.files) if sees else (message, [])
         send(engine, weight, options, text, [file.getvalue() for file in files])
-        st.rerun()
+        if state.job is not None:
+            st.rerun()
+        if state.notice:
+            notice.warning(state.notice)
     if state.job is not None:
         follow(engine, state.job, place)
         st.rerun()
@@ -164,6 +169,7 @@ def begin_with(engine: Engine, weight: Weight, options: Options, example: demo_c
 def send(engine: Engine, weight: Weight, options: Options, text: str, files: list[bytes]) -> None:
     """A message as a turn of the conversation, or a notice that says why not."""
     state, question = st.session_state, text.strip()
+    state.notice = ""
     if not question and not files:
         return
     try:
@@ -186,13 +192,13 @@ def start(engine: Engine, weight: Weight, options: Options, turn: Turn) -> None:
     except Refused as refusal:
         state.notice = words(refusal.key, **refusal.facts)
         return
-    state.notice = ""
     state.turns = [*state.turns, turn]
 
 
 def follow(engine: Engine, job: Job, place: st.delta_generator.DeltaGenerator) -> None:
     """Show the answer as it grows. A click interrupts this at any call of st; the next run goes on from the job."""
-    while not job.over.wait(POLL):
+    waiting = 0
+    while not job.over.wait(POLL_WAITING if waiting else POLL):
         job.seen()
         waiting = engine.place(job)
         place.text(words("waiting", place=waiting) if waiting else job.text or words("thinking"))
@@ -218,10 +224,13 @@ def show_answer(engine: Engine, weight: Weight, number: int) -> None:
     if answer is None:
         return
     st.text(answer.text or words("nothing"))
-    figures = words("figures", first=answer.seconds_to_first, speed=answer.tokens_per_second,
-                    prompt=answer.prompt_tokens, new=answer.new_tokens)  # fmt: skip
-    ended = "stopped" if answer.stopped else "" if answer.token_ids[-1:] == (END_ID,) else "cut"
-    st.caption(f"{figures} · {words(ended)}" if ended else figures)
+    figures = [words("first", seconds=answer.seconds_to_first)]
+    if answer.new_tokens >= ENOUGH_FOR_SPEED:
+        figures.append(words("speed", speed=answer.tokens_per_second))
+    figures.append(words("length", prompt=answer.prompt_tokens, new=answer.new_tokens))
+    if answer.stopped or answer.token_ids[-1:] != (END_ID,):
+        figures.append(words("stopped" if answer.stopped else "cut"))
+    st.caption(" · ".join(figures))
     seen = any(earlier.pictures for earlier in st.session_state.turns[: number + 1])
     if seen and answer.token_ids and weight.image_size is not None and st.toggle(words("where"), key=f"where_{number}"):
         show_where(engine, weight, number)
@@ -239,6 +248,7 @@ def after_the_last(engine: Engine, weight: Weight, options: Options) -> None:
 
 def again(engine: Engine, weight: Weight, options: Options) -> None:
     """The last question once more, with the weights and the settings of now."""
+    st.session_state.notice = ""
     *before, last = st.session_state.turns
     st.session_state.turns = before
     start(engine, weight, options, replace(last, answer=None, failure="", looked=None))
@@ -259,7 +269,8 @@ def show_where(engine: Engine, weight: Weight, number: int) -> None:
     layers = [words("all_layers"), *map(str, range(1, looked.patches.shape[1] + 1))]
     layer = right.selectbox(words("which_layer"), range(len(layers)), format_func=layers.__getitem__,
                             key=f"layer_{number}")  # fmt: skip
-    maps = looked.maps(found[word - 1][1] if word else slice(None), layer - 1 if layer else None)
+    whole = slice(found[0][1].start, found[-1][1].stop) if found else slice(None)  # without the token that ends it
+    maps = looked.maps(found[word - 1][1] if word else whole, layer - 1 if layer else None)
     pictures = [Image.open(BytesIO(picture.shown)) for earlier in turns for picture in earlier.pictures]
     heats = [heat_picture(*pair, float(maps.max())) for pair in zip(pictures, maps, strict=True)]
     shares = [words("picture", number=place, share=100 * float(heat.sum())) for place, heat in enumerate(maps, 1)]

@@ -136,5 +136,5 @@ def heat_picture(picture: Image.Image, heat: torch.Tensor, most: float) -> Image
     steps = np.linspace(0, 1, len(RAMP))
     colour = np.stack([np.interp(share, steps, RAMP[:, channel]) for channel in range(3)], axis=-1)
     grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]
-    opacity = 0.35 + 0.35 * share[..., None]
+    opacity = 0.15 + 0.6 * share[..., None]
     return Image.fromarray((grey * (1 - opacity) + colour * opacity).astype(np.uint8))

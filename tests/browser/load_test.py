@@ -9,6 +9,7 @@ what no page would. Without --weights a tiny model is made. The bars: no crash, 
 
 import argparse
 import json
+import os
 import struct
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -72,12 +74,16 @@ class Client:
             cookies = answer.headers.get_all("Set-Cookie") or []
         self.cookie = next(cookie.split(";")[0] for cookie in cookies if cookie.startswith("_streamlit_xsrf"))
         self.token = self.cookie.split("=", 1)[1]
-        self.socket = connect(
+        self._open = ExitStack()
+        self.socket = self._open.enter_context(connect(
             f"ws://127.0.0.1:{server.port}/_stcore/stream", subprotocols=["streamlit", self.token],
             additional_headers={"Cookie": self.cookie}, origin=server.address, max_size=None, open_timeout=60,
-        )  # fmt: skip
+        ))  # fmt: skip
         self.session = self.input = ""
         self.run(BackMsg(rerun_script={}))
+
+    def close(self) -> None:
+        self._open.close()
 
     def run(self, message: BackMsg) -> dict[str, list[str]]:
         """Send, and collect what the page shows until it has come to rest."""
@@ -154,7 +160,7 @@ def one_client(server: Server, number: int, requests: int, tally: Tally) -> None
         kind = KINDS[(number + step) % len(KINDS)] if hostile else None
         question, files, wanted = request_of(kind, random.randrange(1000))
         if step == 5:  # somebody reloads the page: a new session
-            client.socket.close()
+            client.close()
             client = Client(server)
         outcome, seconds, shown = BUSY, 0.0, {}
         while outcome == BUSY:  # and people try again
@@ -176,7 +182,7 @@ def one_client(server: Server, number: int, requests: int, tally: Tally) -> None
             problems = shown["exception"] + [text for text in shown["text"] if "Traceback" in text]
             if outcome != wanted or problems:
                 tally.wrong.append(f"client {number}, request {step}, {kind}: {outcome} for {wanted}; {shown}"[:600])
-    client.socket.close()
+    client.close()
 
 
 def memory(server: Server) -> int:
@@ -185,15 +191,21 @@ def memory(server: Server) -> int:
     return sum(part.memory_info().rss for part in [process, *process.children(recursive=True)])
 
 
+def cpu_seconds(server: Server) -> float:
+    times = psutil.Process(server.process.pid).cpu_times()
+    return times.user + times.system
+
+
 def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, round(share * len(values)))] if values else 0.0
 
 
-def load(server: Server, clients: int, requests: int) -> dict:
-    """All figures; `wrong` is empty where everything came as it should."""
+def load(server: Server, clients: int, requests: int, begun: float) -> dict:
+    """All figures; `wrong` is empty where everything came as it should. begun: when the server was started."""
     first = Client(server)
     first.ask(*request_of(None, 1)[:2])  # loads the weights
-    first.socket.close()
+    first.close()
+    usable = {"wall": time.perf_counter() - begun, "cpu": cpu_seconds(server)}
     before, tally, peak = memory(server), Tally(), 0
 
     def guarded(number: int) -> None:
@@ -226,6 +238,9 @@ def load(server: Server, clients: int, requests: int) -> dict:
     wrong += ["refusals are slow"] if percentile(refusals, 0.95) > MOST_SECONDS else []
     wrong += ["memory did not come back"] if after - before > MOST_GROWTH else []
     return {
+        "seconds_from_start_to_first_answer": {name: round(value, 1) for name, value in usable.items()},
+        "load_average": [round(value, 1) for value in os.getloadavg()],
+        "server_cpu_seconds": round(cpu_seconds(server) - usable["cpu"], 1),
         "clients": clients, "requests": clients * requests, "seconds": round(seconds, 1),
         "answered": len(times[ANSWERED]), "refused": len(times[REFUSED]), "busy, tried again": len(times[BUSY]),
         "refusal_seconds": {name: round(percentile(refusals, share), 3)
@@ -265,8 +280,9 @@ def main() -> None:
         if not options.weights:
             weights.mkdir()
             tiny_weights(weights)
+        begun = time.perf_counter()
         with serve(weights.resolve(), home) as server:
-            figures = load(server, options.clients, options.requests)
+            figures = load(server, options.clients, options.requests, begun)
             log = server.log
     print(json.dumps(figures, indent=1))
     if figures["wrong"]:
