@@ -28,6 +28,11 @@ QUESTIONS = ("What do you see in the picture?", "Where is it, and how many of th
 ROWS = 16
 
 
+def clocks() -> np.ndarray:
+    """Seconds of the wall and of this process's processor time; the latter does not count what others took."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
 class PlainWay:
     """MiniMind-V's way, as a plain eager loop: what the engine is measured against.
 
@@ -43,8 +48,8 @@ class PlainWay:
 
     @torch.inference_mode()
     def tokens(self, ids: list[int], picture: torch.Tensor, first_placeholder: int, count: int) -> tuple[list, list]:
-        """Greedy tokens, and the seconds at which each was there."""
-        started, model = time.perf_counter(), self.model
+        """Greedy tokens, and the clocks when each was there."""
+        model = self.model
         features = model.vision_encoder(normalize_pixels(picture)[None]).last_hidden_state[:, 1:]
         image = model.vision_proj(features)
         x = model.model.embed_tokens(torch.tensor([ids]))
@@ -59,7 +64,7 @@ class PlainWay:
             start += x.shape[1]
             token = logits[:, -1].argmax(-1)
             tokens.append(int(token))
-            times.append(time.perf_counter() - started)
+            times.append(clocks())
             x = model.model.embed_tokens(token[None])
         return tokens, times
 
@@ -101,16 +106,23 @@ def measure_generation(repetitions: int = 5, new_tokens: int = 64, batches: int 
         "machine": {"threads": torch.get_num_threads(), "torch": torch.__version__, "dtype": "float32"},
         "repetitions": repetitions, "new_tokens": new_tokens, "prompt_tokens": turns[0]["prompt_tokens"],
         "medians": {name: statistics.median(turn[name] for turn in turns) for name in turns[0]},
-        "decode_ratio": _ratio(turns, "engine_tokens_per_second", "plain_tokens_per_second"),
-        "first_token_ratio": _ratio(turns, "plain_first_seconds", "engine_first_seconds"),
-        "second_question_ratio": _ratio(turns, "engine_first_seconds", "second_question_seconds"),
+        **{
+            f"{name}_ratio{clock}": _ratio(turns, above + clock, below + clock)
+            for clock in ("", "_cpu")
+            for name, above, below in (
+                ("decode", "engine_tokens_per_second", "plain_tokens_per_second"),
+                ("first_token", "plain_first_seconds", "engine_first_seconds"),
+                ("second_question", "engine_first_seconds", "second_first_seconds"),
+            )
+        },
     }  # fmt: skip
-    cases: dict[str, Callable[[int, int], int]] = {
-        "text": lambda turn, row: -1, "one_picture": lambda turn, row: 1000 + turn,
+    cases: dict[str, Callable[[int, int], int | None]] = {  # the seed of a row's picture
+        "text": lambda turn, row: None,
+        "one_picture": lambda turn, row: 1000 + turn,
         "own_pictures": lambda turn, row: 2000 + ROWS * turn + row,
-    }  # fmt: skip
+    }
     for name, picture_of in cases.items():
-        found = [_one_batch(engine, options, lambda row, t=t, p=picture_of: p(2 * t, row)) for t in range(batches)]
+        found = [_one_batch(engine, options, lambda row, t=t, p=picture_of: p(t, row)) for t in range(batches)]
         result[f"batch_{name}"] = {key: statistics.median(turn[key] for turn in found) for key in found[0]}
     return result
 
@@ -119,33 +131,45 @@ def _one_turn(plain: PlainWay, engine: Answerer, seed: int, options: Options) ->
     picture = _picture(seed)
     rendered = engine.processor.render(_question(QUESTIONS[0], 1), add_generation_prompt=True)
     pixels, first = engine.processor.pixels(picture), rendered.image_mask.index(True)
+    started = clocks()
     said, times = plain.tokens(rendered.input_ids, pixels, first, options.max_new_tokens)
-    answer = engine.stream(_question(QUESTIONS[0], 1), [picture], options)
-    if list(answer.token_ids) != said:
+    figures = _speeds("plain", started, times)
+    started, times = clocks(), []
+
+    def note_time() -> bool:
+        times.append(clocks())
+        return False
+
+    one_more = Options(options.max_new_tokens + 1)  # the engine does not ask after the last
+    answer = engine.stream(_question(QUESTIONS[0], 1), [picture], one_more, stopped=note_time)
+    figures |= _speeds("engine", started, times)
+    if list(answer.token_ids[:-1]) != said:
         raise RuntimeError(f"the engine says {answer.token_ids[:8]}..., the plain way {said[:8]}...")
-    second = engine.stream(_question(QUESTIONS[1], 1), [picture], Options(max_new_tokens=1))
-    return {
-        "prompt_tokens": answer.prompt_tokens,
-        "plain_first_seconds": times[0],
-        "plain_tokens_per_second": (len(said) - 1) / (times[-1] - times[0]),
-        "engine_first_seconds": answer.seconds_to_first,
-        "engine_tokens_per_second": answer.tokens_per_second,
-        "second_question_seconds": second.seconds_to_first,
-    }
+    started, times = clocks(), []
+    engine.stream(_question(QUESTIONS[1], 1), [picture], Options(max_new_tokens=3), stopped=note_time)
+    return {"prompt_tokens": answer.prompt_tokens, **figures, **_speeds("second", started, times)}
 
 
-def _one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], int]) -> dict[str, float]:
+def _speeds(name: str, started: np.ndarray, times: list[np.ndarray]) -> dict[str, float]:
+    """From clocks at the start and at each token: by the wall, and by this process's own share of the processor."""
+    first, rest = times[0] - started, times[-1] - times[0]
+    found = {}
+    for place, clock in enumerate(("", "_cpu")):
+        found[f"{name}_first_seconds{clock}"] = float(first[place])
+        found[f"{name}_tokens_per_second{clock}"] = (len(times) - 1) / float(rest[place])
+    return found
+
+
+def _one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], int | None]) -> dict[str, float]:
     """One after another and together, on different pictures, so that neither finds what the other has left."""
 
     def asked(turn: int) -> list[Conversation]:
-        seeds = [picture_of(row) for row in range(ROWS)]
-        return [
-            (
-                _question(f"{turn} {QUESTIONS[row % 2]} {row}", seed >= 0),
-                [_picture(seed + ROWS * 500 * turn)] * (seed >= 0),
-            )
-            for row, seed in enumerate(seeds)
-        ]
+        conversations = []
+        for row in range(ROWS):
+            seed = picture_of(row)
+            pictures = [] if seed is None else [_picture(seed + 10**6 * turn)]
+            conversations.append((_question(f"{turn} {QUESTIONS[row % 2]} {row}", len(pictures)), pictures))
+        return conversations
 
     started = time.perf_counter()
     singles = [engine.stream(*conversation, options) for conversation in asked(0)]
@@ -175,31 +199,36 @@ def _picture(seed: int) -> Image.Image:
 
 
 def _question(text: str, pictures: int) -> list[dict]:
-    return [{"role": "user", "content": "<image>\n" * int(pictures) + text}]
+    return [{"role": "user", "content": "<image>\n" * pictures + text}]
 
 
 def table(result: dict) -> str:
     median = result["medians"]
     lines = [
         f"{result['prompt_tokens']} prompt tokens, {result['new_tokens']} new, {result['repetitions']} repetitions, "
-        f"{result['machine']['threads']} threads, torch {result['machine']['torch']}",
-        f"{'one request':<34}{'plain way':>12}{'engine':>12}{'ratio':>9}",
-        f"{'  tokens/s after the first':<34}{median['plain_tokens_per_second']:>12.1f}"
-        f"{median['engine_tokens_per_second']:>12.1f}{result['decode_ratio']:>8.2f}x",
-        f"{'  first token, ms':<34}{1e3 * median['plain_first_seconds']:>12.0f}"
-        f"{1e3 * median['engine_first_seconds']:>12.0f}{result['first_token_ratio']:>8.2f}x",
-        f"{'  second question, first token, ms':<34}{1e3 * median['engine_first_seconds']:>12.0f}"
-        f"{1e3 * median['second_question_seconds']:>12.0f}{result['second_question_ratio']:>8.2f}x",
-        f"{f'{ROWS} prompts, tokens/s':<34}{'one by one':>12}{'together':>12}{'ratio':>9}",
+        f"{result['machine']['threads']} threads, torch {result['machine']['torch']}"
     ]
+    for clock, title in (("", "by the wall"), ("_cpu", "by processor time")):
+        rows = (
+            ("tokens/s after the first", "plain_tokens_per_second", "engine_tokens_per_second", 1, "decode"),
+            ("first token, ms", "plain_first_seconds", "engine_first_seconds", 1000, "first_token"),
+            ("second question, ms", "engine_first_seconds", "second_first_seconds", 1000, "second_question"),
+        )
+        lines.append(f"{f'one request, {title}':<36}{'plain way':>12}{'engine':>12}{'ratio':>9}")
+        lines += [
+            f"{'  ' + name:<36}{scale * median[before + clock]:>12.1f}{scale * median[after + clock]:>12.1f}"
+            f"{result[f'{ratio}_ratio{clock}']:>8.2f}x"
+            for name, before, after, scale, ratio in rows
+        ]
+    lines.append(f"{f'{ROWS} prompts, tokens/s':<36}{'one by one':>12}{'together':>12}{'ratio':>9}")
     for name in ("text", "one_picture", "own_pictures"):
         found, title = result[f"batch_{name}"], name.replace("_", " ")
         lines.append(
-            f"{f'  {title}, all of it':<34}{found['one_after_another_tokens_per_second']:>12.1f}"
+            f"{f'  {title}, all of it':<36}{found['one_after_another_tokens_per_second']:>12.1f}"
             f"{found['together_tokens_per_second']:>12.1f}{found['ratio']:>8.2f}x"
         )
         lines.append(
-            f"{f'  {title}, after the first token':<34}{found['one_after_another_decode_tokens_per_second']:>12.1f}"
+            f"{f'  {title}, after the first token':<36}{found['one_after_another_decode_tokens_per_second']:>12.1f}"
             f"{found['together_decode_tokens_per_second']:>12.1f}{found['decode_ratio']:>8.2f}x"
         )
     return "\n".join(lines)

@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.activations import QuickGELUActivation
 
 BLOCK = 16  # output features side by side: a vector register of floats
+QUICK_GELU = 1.702
 LARGEST_HALF = 6e4  # float16 ends at 65504
 
 
@@ -23,10 +25,11 @@ class Packed:
         bias: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         decodes: bool = True,
+        swish: bool = False,
     ):
-        """weight [outputs, inputs]; decodes: False leaves out the layout for one row."""
+        """weight [outputs, inputs]; decodes: False leaves out the layout for one row; swish: y sigmoid(y) follows."""
         self.outputs, self.inputs = weight.shape
-        self.bias, self.on_cpu = bias, weight.device.type == "cpu"
+        self.bias, self.swish, self.on_cpu = bias, swish, weight.device.type == "cpu"
         self.half = dtype if self.on_cpu and dtype != torch.float32 else None
         self.blocks = self.float16 = self.packed = None
         if self.half:
@@ -35,7 +38,7 @@ class Packed:
             self.weight = weight.to(dtype) if not self.on_cpu else weight
             if self.on_cpu and torch.backends.mkldnn.is_available():
                 self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 256)
-        if decodes and self.on_cpu and bias is None:
+        if decodes and self.on_cpu and bias is None and not swish:
             if self.half and _has_fbgemm() and weight.abs().max() < LARGEST_HALF:
                 self.float16 = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
             else:
@@ -47,11 +50,12 @@ class Packed:
         if len(x) == 1 and self.blocks is not None:
             row = torch.matmul(x, self.blocks).view(1, -1)
             return row if row.shape[1] == self.outputs else row[:, : self.outputs]
-        if self.half:
-            return F.linear(x.to(self.half), self.weight, self.bias).to(x.dtype)
         if self.packed is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
+            return torch.ops.mkldnn._linear_pointwise(
+                x, self.packed, self.bias, "swish" if self.swish else "none", [], ""
+            )
+        y = F.linear(x.to(self.half) if self.half else x, self.weight, self.bias)
+        return (F.silu(y) if self.swish else y).to(x.dtype)
 
 
 def _in_blocks(weight: torch.Tensor) -> torch.Tensor:
@@ -65,19 +69,29 @@ def _has_fbgemm() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """Stands in for an nn.Linear of a model that only answers; the linear layer itself stays inside, under its name."""
+    """Stands in for an nn.Linear of a model that only answers; its parameters stay inside, under their names."""
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, scale: float = 1.0, swish: bool = False):
+        """scale: on the weight alone where a swish came before, on weight and bias where one follows."""
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.product = Packed(linear.weight.detach(), linear.bias, dtype, decodes=False)
+        bias = linear.bias if linear.bias is None or not swish else linear.bias.detach() * scale
+        self.product = Packed(linear.weight.detach() * scale, bias, dtype, decodes=False, swish=swish)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
 def pack_linears(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every linear layer inside by its packed form; names and values of the parameters stay."""
+    """Replace every linear layer inside by its packed form; names and values of the parameters stay.
+
+    CLIP's quick gelu, x sigmoid(1.702 x), is a swish between products that are scaled by 1.702 and by its inverse, and
+    oneDNN takes a swish together with the product before it.
+    """
+    if isinstance(getattr(module, "activation_fn", None), QuickGELUActivation):
+        module.fc1 = PackedLinear(module.fc1, dtype, QUICK_GELU, swish=True)
+        module.fc2 = PackedLinear(module.fc2, dtype, 1 / QUICK_GELU)
+        module.activation_fn = nn.Identity()
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, PackedLinear(child, dtype))

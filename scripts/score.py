@@ -73,7 +73,8 @@ def wrong_pictures(questions: Sequence[Question]) -> Iterator[Question]:
 
 def answer_all(answerer: Answerer, questions: Sequence[Question], mode: str, batch_size: int) -> list[str]:
     pairs = list(zip(questions, wrong_pictures(questions), strict=True))
-    order = sorted(range(len(pairs)), key=lambda number: len(questions[number].text))  # like lengths pad little
+    # questions about one picture together: the engine then reads it once
+    order = sorted(range(len(pairs)), key=lambda n: str(pairs[n][mode == "shuffled"].sample.pictures))
     answers = [""] * len(pairs)
     for start in tqdm(range(0, len(order), batch_size), desc=mode, unit="batch"):
         numbers = order[start : start + batch_size]
@@ -165,12 +166,13 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--limit", type=int, help="only the first so many lines")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--answers", type=Path, help="write every question with its answers here, as JSON lines")
     options = parser.parse_args()
     try:
         questions = read_questions(options.data, options.images_path, options.limit)
-        answerer = Answerer.from_weight(options.weight, options.vision_model, options.device)
+        answerer = Answerer.from_weight(options.weight, options.vision_model, options.device, options.dtype)
         report, records = score(answerer, questions, options.batch_size)
     except ValueError as error:
         raise SystemExit(f"score: {error}") from error

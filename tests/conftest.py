@@ -1,6 +1,7 @@
 """Tiny models, a tiny tower and a tiny data set: everything that tests need, made here, nothing fetched."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -54,6 +55,24 @@ def make_vlm(tower_folder):
         return build_vlm({**SIZES, **changes}, tower_folder).eval()
 
     return make
+
+
+def enliven(model, seed: int = 3):
+    """Random weights that make varied sentences; at their usual size a model only repeats its last token."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("vision_encoder.") and "norm" not in name:
+                scale = 0.4 if "embed_tokens" in name else 2 / math.sqrt(parameter.shape[-1])
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def count_tower_calls(model) -> list[int]:
+    """Pictures of each call of the tower, filled while the model runs."""
+    calls = []
+    model.vision_encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    return calls
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import SIZES
+from conftest import SIZES, count_tower_calls, enliven
 from transformers.cache_utils import StaticCache
 from transformers.generation.streamers import BaseStreamer
 
@@ -14,17 +14,6 @@ from model.model_minimind import MiniMindForCausalLM
 NEW_TOKENS = 8
 # every row of the same length: END_ID is out until then, and where it ends a row has its own test
 LENGTH = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
-
-
-def enliven(model, seed: int = 3):
-    """Random weights that make varied sentences; at their usual size a model only repeats its last token."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not name.startswith("vision_encoder.") and "norm" not in name:
-                scale = 0.4 if "embed_tokens" in name else 2 / math.sqrt(parameter.shape[-1])
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 @pytest.fixture(params=[False, True], ids=["dense", "moe"])
@@ -84,13 +73,6 @@ def assert_varied(rows: list[list[int]]) -> None:
     """Comparisons say little if every answer is the same word again and again."""
     assert all(len(set(row)) >= NEW_TOKENS // 2 for row in rows), rows
     assert len({tuple(row) for row in rows}) == len(rows), rows
-
-
-def count_tower_calls(model) -> list[int]:
-    """Pictures of each call of the tower, filled while the model runs."""
-    calls = []
-    model.vision_encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
-    return calls
 
 
 def test_greedy_is_that_of_a_loop_over_forward(model, singles):
