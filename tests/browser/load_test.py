@@ -31,7 +31,7 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import connect
 
-PATIENCE = 180  # seconds for one request
+PATIENCE = 600  # seconds for one request
 MOST_SECONDS, MOST_GROWTH = 0.5, 200 * 1024**2
 KINDS = ("not a picture", "bomb", "100 MB", "script", "control tokens", "@ x 500")
 ANSWERED, REFUSED, BUSY = "answered", "refused", "busy"
