@@ -10,6 +10,7 @@ what no page would. Without --weights a tiny model is made. The bars: no crash, 
 import argparse
 import json
 import os
+import signal
 import struct
 import sys
 import tempfile
@@ -274,6 +275,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--requests", type=int, default=10)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # so that the server ends too
     with tempfile.TemporaryDirectory() as scratch:
         weights, home = options.weights or Path(scratch, "weights"), Path(scratch, "home")
         home.mkdir()
