@@ -3,13 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-browser lint format clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
 
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest $(ARGS)
+
+# The demo in a headless Chromium, then under load. Installs playwright, and Chromium where apt-get may.
+test-browser: $(VENV)/.installed-dev
+	$(RUN) -m pip install --quiet -e '.[browser]'
+	command -v chromium chromium-browser google-chrome >/dev/null || apt-get install -y -qq chromium || \
+		echo "no Chromium, and apt-get cannot install it here: the tests that need it are skipped"
+	$(RUN) -m pytest tests/browser -rs $(ARGS)
+	$(RUN) tests/browser/load_test.py
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff format --check .
