@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from model.model_minimind import DecoderLayer, FeedForward, MiniMindForCausalLM, MoEFeedForward
-from scripts.kernels import Packed
+from scripts.packed_products import Packed
 
 STEP = 256  # positions by which a memory and the table of angles grow
 

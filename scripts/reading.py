@@ -13,7 +13,7 @@ import torch
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from scripts.decoder import Decoder, Memory
-from scripts.kernels import pack_linears
+from scripts.packed_products import pack_linears
 
 SECRET = os.urandom(16)  # so that nobody can make two pictures that pass for one
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from scripts.drawing import Drawing, GrowingText, Options, chances, decode
-from scripts.kernels import BLOCK, Packed, PackedLinear, pack_linears
+from scripts.packed_products import BLOCK, Packed, PackedLinear, pack_linears
 from scripts.reading import Remembered, common_length
 
 

@@ -95,7 +95,7 @@ class MiniMindVLMProcessor(ProcessorMixin):
                 raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
             ready.append((rendered, [renderer.pixels(read_picture(picture)) for picture in pictures]))
         batch = collate(ready, pad_left=True)
-        del batch["labels"]
+        del batch["labels"], batch["loss_positions"]
         return BatchFeature(batch)
 
 
