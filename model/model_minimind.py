@@ -5,6 +5,7 @@ Dense it is exactly Llama, with experts exactly Qwen2-MoE (see MiniMindConfig). 
 
 import math
 from dataclasses import dataclass
+from inspect import Parameter, signature
 
 import torch
 from torch import nn
@@ -15,6 +16,10 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
 from model.config import IGNORE_INDEX, MiniMindConfig
+
+# transformers 5.3 must be told where in the cache a token goes; 5.23 no longer takes it
+_PLACE = signature(create_causal_mask).parameters.get("cache_position")
+OLD_MASKS = _PLACE is not None and _PLACE.default is Parameter.empty
 
 
 @dataclass
@@ -258,14 +263,15 @@ class MiniMindModel(nn.Module):
         positions: [batch, n], the only ones whose hidden states are wanted; the last layer is then computed there alone
             (an expert layer everywhere, because its balance counts every token).
         """
+        seen = cache.get_seq_length() if cache is not None else 0
+        places = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
         if position_ids is None:
-            seen = cache.get_seq_length() if cache is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
+            position_ids = places[None]
         mask = None if branches is None else visible(branches)
         if attention_mask is not None or cache is not None:
             mask = create_causal_mask(
                 config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                past_key_values=cache, position_ids=position_ids,
+                past_key_values=cache, position_ids=position_ids, **({"cache_position": places} if OLD_MASKS else {}),
             )  # fmt: skip
         rotary = self.rotary(position_ids, inputs_embeds.dtype)
         x, balance_losses = inputs_embeds, []
@@ -320,6 +326,7 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
         branches: torch.Tensor | None = None,
         loss_positions: torch.Tensor | None = None,
         return_dict: bool = True,  # generate() sends it; there is no other way to answer
+        cache_position: torch.Tensor | None = None,  # generate() of transformers 5.3 sends it; the cache knows
         **inputs,
     ) -> CausalLMOutput:
         """Logits of the next token, or with labels the loss.
