@@ -168,8 +168,8 @@ def one_client(server: Server, number: int, requests: int, tally: Tally) -> None
             started = time.perf_counter()
             try:
                 shown = client.ask(question, files)
-                refused = shown["warning"]
-                outcome = (BUSY if "Too many are asking" in refused[0] else REFUSED) if refused else ANSWERED
+                refused = shown["warning"]  # the last takes the place of one that a message before left
+                outcome = (BUSY if "Too many are asking" in refused[-1] else REFUSED) if refused else ANSWERED
             except (urllib.error.HTTPError, BrokenPipeError, ConnectionResetError, urllib.error.URLError) as error:
                 outcome, shown = REFUSED, {"exception": [], "text": [], "http": [str(error)]}
             seconds = time.perf_counter() - started
