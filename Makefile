@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test soak lint format clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
 
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest $(ARGS)
+
+soak: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m soak -s --durations=0 tests/faults $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff format --check .

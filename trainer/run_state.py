@@ -42,6 +42,7 @@ class RunState:
     samples_skipped: int = 0  # that these steps took
     skipped_in_a_row: int = 0
     recent_losses: list[float] = field(default_factory=list)  # logged, newest last
+    resumed_from: Path | None = None
 
     def to_json(self, scaler: torch.amp.GradScaler, ranks: list[dict]) -> dict:
         """ranks: own_part of every rank."""
@@ -88,7 +89,7 @@ def begin(
     scaler.load_state_dict(state["scaler"])
     window = restore_rank(state["ranks"], config.seed, state["step"], runtime)
     say(f"resumed from {path}")
-    return RunState(**{name: state[name] for name in SHARED}, window=window), order
+    return RunState(**{name: state[name] for name in SHARED}, window=window, resumed_from=path), order
 
 
 def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig, say: Callable) -> None:
