@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.checkpoint import checkpoints_in, differences, load_state, load_tensors, newest_checkpoint, read_manifest
+from trainer.checkpoint import (
+    checkpoints_in,
+    differences,
+    load_state,
+    load_tensors,
+    newest_checkpoint,
+    read_manifest,
+    remove_litter,
+)
 from trainer.config import StageConfig
 from trainer.order import Order
 from trainer.resplit import ResplitOrder, order_after
@@ -77,6 +85,8 @@ def begin(
         path = runtime.from_main(lambda: newest_checkpoint(folder, say))
     elif runtime.is_main:
         _set_aside(folder, say)
+    if runtime.is_main:
+        remove_litter(folder, say)
     if path is None:
         return RunState(), order
     manifest = read_manifest(path)
