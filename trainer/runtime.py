@@ -148,7 +148,10 @@ def start_runtime(device: str = "auto", dtype: str = "auto", seed: int = 42) -> 
 def _join(rank: int, world_size: int, backend: str) -> tuple[dist.ProcessGroup | None, dist.Store]:
     """Form the group of all ranks; the same over the CPU (None: it is), and the store where they found each other."""
     if not dist.is_initialized():
-        store, _, _ = next(rendezvous("env://", timeout=START_TIMEOUT))
+        found, _, _ = next(rendezvous("env://", timeout=START_TIMEOUT))
+        # torchrun keeps its store over restarts: without a prefix of its own an attempt would read the addresses of the
+        # one before, and ranks would wait for connections that nobody makes.
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", found)
         _meet(store, rank, world_size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
         _joined[:] = [None if backend == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT), store]
