@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-browser lint format clean
+.PHONY: quickstart test test-browser soak lint format clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
@@ -18,6 +18,10 @@ test-browser: $(VENV)/.installed-dev
 		echo "no Chromium, and apt-get cannot install it here: the tests that need it are skipped"
 	$(RUN) -m pytest tests/browser -rs $(ARGS)
 	$(RUN) tests/browser/load_test.py
+
+# Kills and faults by the hundred, minutes of them; the results stand in docs/reliability.md.
+soak: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m soak -s --durations=0 tests/faults $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff format --check .

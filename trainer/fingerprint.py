@@ -20,7 +20,7 @@ FREE_FLAGS = frozenset((
     "batch_size", "accumulation_steps", "device", "num_workers", "log_interval", "save_interval", "keep_last",
     "allow_data_change", "use_wandb", "wandb_project",
 ))  # fmt: skip
-SAMPLED_PICTURES = 2000  # files of pictures whose content is part of the data's fingerprint, evenly chosen
+SAMPLED_PICTURES = 2000  # samples, evenly chosen, whose pictures are part of the data's fingerprint
 
 
 def binding_flags(config: StageConfig) -> dict:
@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 def data_fingerprint(data: Subset) -> str:
     """Of the training samples as they are learnt from: their token ids, which are trained, and their pictures.
 
-    Pictures within the data file, and up to SAMPLED_PICTURES of those beside it, count with every byte.
+    Every token counts; of the pictures those of up to SAMPLED_PICTURES samples do, with every byte.
     """
     dataset, digest = data.dataset, hashlib.sha256()
     for array in (dataset.ids, dataset.trained, dataset.branch, dataset.offsets):

@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.checkpoint import checkpoints_in, differences, load_state, load_tensors, newest_checkpoint, read_manifest
+from trainer.checkpoint import (
+    checkpoints_in,
+    differences,
+    load_state,
+    load_tensors,
+    newest_checkpoint,
+    read_manifest,
+    remove_litter,
+)
 from trainer.config import StageConfig
 from trainer.order import Order
 from trainer.resplit import ResplitOrder, order_after
@@ -42,6 +50,7 @@ class RunState:
     samples_skipped: int = 0  # that these steps took
     skipped_in_a_row: int = 0
     recent_losses: list[float] = field(default_factory=list)  # logged, newest last
+    resumed_from: Path | None = None
 
     def to_json(self, scaler: torch.amp.GradScaler, ranks: list[dict]) -> dict:
         """ranks: own_part of every rank."""
@@ -76,6 +85,8 @@ def begin(
         path = runtime.from_main(lambda: newest_checkpoint(folder, say))
     elif runtime.is_main:
         _set_aside(folder, say)
+    if runtime.is_main:
+        remove_litter(folder, say)
     if path is None:
         return RunState(), order
     manifest = read_manifest(path)
@@ -88,7 +99,7 @@ def begin(
     scaler.load_state_dict(state["scaler"])
     window = restore_rank(state["ranks"], config.seed, state["step"], runtime)
     say(f"resumed from {path}")
-    return RunState(**{name: state[name] for name in SHARED}, window=window), order
+    return RunState(**{name: state[name] for name in SHARED}, window=window, resumed_from=path), order
 
 
 def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig, say: Callable) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import itertools
 import os
 import random
 import re
@@ -11,11 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from model.device import choose_device, choose_dtype
 
 START_TIMEOUT = datetime.timedelta(seconds=600)  # ranks may read their data at different speeds
 TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("DIST_TIMEOUT_SECONDS", "120")))  # once they train
+
+
+_joined: list = []  # host group and store, once there are some
+_meetings = itertools.count()
 
 
 class RanksLost(RuntimeError):
@@ -28,8 +34,7 @@ class Runtime:
     world_size: int
     device: torch.device
     dtype: torch.dtype  # of the arithmetic; weights stay in float32
-    group: dist.ProcessGroup | None = None  # of all ranks, with TIMEOUT; None: alone
-    host_group: dist.ProcessGroup | None = None  # the same over the CPU, for what must not wait for a GPU
+    host_group: dist.ProcessGroup | None = None  # all ranks over the CPU, for what must not wait for a GPU; None: as is
     store: dist.Store | None = None  # where ranks leave their step, for the others to name who is missing
 
     @property
@@ -46,7 +51,7 @@ class Runtime:
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device="cpu" if self.device.type == "cpu" else self.device)
-        dist.all_reduce(total, group=self.group)
+        dist.all_reduce(total)
         return total.tolist()
 
     def gather(self, value: object) -> list:
@@ -83,9 +88,9 @@ class Runtime:
             dist.barrier(group=self.host_group)
 
     def wait_for_all(self) -> None:
-        """Before training, when ranks may be far apart."""
-        if self.world_size > 1:
-            dist.barrier()
+        """Before training, when ranks may be minutes apart."""
+        if self.store is not None:
+            _meet(self.store, self.rank, self.world_size)
 
     def leave_step(self, step: int) -> None:
         """Let the other ranks know how far this one is."""
@@ -130,25 +135,37 @@ def start_runtime(device: str = "auto", dtype: str = "auto", seed: int = 42) -> 
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-    group = host_group = store = None
+    host_group = store = None
     if world_size > 1:
-        group, host_group, store = _join(rank, world_size, "nccl" if chosen.type == "cuda" else "gloo")
+        host_group, store = _join(rank, world_size, "nccl" if chosen.type == "cuda" else "gloo")
     if world_size > 1 and chosen.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
     # All ranks alike: data order and first weights must agree. Dropout differs by rank, see run_stage.
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return Runtime(rank, world_size, chosen, choose_dtype(dtype, chosen), group, host_group, store)
+    return Runtime(rank, world_size, chosen, choose_dtype(dtype, chosen), host_group, store)
 
 
-def _join(rank: int, world_size: int, backend: str) -> tuple[dist.ProcessGroup, dist.ProcessGroup, dist.Store]:
-    """The group of all ranks, the same over the CPU, and the store through which they found each other."""
+def _join(rank: int, world_size: int, backend: str) -> tuple[dist.ProcessGroup | None, dist.Store]:
+    """Form the group of all ranks; the same over the CPU (None: it is), and the store where they found each other."""
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=START_TIMEOUT)
-    group = dist.new_group(timeout=TIMEOUT)
-    host_group = group if backend == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
-    return group, host_group, dist.distributed_c10d._get_default_store()
+        found, _, _ = next(rendezvous("env://", timeout=START_TIMEOUT))
+        # torchrun keeps its store over restarts: without a prefix of its own an attempt would read the addresses of the
+        # one before, and ranks would wait for connections that nobody makes.
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", found)
+        _meet(store, rank, world_size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+        _joined[:] = [None if backend == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT), store]
+    host_group, store = _joined
+    return host_group, store
+
+
+def _meet(store: dist.Store, rank: int, world_size: int) -> None:
+    """Wait for all ranks at a place where they may be far apart."""
+    place = next(_meetings)
+    store.set(f"place_{place}_rank_{rank}", "there")
+    store.wait([f"place_{place}_rank_{other}" for other in range(world_size)], START_TIMEOUT)
 
 
 def stop_runtime() -> None:

@@ -91,7 +91,7 @@ class Saver:
         paths = [self.config.weight_path]
         if is_best:
             paths.append(self.config.weight_path.with_name(f"{self.config.weight_name}_best.safetensors"))
-        whole = True
+        whole, started = True, time.perf_counter()
         if self.runtime.is_main:
             try:
                 for path in paths:
@@ -99,6 +99,7 @@ class Saver:
             except (OSError, RuntimeError, SafetensorError) as error:
                 self._failed(error)
                 whole = False
+        self.seconds += time.perf_counter() - started
         self.checkpoint(state, loss, whole)
 
     def checkpoint(self, state: RunState, val_loss: float | None = None, whole: bool = True) -> None:
@@ -156,10 +157,11 @@ class Saver:
         return loss, is_best
 
     def _progress(self, state: RunState) -> dict:
+        last = self.last_path or state.resumed_from
         return {
             "step": state.step, "total_steps": self.order.total_steps, "epoch": self.order.epoch(state.step),
             "samples_seen": state.position, "samples_skipped": state.samples_skipped,
-            "steps_skipped": state.steps_skipped, "last_checkpoint": self.last_path and str(self.last_path),
+            "steps_skipped": state.steps_skipped, "last_checkpoint": str(last) if last else None,
             "seconds_saving": round(self.seconds, 3),
         }  # fmt: skip
 

@@ -88,7 +88,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     numbers = NumberWatch(config, order, partial(where_is, rows), state, scaler, metrics, runtime)
     wrapped = model
     if runtime.world_size > 1:
-        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, process_group=runtime.group)
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     stop.training = True
     batches = steady_batches(partial(batches_of, rows, order, config, runtime), state.step, config.accumulation_steps)
     try:

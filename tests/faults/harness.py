@@ -41,10 +41,14 @@ def in_child(work: Callable[[], object], log: Path, kill_after: float | None = N
     A process that has torch already costs a few milliseconds, where a new one would cost seconds.
     """
     child = start_child(work, log)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    deadline = time.monotonic() + (600 if kill_after is None else kill_after)
+    while not (done := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            done = os.waitpid(child, 0)
+            break
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(done[1])
 
 
 def start_child(work: Callable[[], object], log: Path) -> int:
