@@ -225,7 +225,7 @@ def test_stopped_and_resumed_run_equals_an_unbroken_one(changes, data_folder, to
     stage.run_stage(dataclasses.replace(broken, from_resume=1))
     assert "step-00000002" in capsys.readouterr().out
     assert_bit_equal(weights_of(broken), weights_of(unbroken))
-    speeds = ("samples_per_second", "supervised_tokens_per_second")
+    speeds = ("samples_per_second", "supervised_tokens_per_second", "data_wait", "memory_gb")
     kept = [[{k: v for k, v in r.items() if k not in speeds} for r in records(run)] for run in (broken, unbroken)]
     assert kept[0] == kept[1]
     steps = [record["step"] for record in records(broken) if "loss" in record]
@@ -324,6 +324,7 @@ def test_metrics_hold_loss_rate_speed_and_validation(data_folder, tower_folder):
     for record in training:
         assert {"loss", "learning_rate", "samples_per_second", "supervised_tokens_per_second"} <= record.keys()
         assert record["samples_per_second"] > 0 and record["supervised_tokens_per_second"] > 0
+        assert 0 < record["data_wait"] < 1 and 0.05 < record["memory_gb"] < 100
         assert record["learning_rate"] == pytest.approx(1e-2 * rate_share(record["step"] - 1, 5, 0.5), abs=1e-6)
     assert training[-1]["epoch"] == 1
     validations = {record["step"]: record["val_loss"] for record in records(config) if "val_loss" in record}

@@ -45,7 +45,8 @@ def train(
     for step in range(state.step, order.total_steps):
         share = rate_share(*order.schedule(step), config.warmup_ratio)
         set_learning_rate(optimizer, share)
-        micro_batches = [runtime.to_device(next(batches)) for _ in range(config.accumulation_steps)]
+        with metrics.waiting():
+            micro_batches = [runtime.to_device(next(batches)) for _ in range(config.accumulation_steps)]
         values = train_step(model, optimizer, scaler, micro_batches, order.global_batch, config.grad_clip, runtime)
         metrics.count(order.global_batch, values.pop("supervised_tokens"))
         numbers.take(step, values)

@@ -1,10 +1,15 @@
 """What a run says: a progress bar, one JSON line a log interval, and Weights & Biases when asked."""
 
+import contextlib
 import json
 import os
+import resource
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from trainer.config import StageConfig
@@ -15,9 +20,9 @@ class Metrics:
     """Speaks on rank 0 only; the other ranks call it just the same."""
 
     def __init__(self, config: StageConfig, runtime: Runtime, first_step: int, total_steps: int, tracker_id: str = ""):
-        self.active = runtime.is_main
+        self.active, self.device = runtime.is_main, runtime.device
         self.tracker = None
-        self._since, self._samples, self._tokens = time.perf_counter(), 0, 0
+        self._since, self._samples, self._tokens, self._waited = time.perf_counter(), 0, 0, 0.0
         if not self.active:
             return
         if config.use_wandb:
@@ -41,15 +46,24 @@ class Metrics:
         if self.active:
             self.bar.update()
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what a step waits for before it can begin: its data."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
     def log(self, step: int, values: dict[str, float]) -> None:
         """A record of a training step, with the speed since the last one."""
         seconds = time.perf_counter() - self._since
         speed = {"samples_per_second": self._samples / seconds, "supervised_tokens_per_second": self._tokens / seconds}
-        self._since, self._samples, self._tokens = time.perf_counter(), 0, 0
+        speed |= {"data_wait": self._waited / seconds, "memory_gb": peak_memory(self.device) / 1e9}
+        self._since, self._samples, self._tokens, self._waited = time.perf_counter(), 0, 0, 0.0
         if self.active:
             line = (
                 f"loss {values['loss']:.3f}, {speed['samples_per_second']:.1f} samples/s, "
-                f"{speed['supervised_tokens_per_second']:.0f} trained tokens/s"
+                f"{speed['supervised_tokens_per_second']:.0f} trained tokens/s, "
+                f"{100 * speed['data_wait']:.0f} % waiting for data, {speed['memory_gb']:.1f} GB"
             )
             self.bar.set_postfix_str(line)
             if self.bar.disable:
@@ -88,6 +102,14 @@ def drop_records_after(path: Path, step: int) -> None:
     aside = path.with_name(f".{path.name}.tmp")  # a run that is killed here must not lose its history
     aside.write_text("".join(line + "\n" for line in whole if json.loads(line)["step"] <= step))
     os.replace(aside, path)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU, or this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _start_wandb(config: StageConfig, run_id: str):

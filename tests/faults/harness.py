@@ -23,7 +23,7 @@ from trainer.runtime import Runtime
 from trainer.train_llm import LLM
 
 KILLED = 9  # exit status of a child that a fault ended
-SPEEDS = ("samples_per_second", "supervised_tokens_per_second")
+SPEEDS = ("samples_per_second", "supervised_tokens_per_second", "data_wait", "memory_gb")
 
 
 def small_run(folder: Path, **changes) -> StageConfig:
