@@ -187,9 +187,8 @@ class MoEFeedForward(nn.Module):
         if self.top_k > 1:  # a single weight divided by itself is 1, and the router would get no gradient
             top_scores = top_scores / top_scores.sum(-1, keepdim=True)
         weights = torch.zeros_like(scores).scatter(-1, chosen, top_scores).to(x.dtype)
-        mixed = self.shared_experts[0](x)
-        for number, expert in enumerate(self.experts):
-            mixed = mixed + weights[..., number, None] * expert(x)
+        mixed = sum(weights[..., number, None] * expert(x) for number, expert in enumerate(self.experts))
+        mixed = mixed + self.shared_experts[0](x)  # in Qwen2-MoE's order, so that rounding differs least
         return mixed, self._balance_loss(scores, chosen, token_mask)
 
     def _balance_loss(
