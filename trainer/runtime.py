@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import gc
 import itertools
 import os
 import random
@@ -169,5 +170,9 @@ def _meet(store: dist.Store, rank: int, world_size: int) -> None:
 
 
 def stop_runtime() -> None:
+    """Leave the group of ranks. Nothing may hold a DistributedDataParallel any more: were that the last to let go of
+    the group, it would wait for gloo's threads while it holds the lock that they need, and the process would hang.
+    """
+    gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -48,8 +49,10 @@ def run_stage(config: StageConfig) -> None:
             with RunFolder(config, runtime) as folder, runtime.watching():
                 _run(config, runtime, folder, stop)
         except (ValueError, RanksLost, WorkersLost) as error:  # DataError and all that flags and machines get wrong
+            clear_frames(error.__traceback__)
             raise SystemExit(f"{config.name}: {error}") from error
         except Stopped as stopped:
+            clear_frames(stopped.__traceback__)  # they hold what stop_runtime must find released
             print(f"{config.name}: {stopped}; --from_resume 1 goes on from the last checkpoint", flush=True)
             raise SystemExit(128 + stopped.number) from stopped
         finally:
