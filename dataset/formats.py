@@ -8,6 +8,7 @@
 import io
 import json
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from PIL import Image
 from model.processing import SampleError, open_picture
 
 MAX_LINE = 16 * 1024 * 1024  # bytes of a line; what is longer is never read into memory
+MAX_PICTURES = 1000  # of a sample
+MAX_GROUP = 10**8  # rows of a parquet's row group; a damaged file may claim any number
 MAX_TEXT = 1_000_000  # letters of a text: far more than any --max_seq_len keeps, half a second of the tokenizer's time
 
 
@@ -121,6 +124,7 @@ class JsonLines(Sequence):
         names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
             raise BadSample(where, f"'image' is {shown(names)}: it must be a file name or a list of them")
+        _check_number(where, names)
         return names
 
     def _locate(self, where: str, name: str) -> Path:
@@ -165,9 +169,8 @@ def _no_number(name: str) -> float:
 def _all_different(pairs: list[tuple[str, object]]) -> dict:
     record = dict(pairs)
     if len(record) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{shown(twice)} stands twice in one object")
+        most, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{shown(most)} stands twice in one object")
     return record
 
 
@@ -202,6 +205,9 @@ class ParquetRows(Sequence):
         temporary = self.arrow.with_name(f".{self.arrow.name}.{os.getpid()}.tmp")
         try:
             file = parquet.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
+            groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            if sum(groups) != file.metadata.num_rows or any(not 0 <= rows <= MAX_GROUP for rows in groups):
+                raise ValueError(f"row groups of {shown(groups)} rows, together {file.metadata.num_rows}")
             absent = set(self.COLUMNS) - set(file.schema_arrow.names)
             if absent:
                 raise DataError(f"{self.path}: column {absent.pop()!r} is missing; it has {file.schema_arrow.names}")
@@ -229,7 +235,7 @@ class ParquetRows(Sequence):
             table = file.read_row_group(number, columns=list(self.COLUMNS)).select(self.COLUMNS)
             if table.num_rows != rows:
                 raise ValueError(f"it has {table.num_rows} rows instead of {rows}")
-            table.validate(full=True)
+            table.validate()
             return table.append_column(self.DAMAGE, pyarrow.nulls(rows, pyarrow.string())).cast(schema)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             reason = f"row group {number} cannot be read ({str(error)[:160]}): download the file again"
@@ -251,7 +257,10 @@ class ParquetRows(Sequence):
 
     def __getitem__(self, index: int) -> Sample:
         where = f"{self.path}:{index + 1}"
-        row = {name: self._open()[name][index].as_py() for name in (*self.COLUMNS, self.DAMAGE)}
+        try:
+            row = {name: self._open()[name][index].as_py() for name in (*self.COLUMNS, self.DAMAGE)}
+        except UnicodeDecodeError as error:
+            raise BadSample(where, f"'conversations' is no UTF-8 ({error}): mend or delete the row") from error
         if row[self.DAMAGE]:
             raise BadSample(where, row[self.DAMAGE])
         conversations = row["conversations"]
@@ -265,6 +274,7 @@ class ParquetRows(Sequence):
         if not all(isinstance(picture, bytes) for picture in pictures):
             kinds = ", ".join(sorted({type(picture).__name__ for picture in pictures}))
             raise BadSample(where, f"'image_bytes' must be bytes or a list of them, it is {kinds}")
+        _check_number(where, pictures)
         return make_sample(where, {"conversations": conversations}, pictures)
 
 
@@ -289,6 +299,11 @@ def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) ->
         )
     extra = {name: value for name, value in record.items() if name not in ("conversations", "image")}
     return Sample(where, messages, tuple(pictures), extra=extra)
+
+
+def _check_number(where: str, pictures: list) -> None:
+    if len(pictures) > MAX_PICTURES:
+        raise BadSample(where, f"it has {len(pictures):,} pictures, more than {MAX_PICTURES:,}: split or delete it")
 
 
 def _check_length(where: str, text: str) -> None:

@@ -37,7 +37,7 @@ class Quarantine:
     ):
         self.path, self.strict, self.max_share, self.is_main = path, strict, max_share, is_main
         self.bad = self.dropped = 0
-        self.damaged: set[str] = set()  # where; of this rank since its start
+        self.damaged: set[str] = set()  # where; by this rank since its start
         self.samples_a_row = 1.0  # of the batches that `take` sees
         self._rows = 0
 
@@ -45,9 +45,9 @@ class Quarantine:
         """Start the file; a run that goes on keeps what was found while it trained, the rest is found again."""
         if self.path is None or not self.is_main:
             return
-        lines = self.path.read_text().splitlines() if resumes and self.path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["kind"] == DAMAGED]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        lines = self._lines() if resumes else []
+        kept = [line for line in lines if json.loads(line)["kind"] == DAMAGED]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     # ---- before the first step
 
@@ -102,12 +102,26 @@ class Quarantine:
                 self.check([f"{where}: {reason}"], bad, seen)
         return batch
 
-    def summary(self, damaged: int) -> str:
-        """damaged: of all ranks."""
+    def counts(self) -> dict[str, int]:
+        """Of each kind; the damaged ones of all ranks, and of all starts of a run that was resumed."""
+        records = [json.loads(line) for line in self._lines()]
+        damaged = {record["where"] for record in records if record["kind"] == DAMAGED}
+        return {"bad": self.bad, "dropped": self.dropped, DAMAGED: len(damaged)}
+
+    def summary(self) -> str:
+        """One line for the end of a run, empty where nothing was left out."""
+        counts = self.counts()
+        if not any(counts.values()):
+            return ""
         return (
-            f"left out: {self.bad:,} bad samples, {self.dropped:,} that do not fit, "
-            f"{damaged:,} with a picture that was damaged; named in {self.path}"
+            f"left out: {counts['bad']:,} bad samples, {counts['dropped']:,} that do not fit, "
+            f"{counts[DAMAGED]:,} with a picture that was damaged; named in {self.path}"
         )
+
+    def _lines(self) -> list[str]:
+        """Of the file; a killed run may have left half of one."""
+        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path and self.path.is_file() else []
+        return [line for line in lines if line.endswith("}")]
 
     def _write(self, kind: str, where: str, reason: str) -> None:
         if self.path is not None:

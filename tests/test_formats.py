@@ -232,6 +232,16 @@ def test_a_broken_row_group_leaves_the_others(parquet_file):
     assert len(list(parquet_file.parent.glob("*.arrow"))) == copies
 
 
+def test_a_row_that_is_no_utf8_leaves_the_others(folder):
+    texts = [json.dumps(turns(0)).encode(), b'[{"role": "\xff"}]', json.dumps(turns(0)).encode()]
+    column = pyarrow.array(texts, pyarrow.binary())
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 3, column.buffers())  # which nobody checks
+    samples = read_samples(write_parquet(folder / "bytes.parquet", column, [None] * 3))
+    assert samples[0].messages == samples[2].messages == turns(0)
+    with pytest.raises(DataError, match=r"bytes\.parquet:2: 'conversations' is no UTF-8"):
+        samples[1]
+
+
 @pytest.mark.parametrize("missing", ["conversations", "image_bytes"])
 def test_parquet_without_a_column(folder, missing):
     path = folder / "less.parquet"

@@ -1,14 +1,14 @@
 """The one loop: every stage trains here."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dataset.quarantine import Quarantine, collate_and_report
+from dataset.quarantine import collate_and_report
 from dataset.vlm_dataset import ConversationDataset
 from model.config import IGNORE_INDEX
 from trainer.config import StageConfig
@@ -113,15 +113,18 @@ def _means(window: list[dict], runtime: Runtime) -> dict[str, float]:
 
 @torch.no_grad()
 def validation_loss(
-    model: nn.Module, data: ConversationDataset, batch_size: int, runtime: Runtime, quarantine: Quarantine
+    model: nn.Module, data: ConversationDataset, batch_size: int, runtime: Runtime, take: Callable[[Batch], Batch]
 ) -> float:
-    """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th sample."""
+    """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th sample.
+
+    take: what notes the reports of a batch, Quarantine.take.
+    """
     model.eval()
     total = tokens = 0.0
     numbers = range(runtime.rank, len(data), runtime.world_size)
     for start in range(0, len(numbers), batch_size):
         batch = collate_and_report([data[number] for number in numbers[start : start + batch_size]])
-        batch = runtime.to_device(quarantine.take(batch))
+        batch = runtime.to_device(take(batch))
         del batch["attention_mask"]
         with runtime.autocast():
             output = model(**batch)

@@ -70,7 +70,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     )
     quarantine.begin(resumes(config))
     data, validation = load_data(config, processor, say, quarantine)
-    folder.update(samples_bad=quarantine.bad, samples_dropped=quarantine.dropped)
+    left_out(quarantine, folder)
     if config.start_path:
         check_text_loss(model, data, say)
     rows, lengths = rows_of(config, data, say)
@@ -90,9 +90,8 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
 
     metrics = Metrics(config, runtime, state.step, order.total_steps, state.tracker_id)
     state.tracker_id = metrics.tracker_id
-    validate = (
-        (lambda: validation_loss(model, validation, config.batch_size, runtime, quarantine)) if validation else None
-    )
+    validate = partial(validation_loss, model, validation, config.batch_size, runtime, quarantine.take)
+    validate = validate if validation else None
     saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, folder, stop, runtime)
     numbers = NumberWatch(config, order, partial(where_is, rows), state, scaler, metrics, runtime)
     wrapped = model
@@ -100,29 +99,23 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     stop.training = True
     batches = steady_batches(partial(batches_of, rows, order, config, runtime), state.step, config.accumulation_steps)
+    batches = map(quarantine.take, batches)
     try:
-        train(
-            wrapped,
-            optimizer,
-            scaler,
-            map(quarantine.take, batches),
-            order,
-            config,
-            runtime,
-            metrics,
-            state,
-            numbers,
-            saver,
-        )
+        train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, state, numbers, saver)
         saver.finish(state)
     finally:
         saver.wait()
         metrics.close()
-    damaged = len(set().union(*runtime.gather(quarantine.damaged)))
-    if quarantine.bad or quarantine.dropped or damaged:
-        say(quarantine.summary(damaged))
-    folder.update(samples_damaged=damaged)
+    left_out(quarantine, folder, say)
     say(f"weights: {config.weight_path}")
+
+
+def left_out(quarantine: Quarantine, folder: RunFolder, say: Callable = lambda *_: None) -> None:
+    """Say what was left out, and put the counts into status.json."""
+    if quarantine.is_main:
+        folder.update(**{f"samples_{kind}": count for kind, count in quarantine.counts().items()})
+        if summary := quarantine.summary():
+            say(summary)
 
 
 def where_is(rows: Subset | PackedRows, number: int) -> str:

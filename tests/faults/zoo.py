@@ -11,7 +11,7 @@ from pathlib import Path
 from conftest import make_picture
 from PIL import Image, PngImagePlugin
 
-LONGEST = 200_000  # bytes of a line, in place of dataset.formats.MAX_LINE
+LONGEST = 900_000  # bytes of a line, in place of dataset.formats.MAX_LINE
 TURNS = [{"role": "user", "content": "<image>\nWhat is it?"}, {"role": "assistant", "content": "a cat"}]
 
 
@@ -52,6 +52,7 @@ LINES: dict[str, tuple[object, str]] = {
     "zeros": (bytes(300), NO_JSON),
     "a terminal's escapes": ("\x1b[2J\x1b]0;owned\x07", NO_JSON),
     "too long a line": ('{"text": "' + "a" * LONGEST + '"}', f"more than {LONGEST:,}"),
+    "50,000 names, one of them twice": ("{" + ", ".join(f'"{n % 49_999}": 0' for n in range(50_000)) + "}", "twice"),
     "nothing": ({}, NO_LIST),
     "other names": ({"messages": TURNS}, NO_LIST),
     "no turns": ({"conversations": []}, NO_LIST),
@@ -76,6 +77,7 @@ LINES: dict[str, tuple[object, str]] = {
     "more tags": ({"image": "a.png", **turns("<image><image>")}, "2 <image>"),
     "fewer tags": ({"image": ["a.png", "b.png"], **turns("<image>")}, "2 pictures"),
     "a tag in the answer": ({"image": "a.png", **turns("<image>", "<image>")}, "2 <image>"),
+    "1,001 pictures": ({"image": ["a.png"] * 1001, **turns("<image>" * 1001)}, "1,001 pictures, more than 1,000"),
     "an empty name": (with_picture("a.png,"), "must be a file name"),
     "name a number": (with_picture(7), "must be a file name"),
     "name true": (with_picture(True), "must be a file name"),
