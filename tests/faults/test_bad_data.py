@@ -254,6 +254,18 @@ def test_a_run_with_damaged_pictures_resumes_to_the_bit(changes, damaged, monkey
     assert set(damaged_lines(config)) == {"2", "4"}
 
 
+def test_damaged_pictures_of_validation_data(damaged, data_folder):
+    lines = (data_folder / "train.jsonl").read_text().splitlines(keepends=True)
+    (data_folder / "val.jsonl").write_text("".join(lines[:6]))
+    (data_folder / "train.jsonl").write_text("".join(lines[6:]))
+    config = dataclasses.replace(damaged, val_path=str(data_folder / "val.jsonl"))
+    run_stage(config)
+    assert damaged_lines(config) == ["2", "4"]
+    assert [entry["where"].startswith(config.val_path) for entry in written(config.run_dir / QUARANTINE)] == [True] * 2
+    losses = [entry["val_loss"] for entry in written(config.run_dir / "metrics.jsonl") if "val_loss" in entry]
+    assert len(losses) == 4 and all(0 < loss < 9 for loss in losses)
+
+
 def test_damaged_pictures_on_two_ranks(damaged):
     assert run_ranks(damaged, 2) == [0, 0]
     assert set(damaged_lines(damaged)) == {"2", "4"}
