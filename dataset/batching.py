@@ -136,4 +136,5 @@ def pack(rows: Sequence[Rendered]) -> Rendered:
         packed.image_mask += row.image_mask
         packed.branch += [first + number for number in row.branch]
         packed.trunk += [first + number for number in row.trunk]
+        packed.damaged += row.damaged
     return packed

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset.formats import DataError
+from dataset.formats import BadSample, DataError
 from dataset.vlm_dataset import ConversationDataset
 
 FORMATS = {"float16": np.float16, "int8": np.int8}
 CHUNK = 32  # pictures encoded together
 MEASURED = 128  # pictures that give int8 its scale a channel: CLIP has channels far larger than the others
 FULLEST = 0.95  # of the free disk space
+DONE, DAMAGED = 1, 2  # of a picture, in the file `done`; a damaged one is grey, and tried again at the next start
 
 
 class FeatureCache:
@@ -56,6 +57,9 @@ class FeatureCache:
         stored = [torch.from_numpy(np.array(self.maps[0][number])) for number in self.rows[row]]
         return stored if self.scales is None else [patches * torch.from_numpy(self.scales) for patches in stored]
 
+    def is_damaged(self, row: int) -> bool:
+        return any(self.maps[1][number] == DAMAGED for number in self.rows[row])
+
     def set_scales(self, patches: torch.Tensor) -> None:
         """patches [some pictures, tokens, width] that show how large each channel gets; every rank finds the same."""
         if self.kind == "int8" and self.scales is None:
@@ -64,14 +68,14 @@ class FeatureCache:
             np.save(temporary, self.scales)
             temporary.replace(self.folder / "scales.npy")
 
-    def store(self, numbers: Sequence[int], patches: torch.Tensor) -> None:
-        """Marked as done only when the embeddings are on the disk."""
+    def store(self, numbers: Sequence[int], patches: torch.Tensor, marks: Sequence[int]) -> None:
+        """Marked as done, or damaged, only when the embeddings are on the disk."""
         stored, done = self.maps
         if self.scales is not None:
             patches = (patches / torch.from_numpy(self.scales).float()).round().clamp(-127, 127)
         stored[numbers] = patches.numpy().astype(stored.dtype)
         stored.flush()
-        done[numbers] = 1
+        done[numbers] = marks
 
 
 def cache_features(
@@ -95,7 +99,7 @@ def cache_features(
     rows, sources = _distinct_pictures(data)
     if not sources:
         return
-    width = encode(_pixels(data, sources[:1])).shape[2]
+    width = encode(_pixels(data, sources[:1])[0]).shape[2]
     shape = (len(sources), data.processor.image_tokens, width)
     facts = [tower, data.processor.image_size, kind, [_identity(*source) for source in sources]]
     folder = folder / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
@@ -109,10 +113,11 @@ def cache_features(
     cache = FeatureCache(folder, kind, shape, rows)
     if kind == "int8" and cache.scales is None:
         first = range(0, min(MEASURED, len(sources)), CHUNK)
-        cache.set_scales(torch.cat([encode(_pixels(data, sources[n : min(n + CHUNK, MEASURED)])) for n in first]))
-    missing = [n for n in range(rank, len(sources), world_size) if not cache.maps[1][n]]
+        cache.set_scales(torch.cat([encode(_pixels(data, sources[n : min(n + CHUNK, MEASURED)])[0]) for n in first]))
+    missing = [n for n in range(rank, len(sources), world_size) if cache.maps[1][n] != DONE]
     for numbers in tqdm(list(_chunks(missing)), desc="encoding", unit=f"x{CHUNK}", disable=None if rank == 0 else True):
-        cache.store(numbers, encode(_pixels(data, [sources[n] for n in numbers])).cpu())
+        pixels, marks = _pixels(data, [sources[n] for n in numbers])
+        cache.store(numbers, encode(pixels).cpu(), marks)
     data.features = cache
 
 
@@ -142,8 +147,18 @@ def _identity(row: int, place: int, picture: Path | bytes) -> list:
     return [picture.name, facts.st_size, facts.st_mtime_ns]
 
 
-def _pixels(data: ConversationDataset, sources: Sequence[tuple]) -> torch.Tensor:
-    return torch.stack([data.pixels(row)[place] for row, place, _ in sources])
+def _pixels(data: ConversationDataset, sources: Sequence[tuple]) -> tuple[torch.Tensor, list[int]]:
+    """Pictures [n, 3, height, width], and whether each could be decoded."""
+    pixels, marks = [], []
+    for row, place, _ in sources:
+        try:
+            picture = data.samples[data.kept[row]].open_picture(place)
+            pixels.append(data.processor.pixels(picture))
+            marks.append(DONE)
+        except BadSample:
+            pixels.append(data.grey())
+            marks.append(DAMAGED)
+    return torch.stack(pixels), marks
 
 
 def _existing(folder: Path) -> Path:

@@ -7,7 +7,9 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +17,35 @@ from PIL import Image
 
 from model.processing import SampleError, open_picture
 
+MAX_LINE = 16 * 1024 * 1024  # bytes of a line; what is longer is never read into memory
+MAX_PICTURES = 1000  # of a sample
+MAX_GROUP = 10**8  # rows of a parquet's row group; a damaged file may claim any number
+MAX_TEXT = 1_000_000  # letters of a text: far more than any --max_seq_len keeps, half a second of the tokenizer's time
+
 
 class DataError(ValueError):
     """Data that cannot be trained on; the message names file, line, reason and cure."""
+
+
+class BadSample(DataError):
+    """One sample that cannot be used, the others may: `where` is file:line, `reason` says why and the cure."""
+
+    def __init__(self, where: str, reason: str):
+        self.where, self.reason = plain(where), plain(" ".join(reason.split()))
+        super().__init__(self.where, self.reason)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+def plain(text: str) -> str:
+    """Without control characters: a name or a line in a message must not steer the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+_short = reprlib.Repr()  # a value in a message: a few items, a few levels, however large it is
+_short.maxstring = _short.maxother = 60
+shown = _short.repr
 
 
 @dataclass(frozen=True)
@@ -31,15 +59,17 @@ class Sample:
     extra: dict = field(default_factory=dict, compare=False)  # the record's other fields
 
     def open_pictures(self, decode: bool = True) -> list[Image.Image]:
-        """RGB pictures in order. Raises DataError naming the line and the file."""
-        opened = []
-        for number, source in enumerate(self.pictures, 1):
-            name = str(source) if isinstance(source, Path) else f"picture {number}"
-            try:
-                opened.append(open_picture(source if isinstance(source, Path) else io.BytesIO(source), decode))
-            except SampleError as error:
-                raise DataError(f"{self.where}: {name}: {error}") from error
-        return opened
+        """RGB pictures in order. Raises BadSample naming the line and the file."""
+        return [self.open_picture(number, decode) for number in range(len(self.pictures))]
+
+    def open_picture(self, number: int, decode: bool = True) -> Image.Image:
+        """One of them, counted from 0."""
+        source = self.pictures[number]
+        name = str(source) if isinstance(source, Path) else f"picture {number + 1}"
+        try:
+            return open_picture(source if isinstance(source, Path) else io.BytesIO(source), decode)
+        except SampleError as error:
+            raise BadSample(self.where, f"{name}: {error}") from error
 
 
 def read_samples(path: str | Path, images_path: str | Path | None = None) -> Sequence[Sample]:
@@ -66,29 +96,26 @@ class JsonLines(Sequence):
 
     def __init__(self, path: Path, images_path: Path):
         self.path, self.images_path = path, images_path.resolve()
-        self.lines: list[tuple[int, int, int]] = []  # line number, offset, bytes
-        offset = 0
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    self.lines.append((number, offset, len(line)))
-                offset += len(line)
+            self.lines = list(_places(file))  # line number, offset, bytes
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __getitem__(self, index: int) -> Sample:
         number, offset, size = self.lines[index]
+        where = f"{self.path}:{number}"
+        if size > MAX_LINE:
+            raise BadSample(where, f"this line has {size:,} bytes, more than {MAX_LINE:,}: split or delete it")
         with self.path.open("rb") as file:
             file.seek(offset)
             line = file.read(size)
-        where = f"{self.path}:{number}"
         try:
-            record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            record = parse(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: this line is no JSON ({str(error)[:120]}): mend or delete it") from error
+            raise BadSample(where, f"this line is no JSON ({str(error)[:120]}): mend or delete it") from error
         if not isinstance(record, dict):
-            raise DataError(f"{where}: this line is {type(record).__name__}, it must be an object {{...}}")
+            raise BadSample(where, f"this line is {type(record).__name__}, it must be an object {{...}}")
         return make_sample(where, record, [self._locate(where, name) for name in self._names(where, record)])
 
     @staticmethod
@@ -96,22 +123,55 @@ class JsonLines(Sequence):
         names = record.get("image") or []
         names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            raise DataError(f"{where}: 'image' is {names!r:.80}: it must be a file name or a list of them")
+            raise BadSample(where, f"'image' is {shown(names)}: it must be a file name or a list of them")
+        _check_number(where, names)
         return names
 
     def _locate(self, where: str, name: str) -> Path:
+        """Where a picture lies, found without opening it: a regular file inside the folder, whatever links lead to."""
+        if "://" in name:
+            raise BadSample(where, f"picture {shown(name)} is an address: download it, and give its file's name")
         try:
             path = (self.images_path / name).resolve()
             exists = path.exists()
         except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, half a surrogate pair, a loop of links
-            raise DataError(f"{where}: no file can be called {name[:80]!r} ({str(error)[:80]})") from error
+            raise BadSample(where, f"no file can be called {name[:80]!r} ({str(error)[:80]})") from error
         if not path.is_relative_to(self.images_path):
-            raise DataError(
-                f"{where}: picture {name!r} lies outside {self.images_path}: use names inside --images_path"
+            raise BadSample(
+                where, f"picture {name[:80]!r} lies outside {self.images_path}: use names inside --images_path"
             )
         if exists and not path.is_file():
-            raise DataError(f"{where}: picture {name!r} is no regular file")
+            raise BadSample(where, f"picture {name[:80]!r} is no regular file")
         return path
+
+
+def _places(file: io.BufferedReader) -> Iterator[tuple[int, int, int]]:
+    """Number, offset and bytes of each line that is not blank."""
+    number = offset = 0
+    while part := file.readline(MAX_LINE):
+        number, size, blank = number + 1, len(part), not part.strip()
+        while not part.endswith(b"\n") and (part := file.readline(MAX_LINE)):
+            size, blank = size + len(part), blank and not part.strip()
+        if not blank:
+            yield number, offset, size
+        offset += size
+
+
+def parse(text: str) -> object:
+    """JSON, without what it leaves open: ValueError for NaN, infinity and a name that stands twice in one object."""
+    return json.loads(text, parse_constant=_no_number, object_pairs_hook=_all_different)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _all_different(pairs: list[tuple[str, object]]) -> dict:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        most, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{shown(most)} stands twice in one object")
+    return record
 
 
 def read_parquet(path: Path, images_path: Path) -> Sequence[Sample]:
@@ -122,12 +182,15 @@ class ParquetRows(Sequence):
     """Rows of a parquet, through an uncompressed Arrow copy beside it that is mapped into memory.
 
     Parquet can only be read a row group at a time, in whole; training asks for rows in any order. The copy is written
-    once, a row group at a time, and shared by all ranks and workers without taking their memory.
+    once, a row group at a time, and shared by all ranks and workers without taking their memory. The rows of a group
+    that cannot be read stand in it empty, with the reason in DAMAGE, so that all others keep their numbers.
     """
+
+    COLUMNS, DAMAGE = ("conversations", "image_bytes"), "damage"
 
     def __init__(self, path: Path):
         self.path = path
-        self.arrow = path.with_name(f"{path.name}.{path.stat().st_size}-{path.stat().st_mtime_ns}.arrow")
+        self.arrow = path.with_name(f"{path.name}.{path.stat().st_size}-{path.stat().st_mtime_ns}.rows.arrow")
         if not self.arrow.is_file():
             self._copy()
         self._table = None
@@ -141,21 +204,43 @@ class ParquetRows(Sequence):
 
         temporary = self.arrow.with_name(f".{self.arrow.name}.{os.getpid()}.tmp")
         try:
-            file = parquet.ParquetFile(self.path, memory_map=True)
-            absent = {"conversations", "image_bytes"} - set(file.schema_arrow.names)
+            file = parquet.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
+            groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            if sum(groups) != file.metadata.num_rows or any(not 0 <= rows <= MAX_GROUP for rows in groups):
+                raise ValueError(f"row groups of {shown(groups)} rows, together {file.metadata.num_rows}")
+            absent = set(self.COLUMNS) - set(file.schema_arrow.names)
             if absent:
                 raise DataError(f"{self.path}: column {absent.pop()!r} is missing; it has {file.schema_arrow.names}")
-            schema = pyarrow.schema([file.schema_arrow.field(name) for name in ("conversations", "image_bytes")])
+            fields = [file.schema_arrow.field(name).with_nullable(True) for name in self.COLUMNS]
+            schema = pyarrow.schema([*fields, pyarrow.field(self.DAMAGE, pyarrow.string())])
             with pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
                 for group in range(file.num_row_groups):
-                    writer.write_table(file.read_row_group(group, columns=schema.names).cast(schema))
+                    writer.write_table(self._group(file, group, schema))
             os.replace(temporary, self.arrow)
-        except (pyarrow.ArrowException, OSError) as error:
+        except DataError:
+            raise
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise DataError(
-                f"{self.path}: cannot be read as parquet ({str(error)[:200]}): download it again"
+                f"{self.path}: cannot be read as parquet ({plain(str(error)[:200])}): download it again"
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _group(self, file, number: int, schema):
+        """A row group as a table of the schema; where it is damaged, as empty rows that say so."""
+        import pyarrow
+
+        rows, kinds = file.metadata.row_group(number).num_rows, schema.types
+        try:
+            table = file.read_row_group(number, columns=list(self.COLUMNS)).select(self.COLUMNS)
+            if table.num_rows != rows:
+                raise ValueError(f"it has {table.num_rows} rows instead of {rows}")
+            table.validate()
+            return table.append_column(self.DAMAGE, pyarrow.nulls(rows, pyarrow.string())).cast(schema)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            reason = f"row group {number} cannot be read ({str(error)[:160]}): download the file again"
+            empty = [pyarrow.nulls(rows, kind) for kind in kinds[:-1]]
+            return pyarrow.table([*empty, pyarrow.array([reason] * rows, kinds[-1])], schema)
 
     def _open(self):
         if self._table is None:
@@ -171,41 +256,59 @@ class ParquetRows(Sequence):
         return self._rows
 
     def __getitem__(self, index: int) -> Sample:
-        row = {name: self._open()[name][index].as_py() for name in ("conversations", "image_bytes")}
         where = f"{self.path}:{index + 1}"
         try:
-            conversations = (
-                json.loads(row["conversations"]) if isinstance(row["conversations"], str) else row["conversations"]
-            )
+            row = {name: self._open()[name][index].as_py() for name in (*self.COLUMNS, self.DAMAGE)}
+        except UnicodeDecodeError as error:
+            raise BadSample(where, f"'conversations' is no UTF-8 ({error}): mend or delete the row") from error
+        if row[self.DAMAGE]:
+            raise BadSample(where, row[self.DAMAGE])
+        conversations = row["conversations"]
+        try:
+            if isinstance(conversations, str):
+                conversations = parse(conversations)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: 'conversations' is no JSON ({str(error)[:120]})") from error
+            raise BadSample(where, f"'conversations' is no JSON ({str(error)[:120]})") from error
         pictures = row["image_bytes"] if isinstance(row["image_bytes"], list) else [row["image_bytes"]]
         pictures = [picture for picture in pictures if picture]
         if not all(isinstance(picture, bytes) for picture in pictures):
             kinds = ", ".join(sorted({type(picture).__name__ for picture in pictures}))
-            raise DataError(f"{where}: 'image_bytes' must be bytes or a list of them, it is {kinds}")
+            raise BadSample(where, f"'image_bytes' must be bytes or a list of them, it is {kinds}")
+        _check_number(where, pictures)
         return make_sample(where, {"conversations": conversations}, pictures)
 
 
 def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) -> Sample:
-    """Check what can be checked without the tokenizer. Raises DataError."""
+    """Check what can be checked without the tokenizer. Raises BadSample."""
     if "text" in record:
         if not isinstance(record["text"], str) or not record["text"]:
-            raise DataError(f"{where}: 'text' must be text that is not empty")
+            raise BadSample(where, "'text' must be text that is not empty")
+        _check_length(where, record["text"])
         return Sample(where, [], (), record["text"])
     messages = record.get("conversations")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise DataError(f'{where}: \'conversations\' must be a list of {{"role", "content"}}, it is {messages!r:.80}')
+        raise BadSample(where, f'\'conversations\' must be a list of {{"role", "content"}}, it is {shown(messages)}')
     for message in messages:
         if not isinstance(message.get("content"), str):
-            raise DataError(f"{where}: a message's 'content' must be text, it is {message.get('content')!r:.80}")
+            raise BadSample(where, f"a message's 'content' must be text, it is {shown(message.get('content'))}")
+        _check_length(where, message["content"])
     tags = sum(message["content"].count("<image>") for message in messages)
     if tags != len(pictures):
-        raise DataError(
-            f"{where}: the text holds {tags} <image> but the sample has {len(pictures)} pictures: make them equal"
+        raise BadSample(
+            where, f"the text holds {tags} <image> but the sample has {len(pictures)} pictures: make them equal"
         )
     extra = {name: value for name, value in record.items() if name not in ("conversations", "image")}
     return Sample(where, messages, tuple(pictures), extra=extra)
+
+
+def _check_number(where: str, pictures: list) -> None:
+    if len(pictures) > MAX_PICTURES:
+        raise BadSample(where, f"it has {len(pictures):,} pictures, more than {MAX_PICTURES:,}: split or delete it")
+
+
+def _check_length(where: str, text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise BadSample(where, f"a text of {len(text):,} letters, more than {MAX_TEXT:,}: split or delete it")
 
 
 READERS: dict[str, Callable[[Path, Path], Sequence[Sample]]] = {".jsonl": JsonLines, ".parquet": read_parquet}

@@ -9,11 +9,13 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.batching import grouped
-from dataset.formats import DataError, Sample
+from dataset.formats import BadSample, DataError, Sample
+from dataset.quarantine import Quarantine
 from model.processing import Rendered, SampleError, VLMProcessor, collate
 
 FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
 PICTURE = np.uint16(65535)  # stands for a whole span in the stored ids
+GREY = 128  # of every pixel of a picture that cannot be decoded
 
 
 @dataclass
@@ -25,6 +27,7 @@ class DataReport:
     pictures: int = 0
     trained_tokens: list[int] = field(default_factory=list)  # a sample each
     dropped: list[str] = field(default_factory=list)  # where and why
+    bad: list[str] = field(default_factory=list)  # likewise
 
     def __str__(self) -> str:
         counts = self.trained_tokens or [0]
@@ -36,6 +39,8 @@ class DataReport:
             line += f"; {self.rows:,} rows, as neighbours with the same beginning are computed together"
         if self.dropped:
             line += f"\ndropped {len(self.dropped):,} samples, the first: " + "; ".join(self.dropped[:3])
+        if self.bad:
+            line += f"\nleft out {len(self.bad):,} bad samples, the first: " + "; ".join(self.bad[:3])
         return line
 
 
@@ -45,15 +50,20 @@ class ConversationDataset(Dataset):
     Neighbouring samples that begin alike share a row (dataset.batching).
     Everything is checked and rendered here, before the first training step: lines, roles, tags against pictures,
     picture headers (and whole pictures where there are few), lengths. Samples too long for their pictures or left
-    without a trained token are dropped and counted; anything else that is wrong raises DataError with file, line, cure.
+    without a trained token are dropped and counted; anything else that is wrong goes to the quarantine, which counts it
+    or raises DataError with file, line, cure.
     """
 
-    def __init__(self, samples: Sequence[Sample], processor: VLMProcessor, max_seq_len: int):
+    def __init__(
+        self, samples: Sequence[Sample], processor: VLMProcessor, max_seq_len: int, quarantine: Quarantine | None = None
+    ):
+        """quarantine: what becomes of bad samples; without one the first is raised."""
         self.samples, self.processor, self.report = samples, processor, DataReport()
+        quarantine = quarantine or Quarantine()
         self.features = None  # a dataset.feature_cache.FeatureCache, to be taken instead of pixels
         self.kept: list[int] = []  # of each row, the sample that its pictures come from
         columns, lengths = [], [0]
-        for index, row in grouped(self._checked(max_seq_len), max_seq_len):
+        for index, row in grouped(self._usable(max_seq_len, quarantine), max_seq_len):
             columns.append(_pack(row, processor.image_tokens))
             lengths.append(len(columns[-1][0]))
             self.kept.append(index)
@@ -63,36 +73,45 @@ class ConversationDataset(Dataset):
         self.offsets = np.cumsum(lengths)
         self.ids, self.trained, self.branch = (np.concatenate(column) for column in zip(*columns, strict=True))
 
-    def _checked(self, max_seq_len: int) -> Iterator[tuple[int, tuple[Path | bytes, ...], Rendered]]:
+    def _usable(
+        self, max_seq_len: int, quarantine: Quarantine
+    ) -> Iterator[tuple[int, tuple[Path | bytes, ...], Rendered]]:
         """Number, pictures and rendered conversation of each sample that can be used."""
         for index in range(len(self.samples)):
-            sample = self.samples[index]
-            rendered = self._render(sample, max_seq_len)
-            if rendered is None:
+            try:
+                sample = self.samples[index]
+                rendered, unfit = self._check(sample, max_seq_len)
+            except BadSample as error:
+                quarantine.leave_out(error, self.report.bad, index + 1)
+                self.report.bad.append(str(error))
+                continue
+            if unfit:
+                quarantine.drop(sample.where, unfit)
+                self.report.dropped.append(f"{sample.where}: {unfit}")
                 continue
             self.report.samples += 1
             self.report.pictures += len(sample.pictures)
-            sample.open_pictures(decode=self.report.pictures <= FULLY_DECODED)
             self.report.trained_tokens.append(sum(rendered.trained))
             yield index, sample.pictures, rendered
+        quarantine.check(self.report.bad, len(self.report.bad), len(self.samples))
 
-    def _render(self, sample: Sample, max_seq_len: int) -> Rendered | None:
+    def _check(self, sample: Sample, max_seq_len: int) -> tuple[Rendered, str]:
+        """A sample rendered and cut to its length, and why it does not fit, if so. Raises BadSample."""
         try:
             if sample.text is not None:
                 rendered = self.processor.render_text(sample.text, max_seq_len)
             else:
                 rendered = self.processor.render(sample.messages)
         except SampleError as error:
-            raise DataError(f"{sample.where}: {error}") from error
+            raise BadSample(sample.where, str(error)) from error
         try:
             rendered.truncate(max_seq_len)
         except SampleError as error:
-            self.report.dropped.append(f"{sample.where}: {error}")
-            return None
+            return rendered, str(error)
         if not any(rendered.trained[1:]):
-            self.report.dropped.append(f"{sample.where}: no token of an answer within {max_seq_len} tokens")
-            return None
-        return rendered
+            return rendered, f"no token of an answer within {max_seq_len} tokens"
+        sample.open_pictures(decode=self.report.pictures + len(sample.pictures) <= FULLY_DECODED)
+        return rendered, ""
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -117,17 +136,29 @@ class ConversationDataset(Dataset):
         return Rendered(ids.tolist(), trained.tolist(), image_mask.tolist(), branch.tolist(), [0] * len(ids))
 
     def __getitem__(self, index: int) -> tuple[Rendered, list[torch.Tensor]]:
+        """Where a picture cannot be decoded, nothing of the row is learnt, see dataset.quarantine.DAMAGED."""
         rendered = self.rendered(index)
         if not any(rendered.image_mask):
             return rendered, []
         if self.features is not None:
+            if self.features.is_damaged(index):
+                where = self.samples[self.kept[index]].where
+                rendered.unlearn(where, "a picture could not be decoded when --cache_features encoded it")
             return rendered, self.features.of_row(index)
-        return rendered, self.pixels(index)
+        try:
+            return rendered, self.pixels(index)
+        except BadSample as error:
+            rendered.unlearn(error.where, error.reason)
+            return rendered, [self.grey()] * (sum(rendered.image_mask) // self.processor.image_tokens)
 
     def pixels(self, index: int) -> list[torch.Tensor]:
-        """A row's pictures, uint8 [3, height, width] each."""
+        """A row's pictures, uint8 [3, height, width] each. Raises BadSample."""
         pictures = self.samples[self.kept[index]].open_pictures()
         return [self.processor.pixels(picture) for picture in pictures]
+
+    def grey(self) -> torch.Tensor:
+        """What stands for a picture that cannot be decoded."""
+        return torch.full((3, self.processor.image_size, self.processor.image_size), GREY, dtype=torch.uint8)
 
     def pictures_of(self, index: int) -> tuple[Path | bytes, ...]:
         return self.samples[self.kept[index]].pictures

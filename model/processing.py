@@ -6,6 +6,8 @@ image_mask                     (196 true)
 labels                                                                              a cat<|im_end|>
 """
 
+import reprlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +24,11 @@ IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")
 REMEMBERED_TEXTS = 65536
 MAX_PIXELS = 25_000_000  # a picture of more is refused by its header, before it is decoded
+MAX_SIDE, MAX_RATIO = 16384, 200  # pixels; the longer side to the shorter
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
+# What Pillow's decoders raise over bytes that they did not expect.
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError, struct.error,
+                 LookupError, ArithmeticError, TypeError)  # fmt: skip
 
 
 class SampleError(ValueError):
@@ -44,6 +49,7 @@ class Rendered:
     image_mask: list[bool] = field(default_factory=list)
     branch: list[int] = field(default_factory=list)
     trunk: list[int] = field(default_factory=list)
+    damaged: list[tuple[str, str]] = field(default_factory=list)  # where and why, see dataset.quarantine
 
     def extend(self, ids: Sequence[int], trained: bool = False, image: bool = False) -> None:
         self.input_ids += ids
@@ -51,6 +57,11 @@ class Rendered:
         self.image_mask += [image] * len(ids)
         self.branch += [0] * len(ids)
         self.trunk += [0] * len(ids)
+
+    def unlearn(self, where: str, reason: str) -> None:
+        """Ignore every label: a picture of this row is damaged."""
+        self.trained = [False] * len(self.trained)
+        self.damaged.append((where, reason))
 
     def truncate(self, max_length: int) -> None:
         if any(self.image_mask[max_length:]):
@@ -90,10 +101,7 @@ def open_picture(source: str | Path | Image.Image, decode: bool = True) -> Image
     """
     try:
         picture = source if isinstance(source, Image.Image) else Image.open(source, formats=PICTURE_FORMATS)
-        if picture.width * picture.height > MAX_PIXELS:
-            raise SampleError(
-                f"it has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}: scale it down"
-            )
+        _check_size(*picture.size)
         if not decode:
             return picture
         picture = ImageOps.exif_transpose(picture)
@@ -109,6 +117,16 @@ def open_picture(source: str | Path | Image.Image, decode: bool = True) -> Image
         raise SampleError("the file does not exist: check --images_path") from None
     except DECODE_ERRORS as error:
         raise SampleError(f"it cannot be read as a picture ({error}): replace it or delete the line") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    longer, shorter = max(width, height), min(width, height)
+    if width * height > MAX_PIXELS:
+        raise SampleError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down")
+    if longer > MAX_SIDE:
+        raise SampleError(f"it has {width} x {height} pixels, a side of more than {MAX_SIDE:,}: scale it down")
+    if longer > MAX_RATIO * shorter:
+        raise SampleError(f"it has {width} x {height} pixels, too long and thin ({MAX_RATIO}:1 at most): cut it")
 
 
 class VLMProcessor:
@@ -159,7 +177,7 @@ class VLMProcessor:
         rendered = Rendered()
         for message in messages:
             if not isinstance(message, dict) or message.get("role") not in ROLES:
-                raise SampleError(f"a message is {str(message)[:60]!r}: it needs a role, one of {', '.join(ROLES)}")
+                raise SampleError(f"a message is {reprlib.repr(message)}: it needs a role, one of {', '.join(ROLES)}")
             answer = message["role"] == "assistant"
             rendered.extend(self.headers[message["role"]])
             for kind, text in content_parts(message.get("content")):

@@ -60,6 +60,10 @@ def describe(run: Path, width: int) -> str:
         f"  {status['ranks']} ranks, process {status['pid']} on {status['host']}, "
         f"updated {ago(status['updated'])} ago, restarts: {status['restarts']}",
     ]
+    left_out = {name: status.get(f"samples_{name}") or 0 for name in ("bad", "dropped", "damaged")}
+    if any(left_out.values()):
+        counts = ", ".join(f"{count:,} {name}" for name, count in left_out.items())
+        lines.append(f"  left out: {counts}; {run / 'quarantine.jsonl'} names them")
     if status["reason"]:
         lines.append(f"  reason: {plain(status['reason'])}")
     steps, losses = losses_of(run / "metrics.jsonl")

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from dataset import vlm_dataset
 from dataset.formats import DataError, read_samples
 from dataset.vlm_dataset import text_only
+from model.config import IGNORE_INDEX
 from model.processing import VLMProcessor, collate
 
 
@@ -120,8 +121,12 @@ def test_beyond_many_pictures_only_headers_are_read(folder, processor, monkeypat
         construct(samples, processor)
     monkeypatch.setattr(vlm_dataset, "FULLY_DECODED", 1)
     data = construct(samples, processor)
-    with pytest.raises(DataError, match=r"train\.jsonl:2: .*half\.png: it cannot be read as a picture"):
-        data[1]
+    rendered, (pixels,) = data[1]
+    ((where, reason),) = rendered.damaged
+    assert where.endswith("train.jsonl:2") and "half.png: it cannot be read as a picture" in reason
+    assert not any(rendered.trained) and set(rendered.labels) == {IGNORE_INDEX}
+    assert rendered.input_ids == data.rendered(1).input_ids and any(data.rendered(1).trained)
+    assert torch.equal(pixels, torch.full_like(pixels, vlm_dataset.GREY)) and pixels.shape == data[0][1][0].shape
     (folder / "images" / "half.png").write_text("<html>")
     with pytest.raises(DataError, match=r"train\.jsonl:2: "):  # what has no header is still found
         construct(samples, processor)

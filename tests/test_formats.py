@@ -208,14 +208,38 @@ def test_a_changed_parquet_is_copied_again(parquet_file):
 
 def test_broken_parquet(parquet_file):
     sound = parquet_file.read_bytes()
-    page = parquet.ParquetFile(parquet_file).metadata.row_group(2).column(1).data_page_offset
-    last_group_broken = sound[:page] + bytes(40) + sound[page + 40 :]
-    for content in (sound[: len(sound) // 2], b"PAR1", b"<html>", last_group_broken):
+    for content in (sound[: len(sound) // 2], b"PAR1", b"<html>"):
         parquet_file.write_bytes(content)
         with pytest.raises(DataError, match=r"(?s)train\.parquet: cannot be read as parquet \(.*\): download it again"):
             read_samples(parquet_file)
     left = [path.name for path in parquet_file.parent.iterdir()]
     assert not [name for name in left if name.endswith((".tmp", ".arrow"))]  # half a copy would be taken for a whole
+
+
+def test_a_broken_row_group_leaves_the_others(parquet_file):
+    wanted = list(read_samples(parquet_file))
+    sound = parquet_file.read_bytes()
+    page = parquet.ParquetFile(parquet_file).metadata.row_group(1).column(1).data_page_offset
+    parquet_file.write_bytes(sound[:page] + bytes(40) + sound[page + 40 :])
+    samples = read_samples(parquet_file)
+    assert [samples[number] for number in (0, 1, 4)] == [wanted[number] for number in (0, 1, 4)]
+    for number in (2, 3):
+        with pytest.raises(DataError, match=rf"train\.parquet:{number + 1}: row group 1 cannot be read .*download"):
+            samples[number]
+    copies = len(list(parquet_file.parent.glob("*.arrow")))
+    with pytest.raises(DataError, match="row group 1 cannot be read"):  # from the copy, as every other rank does
+        read_samples(parquet_file)[2]
+    assert len(list(parquet_file.parent.glob("*.arrow"))) == copies
+
+
+def test_a_row_that_is_no_utf8_leaves_the_others(folder):
+    texts = [json.dumps(turns(0)).encode(), b'[{"role": "\xff"}]', json.dumps(turns(0)).encode()]
+    column = pyarrow.array(texts, pyarrow.binary())
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 3, column.buffers())  # which nobody checks
+    samples = read_samples(write_parquet(folder / "bytes.parquet", column, [None] * 3))
+    assert samples[0].messages == samples[2].messages == turns(0)
+    with pytest.raises(DataError, match=r"bytes\.parquet:2: 'conversations' is no UTF-8"):
+        samples[1]
 
 
 @pytest.mark.parametrize("missing", ["conversations", "image_bytes"])

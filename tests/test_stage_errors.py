@@ -53,7 +53,7 @@ def sample(image: list[str], question: str) -> dict:
 
 @pytest.fixture
 def config(data_folder, tower_folder) -> StageConfig:
-    return tiny(SFT_VLM, data_folder, tower_folder)
+    return tiny(SFT_VLM, data_folder, tower_folder, strict_data=1)
 
 
 # weights and tower

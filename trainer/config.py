@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dataset.quarantine import MAX_BAD_SHARE
+
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
 PARTS = ("projector", "last_layer", "language_model")
@@ -44,6 +46,8 @@ class StageConfig:
     from_resume: int = flag(0, "1: go on from the run's last checkpoint, if there is one; torchrun's restarts do so")
     allow_data_change: int = flag(0, "1: go on from a checkpoint although the training data has changed since")
     vision_model: str = flag(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the CLIP tower")
+    strict_data: int = flag(0, "1: stop at the first bad sample; 0: leave bad samples out, named in quarantine.jsonl")
+    max_bad_share: float = flag(MAX_BAD_SHARE, "of a file's samples: where more are bad, the run stops")
     # sizes of the decoder; 0: as the file of --from_weight says, and without one MiniMind2-Small's
     hidden_size: int = flag(0, "width, 512; 768 with 16 layers is the larger MiniMind")
     num_hidden_layers: int = flag(0, "layers, 8")
@@ -93,7 +97,7 @@ class StageConfig:
                      "pack_tokens"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must not be below 0")
-        for name in ("warmup_ratio", "dropout"):
+        for name in ("warmup_ratio", "dropout", "max_bad_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must lie within 0 and 1")
         for name, choices in CHOICES.items():

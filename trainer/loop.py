@@ -1,16 +1,16 @@
 """The one loop: every stage trains here."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from dataset.quarantine import collate_and_report
 from dataset.vlm_dataset import ConversationDataset
 from model.config import IGNORE_INDEX
-from model.processing import collate
 from trainer.config import StageConfig
 from trainer.finite import NumberWatch, carry_to_gradient, step_if_finite
 from trainer.metrics import Metrics
@@ -113,13 +113,19 @@ def _means(window: list[dict], runtime: Runtime) -> dict[str, float]:
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, data: ConversationDataset, batch_size: int, runtime: Runtime) -> float:
-    """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th sample."""
+def validation_loss(
+    model: nn.Module, data: ConversationDataset, batch_size: int, runtime: Runtime, take: Callable[[Batch], Batch]
+) -> float:
+    """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th sample.
+
+    take: what notes the reports of a batch, Quarantine.take.
+    """
     model.eval()
     total = tokens = 0.0
     numbers = range(runtime.rank, len(data), runtime.world_size)
     for start in range(0, len(numbers), batch_size):
-        batch = runtime.to_device(collate([data[number] for number in numbers[start : start + batch_size]]))
+        batch = collate_and_report([data[number] for number in numbers[start : start + batch_size]])
+        batch = runtime.to_device(take(batch))
         del batch["attention_mask"]
         with runtime.autocast():
             output = model(**batch)
@@ -139,7 +145,7 @@ def batches_of(
             data,
             batch_sampler=list(order.micro_batches(runtime.rank, first_step)),
             num_workers=config.num_workers,
-            collate_fn=collate,
+            collate_fn=collate_and_report,
             generator=torch.Generator(),  # its own: drawing from the stream of dropout would make resuming differ
             pin_memory=runtime.device.type == "cuda",
             worker_init_fn=ignore_stopping,

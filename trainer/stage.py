@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 from dataset.batching import PackedRows
 from dataset.feature_cache import cache_features
 from dataset.formats import read_samples
+from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.vlm_dataset import ConversationDataset, text_only
 from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
@@ -31,7 +32,7 @@ from trainer.metrics import Metrics
 from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
 from trainer.order import Order
 from trainer.run_folder import RunFolder
-from trainer.run_state import begin
+from trainer.run_state import begin, resumes
 from trainer.runtime import RanksLost, Runtime, start_runtime, stop_runtime
 from trainer.saving import Saver
 from trainer.signals import Stopped, StopRequest
@@ -67,10 +68,16 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     say(table_of_parts(model, config))
 
     processor = VLMProcessor.for_config(model.config)
-    data, validation = load_data(config, processor, say)
+    quarantine = Quarantine(
+        config.run_dir / QUARANTINE, bool(config.strict_data), config.max_bad_share, runtime.is_main
+    )
+    quarantine.begin(resumes(config))
+    data, validation = load_data(config, processor, say, quarantine)
+    left_out(quarantine, folder)
     if config.start_path:
         check_text_loss(model, data, say)
     rows, lengths = rows_of(config, data, say)
+    quarantine.samples_a_row = len(data) / len(rows)
     order = Order(lengths, config.batch_size, config.accumulation_steps, runtime.world_size, config.epochs, config.seed)
     say(f"{order.total_steps:,} steps of {order.global_batch} samples, {config.epochs} epochs")
 
@@ -86,7 +93,8 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
 
     metrics = Metrics(config, runtime, state.step, order.total_steps, state.tracker_id)
     state.tracker_id = metrics.tracker_id
-    validate = (lambda: validation_loss(model, validation, config.batch_size, runtime)) if validation else None
+    validate = partial(validation_loss, model, validation, config.batch_size, runtime, quarantine.take)
+    validate = validate if validation else None
     saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, folder, stop, runtime)
     numbers = NumberWatch(config, order, partial(where_is, rows), state, scaler, metrics, runtime)
     wrapped = model
@@ -94,13 +102,23 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     stop.training = True
     batches = steady_batches(partial(batches_of, rows, order, config, runtime), state.step, config.accumulation_steps)
+    batches = map(quarantine.take, batches)
     try:
         train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, state, numbers, saver)
         saver.finish(state)
     finally:
         saver.wait()
         metrics.close()
+    left_out(quarantine, folder, say)
     say(f"weights: {config.weight_path}")
+
+
+def left_out(quarantine: Quarantine, folder: RunFolder, say: Callable = lambda *_: None) -> None:
+    """Say what was left out, and put the counts into status.json."""
+    if quarantine.is_main:
+        folder.update(**{f"samples_{kind}": count for kind, count in quarantine.counts().items()})
+        if summary := quarantine.summary():
+            say(summary)
 
 
 def where_is(rows: Subset | PackedRows, number: int) -> str:
@@ -138,12 +156,14 @@ def build_model(config: StageConfig, say: Callable = print) -> MiniMindForCausal
     return model
 
 
-def load_data(config: StageConfig, processor: VLMProcessor, say: Callable = print) -> tuple[Subset, Subset | None]:
+def load_data(
+    config: StageConfig, processor: VLMProcessor, say: Callable = print, quarantine: Quarantine | None = None
+) -> tuple[Subset, Subset | None]:
     """Training and validation samples, all checked and rendered. Raises DataError naming file, line and cure."""
 
     def read(path: str) -> ConversationDataset:
         samples = read_samples(path, config.images_path or None)
-        dataset = ConversationDataset(samples, processor, config.max_seq_len)
+        dataset = ConversationDataset(samples, processor, config.max_seq_len, quarantine)
         say(f"{path}: {dataset.report}")
         return dataset
 

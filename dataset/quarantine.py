@@ -1,0 +1,137 @@
+"""What a run leaves out: bad samples are counted and named, by file and line, and end the run where they are too many.
+
+bad       a line or picture that cannot be used, found before the first step: left out
+dropped   sound, but too long for its pictures or without a token to learn: left out, and no fault of the file
+damaged   a picture that turns out broken when it is decoded in training: see DAMAGED
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dataset.formats import BadSample, DataError
+from model.processing import Rendered, collate
+
+QUARANTINE = "quarantine.jsonl"  # in the run's folder: {"kind", "where", "reason"} a line
+MAX_BAD_SHARE = 0.05
+LEAST = 10  # bad samples before a share of those read so far says anything
+SHOWN = 3  # reasons that a refusal names
+
+# Where a picture turns out damaged in training, its row stays in its place with all labels ignored and its pictures
+# grey: every rank takes the same steps, and the order of the samples stays a function of the seed alone. The worker
+# that met it says so in its batch, under this name: (where, reason) pairs.
+DAMAGED = "damaged"
+
+
+class Quarantine:
+    """Counts what is left out of all files of a run, and writes it down in `path`, if there is one.
+
+    strict: nothing is left out, the first bad sample is raised. max_share: of the samples of a file, how many may be
+    bad. Every rank reads the whole files and finds the same; only the main one writes those down.
+    """
+
+    def __init__(
+        self, path: Path | None = None, strict: bool = True, max_share: float = MAX_BAD_SHARE, is_main: bool = True
+    ):
+        self.path, self.strict, self.max_share, self.is_main = path, strict, max_share, is_main
+        self.bad = self.dropped = 0
+        self.damaged: set[str] = set()  # where; by this rank since its start
+        self.samples_a_row = 1.0  # of the batches that `take` sees
+        self._rows = 0
+
+    def begin(self, resumes: bool) -> None:
+        """Start the file; a run that goes on keeps what was found while it trained, the rest is found again."""
+        if self.path is None or not self.is_main:
+            return
+        lines = self._lines() if resumes else []
+        kept = [line for line in lines if json.loads(line)["kind"] == DAMAGED]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    # ---- before the first step
+
+    def leave_out(self, error: BadSample, earlier: Sequence[str], seen: int) -> None:
+        """Note a bad sample of a file, after `earlier` ones among the `seen` samples read so far.
+
+        Raises:
+            BadSample: the run is strict.
+            DataError: too many of those read so far are bad; the first reasons are named.
+        """
+        if self.strict:
+            raise error
+        self.bad += 1
+        if self.is_main:
+            self._write("bad", error.where, error.reason)
+        bad = [*earlier[:SHOWN], str(error)]
+        if len(earlier) + 1 >= LEAST:
+            self.check(bad, len(earlier) + 1, seen)
+
+    def drop(self, where: str, reason: str) -> None:
+        self.dropped += 1
+        if self.is_main:
+            self._write("dropped", where, reason)
+
+    def check(self, reasons: Sequence[str], bad: int, seen: int) -> None:
+        """Raises DataError where more than the share is bad; at the end of a file however few it has."""
+        if bad > self.max_share * seen:
+            named = f"; {QUARANTINE} in the run's folder names them" if self.path else ""
+            raise DataError(
+                f"{bad:,} of {seen:,} samples are bad, more than --max_bad_share {self.max_share:g} allows. The first: "
+                f"{'; '.join(reasons[:SHOWN])}. Mend or delete them, or allow more{named}"
+            )
+
+    # ---- in training
+
+    def take(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch without its reports, which are noted.
+
+        Raises:
+            BadSample: the run is strict.
+            DataError: too many of this rank's samples so far were damaged.
+        """
+        self._rows += len(batch["input_ids"])
+        for where, reason in batch.pop(DAMAGED, ()):
+            if self.strict:
+                raise BadSample(where, reason)
+            if where not in self.damaged:
+                self.damaged.add(where)
+                self._write(DAMAGED, where, reason)
+            bad, seen = len(self.damaged), round(self._rows * self.samples_a_row)
+            if bad >= LEAST:
+                self.check([f"{where}: {reason}"], bad, seen)
+        return batch
+
+    def counts(self) -> dict[str, int]:
+        """Of each kind; the damaged ones of all ranks, and of all starts of a run that was resumed."""
+        records = [json.loads(line) for line in self._lines()]
+        damaged = {record["where"] for record in records if record["kind"] == DAMAGED}
+        return {"bad": self.bad, "dropped": self.dropped, DAMAGED: len(damaged)}
+
+    def summary(self) -> str:
+        """One line for the end of a run, empty where nothing was left out."""
+        counts = self.counts()
+        if not any(counts.values()):
+            return ""
+        return (
+            f"left out: {counts['bad']:,} bad samples, {counts['dropped']:,} that do not fit, "
+            f"{counts[DAMAGED]:,} with a picture that was damaged; named in {self.path}"
+        )
+
+    def _lines(self) -> list[str]:
+        """Of the file; a killed run may have left half of one."""
+        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path and self.path.is_file() else []
+        return [line for line in lines if line.endswith("}")]
+
+    def _write(self, kind: str, where: str, reason: str) -> None:
+        if self.path is not None:
+            line = json.dumps({"kind": kind, "where": where, "reason": reason}, ensure_ascii=False)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def collate_and_report(rows: Sequence[tuple[Rendered, list[torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    """model.processing.collate; where pictures of the rows were damaged, they are named under DAMAGED."""
+    batch = collate(rows)
+    damaged = [report for rendered, _ in rows for report in rendered.damaged]
+    return {**batch, DAMAGED: damaged} if damaged else batch
