@@ -46,7 +46,8 @@ def test_shipped_code_needs_nothing_else_of_the_project(name):
 
 def defined_names(tree: ast.Module) -> set[str]:
     names = {node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
-    return names | {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets}
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    return names | {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
 
 
 def test_every_template_ships():
