@@ -29,6 +29,7 @@ SAFE = {
     },
     "client": {"showErrorDetails": "none"},
     "browser": {"gatherUsageStats": False},
+    "runner": {"postScriptGC": False},  # not safety, but a quarter of the load that 20 people make
 }  # fmt: skip
 
 
