@@ -31,6 +31,8 @@ from scripts.export_card import model_card
 from scripts.export_folder import claim, publish, seal
 from scripts.export_formats import FORMATS, Source, portable_name
 from scripts.export_proof import prove, write_reference
+from scripts.hub import HubError
+from scripts.upload import push_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 IDS = {"<|endoftext|>": END_OF_TEXT_ID, "<|im_start|>": START_ID, "<|im_end|>": END_ID, IMAGE_TOKEN: IMAGE_TOKEN_ID}
@@ -159,6 +161,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_attention_heads", type=int, default=8, help="of a .pth, which does not say")
     parser.add_argument("--score", type=Path, help="score.json of scripts/score.py, for the model card")
     parser.add_argument("--license", default="apache-2.0", help="for the model card")
+    parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="then send the folder to Hugging Face")
     return parser.parse_args(arguments)
 
 
@@ -166,10 +169,13 @@ def main() -> None:
     options = parse_arguments()
     try:
         manifest = convert(options)
-    except (ValueError, OSError) as error:
+        address = push_folder(options.output, options.push_to_hub) if options.push_to_hub else None
+    except (ValueError, OSError, HubError) as error:
         raise SystemExit(f"convert_vlm: {error}") from error
     print(f"largest difference of a logit, from a fresh process: {manifest['largest_logit_difference']:.2g}")
     print(f"{options.output}: {manifest['format']}, the same greedy text")
+    if address:
+        print(f"sent: {address}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import pytest
 from hub_stand_in import local_hub, sha256  # noqa: F401 (a fixture)
 
-from scripts import upload
+from scripts import convert_vlm, upload
 from scripts.hub import HubError, LocalError
 
 FILES = {
@@ -50,6 +50,18 @@ def test_the_folder_arrives(hub, tokens, folder, source, private, capfd):
     assert f"uploaded: {hub.address}/{place}me/model" in said
     assert HF_TOKEN not in said and SCOPE_TOKEN not in said
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()) == sorted(FILES)
+
+
+def test_a_conversion_is_sent_when_that_is_asked_for(hub, tokens, folder, monkeypatch, capsys):
+    monkeypatch.setattr(convert_vlm, "convert", lambda options: {"largest_logit_difference": 0.0, "format": "llava"})
+    flags = ["--weight", "any", "--to", "llava", "--output", str(folder), "--push_to_hub"]
+    monkeypatch.setattr("sys.argv", ["convert_vlm.py", *flags, "me/model"])
+    convert_vlm.main()
+    assert hub.repositories["models/me/model"].files == FILES
+    assert f"sent: {hub.address}/me/model" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["convert_vlm.py", *flags, "no name"])
+    with pytest.raises(SystemExit, match="convert_vlm: 'no name' is no repository's name"):
+        convert_vlm.main()
 
 
 @both_hubs
