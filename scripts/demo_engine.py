@@ -1,6 +1,7 @@
 """The browser demo's engine: which weights there are, one worker that answers, and a queue that has an end."""
 
 import functools
+import gc
 import json
 import logging
 import threading
@@ -24,6 +25,7 @@ MOST_UNSEEN = 10.0  # seconds after which a job whose page is gone is given up
 MOST_PROMPT = 4096  # tokens
 MOST_NEW = 1024  # tokens
 MOST_LOADED = 2  # models in memory
+IDLE = 20.0  # seconds without a job until memory is tidied
 STAGES = ("sft_vlm", "pretrain_vlm")  # in the order in which they are offered; what is none of them comes last
 log = logging.getLogger("web_demo")
 
@@ -188,9 +190,12 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting:
-                    self._changed.wait()
-                job = self._waiting.popleft()
+                if not self._waiting:
+                    self._changed.wait(IDLE)
+                job = self._waiting.popleft() if self._waiting else None
+            if job is None:
+                gc.collect()  # of sessions that ended; nobody waits now, and Streamlit is told not to (config.toml)
+                continue
             job.run()
             del job  # or it would keep its pictures until the next one comes
 
