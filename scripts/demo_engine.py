@@ -1,9 +1,11 @@
 """The browser demo's engine: which weights there are, one worker that answers, and a queue that has an end."""
 
+import ctypes
 import functools
 import gc
 import json
 import logging
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -194,7 +196,7 @@ class Engine:
                     self._changed.wait(IDLE)
                 job = self._waiting.popleft() if self._waiting else None
             if job is None:
-                gc.collect()  # of sessions that ended; nobody waits now, and Streamlit is told not to (config.toml)
+                tidy_memory()
                 continue
             job.run()
             del job  # or it would keep its pictures until the next one comes
@@ -211,6 +213,14 @@ class Engine:
                 raise Refused("bad_weights") from error
         self._loaded.move_to_end(weight)
         return self._loaded[weight]
+
+
+def tidy_memory() -> None:
+    """Let go of sessions that ended, while nobody waits: Streamlit is told not to (config.toml)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc keeps what was freed until it is asked
+        trim(0)
 
 
 def options_within(

@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+import weakref
 from io import BytesIO
 
 import pytest
@@ -16,7 +17,7 @@ from model.weights import save_weights
 from scripts import demo_engine
 from scripts.answer import Answer, Options
 from scripts.demo_chat import MOST_BYTES, Refused, Turn, conversation, examples, new_turn, take_picture
-from scripts.demo_engine import Engine, Job, find_weights, options_within
+from scripts.demo_engine import Engine, Job, find_weights, options_within, tidy_memory
 from scripts.demo_words import LANGUAGES, WORDS, say
 
 
@@ -318,3 +319,14 @@ def test_limits_hold_whatever_a_page_sends():
     assert options_within(10**9, -3, 7, -1, -1) == Options(demo_engine.MOST_NEW, 0.0, 1.0, 0, 2**32 - 1)
     assert options_within(0, math.nan, math.nan, 10**9) == Options(1, 0.0, 0.01, 1000, None)
     assert options_within(128, 0.7, 0.9, 5, 3) == Options(128, 0.7, 0.9, 5, 3)
+
+
+def test_what_only_holds_itself_is_let_go():
+    class Session:
+        pass
+
+    session = Session()
+    session.itself, gone = session, weakref.ref(session)
+    del session
+    tidy_memory()
+    assert gone() is None
