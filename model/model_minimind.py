@@ -1,9 +1,8 @@
-"""The decoder: RMSNorm, RoPE (with YaRN), grouped-query attention, SwiGLU or a mixture of experts, and the head.
+"""The decoder: RMSNorm, attention (model.attention), SwiGLU or a mixture of experts, and the head.
 
 Dense it is exactly Llama, with experts exactly Qwen2-MoE (see MiniMindConfig). Parameters are named as MiniMind2's.
 """
 
-import math
 from dataclasses import dataclass
 from inspect import Parameter, signature
 
@@ -15,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import ModelOutput
 
+from model.attention import Attention, RotaryEmbedding, rope_frequencies, take, visible
 from model.config import IGNORE_INDEX, MiniMindConfig
 
 # transformers 5.3 must be told where in the cache a token goes; 5.23 no longer takes it
@@ -37,120 +37,15 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        dtype, x = x.dtype, x.float()
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x.to(dtype)
+        normed = x.float()
+        normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + self.eps)
+        return (self.weight * normed.to(x.dtype)).to(product_dtype(x))
 
 
-def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
-    """Radians per token of each pair of a head [head_dim / 2], and the factor on cos and sin.
-
-    RoPE: Su et al. 2021, arXiv 2104.09864. With rope_parameters {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
-    "original_max_position_embeddings": 2048} (YaRN: Peng et al. 2023, arXiv 2309.00071) pairs that turn slowly over the
-    original context are stretched by `factor`, fast ones are kept, those between are blended.
-    """
-    scaling = config.rope_parameters
-    size, base = config.head_dim, scaling["rope_theta"]
-    frequencies = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)  # to the bit as Llama rounds it
-    if scaling["rope_type"] == "default":
-        return frequencies, 1.0
-    if scaling["rope_type"] != "yarn":
-        raise ValueError(f"rope_parameters {scaling} are not understood: rope_type must be 'default' or 'yarn'")
-    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
-
-    def pair_that_turns(times: float) -> float:
-        return size * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
-
-    low = max(math.floor(pair_that_turns(scaling.get("beta_fast", 32.0))), 0)
-    high = min(math.ceil(pair_that_turns(scaling.get("beta_slow", 1.0))), size - 1)
-    stretched = ((torch.arange(size // 2) - low) / max(high - low, 1e-3)).clamp(0, 1)
-    frequencies = frequencies * (1 - stretched) + frequencies / factor * stretched
-    return frequencies, scaling.get("attention_factor") or 0.1 * math.log(factor) + 1.0
-
-
-class RotaryEmbedding(nn.Module):
-    def __init__(self, config: MiniMindConfig):
-        super().__init__()
-        self.config = config
-        frequencies, self.attention_factor = rope_frequencies(config)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def _apply(self, *arguments, **options) -> "RotaryEmbedding":
-        """Moves with the model, but a model in half precision must not round its angles."""
-        super()._apply(*arguments, **options)
-        self.frequencies = rope_frequencies(self.config)[0].to(self.frequencies.device)
-        return self
-
-    @torch.no_grad()
-    def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [batch, 1, seq, head_dim] of positions [batch, seq]; the angles are always computed in fp32."""
-        angles = position_ids[:, None, :, None].float() * self.frequencies
-        angles = torch.cat([angles, angles], dim=-1)
-        return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
-
-
-def visible(branches: torch.Tensor) -> torch.Tensor:
-    """[batch, 2, seq] -> [batch, 1, seq, seq], true where a token may look: back, at its own branch and its trunk."""
-    branch, trunk = branches[:, :1, :, None], branches[:, 1:, :, None]
-    seen = branches[:, :1, None, :]
-    return ((branch == seen) | (trunk == seen)).tril()
-
-
-def take(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """x [batch, seq, size] at positions [batch, n] -> [batch, n, size]."""
-    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _rows_of(mask: torch.Tensor | None, positions: torch.Tensor, length: int) -> torch.Tensor:
-    """What positions [batch, n] may look at: [batch, 1, n, seq], from mask [batch, 1, seq, seq], None being causal."""
-    if mask is None:
-        return (torch.arange(length, device=positions.device) <= positions[..., None])[:, None]
-    return take(mask.expand(len(positions), -1, -1, -1).squeeze(1), positions)[:, None]
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the pairs (i, i + head_dim / 2) of x [batch, heads, seq, head_dim]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-class Attention(nn.Module):
-    def __init__(self, config: MiniMindConfig, layer: int):
-        super().__init__()
-        self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout
-        self.groups = config.num_attention_heads // config.num_key_value_heads
-        key_value_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        cache: Cache | None,
-        positions: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """x [batch, seq, hidden] -> the same, or [batch, n, hidden] where only positions [batch, n] ask."""
-        asking = x if positions is None else take(x, positions)
-        query, key, value = (
-            projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, seq, head_dim]
-            for projection, inputs in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
-        )
-        key = rotate(key, *rotary)
-        if positions is not None:
-            rotary = tuple(take(angles.expand(len(x), -1, -1, -1).squeeze(1), positions)[:, None] for angles in rotary)
-            mask = _rows_of(mask, positions, x.shape[1])
-        query = rotate(query, *rotary)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and query.shape[2] > 1, enable_gqa=self.groups > 1,
-        )  # fmt: skip
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """In which products take x: a norm rounds to it once, where autocast would once for each product that reads it."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class FeedForward(nn.Module):

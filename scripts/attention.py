@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from model.model_minimind import Attention, MiniMindForCausalLM, rotate
+from model.attention import Attention, rotate
+from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor
 
 # Dark to light through violet, red and orange, the same order of lightness for every eye: RGB at equal steps.

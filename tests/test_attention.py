@@ -5,7 +5,7 @@ import torch
 from conftest import IMAGE_TOKENS
 from PIL import Image
 
-from model.model_minimind import rotate
+from model.attention import rotate
 from model.processing import SampleError
 from scripts.attention import attention_weights, heat_picture, look, watch_attention, words
 

@@ -7,8 +7,9 @@ from test_model import make_decoder, make_ids
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from model.attention import rope_frequencies
 from model.config import MiniMindConfig
-from model.model_minimind import MiniMindForCausalLM, rope_frequencies
+from model.model_minimind import MiniMindForCausalLM
 from scripts.export_stock import stock_decoder
 
 # originals this short make YaRN stretch some of the few pairs of a tiny head, keep some and blend some

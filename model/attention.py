@@ -1,0 +1,162 @@
+"""Where a token looks: RoPE (with YaRN), masks of rows with several conversations, grouped-query attention."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.cache_utils import Cache
+
+from model.config import MiniMindConfig
+
+SHORT = 1024  # tokens of a row up to which attend_written_out is worth its memory
+
+
+def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
+    """Radians per token of each pair of a head [head_dim / 2], and the factor on cos and sin.
+
+    RoPE: Su et al. 2021, arXiv 2104.09864. With rope_parameters {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+    "original_max_position_embeddings": 2048} (YaRN: Peng et al. 2023, arXiv 2309.00071) pairs that turn slowly over the
+    original context are stretched by `factor`, fast ones are kept, those between are blended.
+    """
+    scaling = config.rope_parameters
+    size, base = config.head_dim, scaling["rope_theta"]
+    frequencies = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)  # to the bit as Llama rounds it
+    if scaling["rope_type"] == "default":
+        return frequencies, 1.0
+    if scaling["rope_type"] != "yarn":
+        raise ValueError(f"rope_parameters {scaling} are not understood: rope_type must be 'default' or 'yarn'")
+    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+
+    def pair_that_turns(times: float) -> float:
+        return size * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_that_turns(scaling.get("beta_fast", 32.0))), 0)
+    high = min(math.ceil(pair_that_turns(scaling.get("beta_slow", 1.0))), size - 1)
+    stretched = ((torch.arange(size // 2) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    frequencies = frequencies * (1 - stretched) + frequencies / factor * stretched
+    return frequencies, scaling.get("attention_factor") or 0.1 * math.log(factor) + 1.0
+
+
+class RotaryEmbedding(nn.Module):
+    def __init__(self, config: MiniMindConfig):
+        super().__init__()
+        self.config = config
+        frequencies, self.attention_factor = rope_frequencies(config)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def _apply(self, *arguments, **options) -> "RotaryEmbedding":
+        """Moves with the model, but a model in half precision must not round its angles."""
+        super()._apply(*arguments, **options)
+        self.frequencies = rope_frequencies(self.config)[0].to(self.frequencies.device)
+        return self
+
+    @torch.no_grad()
+    def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [batch, 1, seq, head_dim] of positions [batch, seq]; the angles are always computed in fp32."""
+        angles = position_ids[:, None, :, None].float() * self.frequencies
+        angles = torch.cat([angles, angles], dim=-1)
+        return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
+
+
+def visible(branches: torch.Tensor) -> torch.Tensor:
+    """[batch, 2, seq] -> [batch, 1, seq, seq], true where a token may look: back, at its own branch and its trunk."""
+    branch, trunk = branches[:, :1, :, None], branches[:, 1:, :, None]
+    seen = branches[:, :1, None, :]
+    return ((branch == seen) | (trunk == seen)).tril()
+
+
+def take(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """x [batch, seq, size] at positions [batch, n] -> [batch, n, size]."""
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _rows_of(mask: torch.Tensor | None, positions: torch.Tensor, length: int) -> torch.Tensor:
+    """What positions [batch, n] may look at: [batch, 1, n, seq], from mask [batch, 1, seq, seq], None being causal."""
+    if mask is None:
+        return (torch.arange(length, device=positions.device) <= positions[..., None])[:, None]
+    return take(mask.expand(len(positions), -1, -1, -1).squeeze(1), positions)[:, None]
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs (i, i + head_dim / 2) of x [batch, heads, seq, head_dim]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float = 0.0
+) -> torch.Tensor:
+    """Each of query [batch, heads, n, size] looks at key and value [batch, key/value heads, seq, size].
+
+    mask: [batch, 1, n, seq], true where it may look; None: back from its own place.
+    """
+    causal = mask is None and query.shape[2] > 1
+    trains_in_bfloat16 = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if trains_in_bfloat16 and not dropout and key.shape[2] <= SHORT:
+        return attend_written_out(query, key, value, mask, causal)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal,
+        enable_gqa=query.shape[1] > key.shape[1],
+    )  # fmt: skip
+
+
+def attend_written_out(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool
+) -> torch.Tensor:
+    """The same in single products, which keep the weights [batch, heads, n, seq] for the way back.
+
+    For training in bfloat16 on a CPU: over rows of 256 tokens torch 2.13's kernel takes twice as long there, most of it
+    on the way back, at 640 a third longer, and at 2,048 it wins.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if causal:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    hidden = query.new_zeros(())
+    if (
+        mask is not None
+    ):  # the lowest number, not minus infinity: a row that may look nowhere gives numbers all the same
+        hidden = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min).unsqueeze(-3)
+    query = (query * query.shape[-1] ** -0.5).unflatten(1, (-1, groups)).flatten(2, 3)  # heads that share a key in one
+    scores = (query @ key.transpose(2, 3)).unflatten(2, (groups, -1))  # [batch, key/value heads, groups, n, seq]
+    weights = (scores + hidden).softmax(-1)
+    return (weights.flatten(2, 3) @ value).unflatten(2, (groups, -1)).flatten(1, 2)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: MiniMindConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: Cache | None,
+        positions: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """x [batch, seq, hidden] -> the same, or [batch, n, hidden] where only positions [batch, n] ask."""
+        asking = x if positions is None else take(x, positions)
+        query, key, value = (
+            projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, seq, head_dim]
+            for projection, inputs in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
+        )
+        rotary = tuple(
+            angles.to(value.dtype) for angles in rotary
+        )  # autocast would turn them in fp32, at twice the bytes
+        key = rotate(key, *rotary)
+        if positions is not None:
+            rotary = tuple(take(angles.expand(len(x), -1, -1, -1).squeeze(1), positions)[:, None] for angles in rotary)
+            mask = _rows_of(mask, positions, x.shape[1])
+        query = rotate(query, *rotary)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer)
+        mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
