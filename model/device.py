@@ -1,6 +1,9 @@
 """Where a model runs and in which arithmetic: one rule for training and for answering."""
 
+from collections.abc import Iterable
+
 import torch
+from torch import nn
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -29,3 +32,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def _cpu_has_bfloat16() -> bool:
     """Without its own instructions a CPU emulates bfloat16, several times slower than float32."""
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def compile_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Let torch.compile fuse what each of them does on its next call, for batches of any shape.
+
+    Raises:
+        ValueError: this machine has no compiler for the device.
+    """
+    try:
+        torch.compile(lambda x: x.exp() + 1)(torch.ones(8, device=device))  # fails now, not in the first step
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:150]
+        raise ValueError(
+            f"--compile 1: torch.compile does not work here ({reason}): install a C++ compiler (apt-get install g++), "
+            "or use --compile 0"
+        ) from error
+    torch._dynamo.config.recompile_limit = 64  # layers differ by mask, by what learns, by training or not; 8 is too few
+    for module in modules:
+        module.compile(dynamic=True)

@@ -1,5 +1,7 @@
 """The decoder that sees: MiniMindVLM puts projected patch embeddings where the text holds placeholder spans."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import CLIPVisionConfig
@@ -42,6 +44,12 @@ class MiniMindVLM(MiniMindForCausalLM):
         self.vision_encoder.train(False)  # frozen means asleep: no dropout, whatever the rest does
         return self
 
+    def round_tower(self, dtype: torch.dtype) -> None:
+        """Keep the tower's matrices as autocast to dtype rounds them in each step: same results, half the memory."""
+        for module in self.vision_encoder.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.to(dtype)
+
     @torch.no_grad()
     def encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:
         """[pictures, 3, height, width], uint8 or already normalized -> [pictures, image_tokens, vision hidden size]."""
@@ -57,6 +65,7 @@ class MiniMindVLM(MiniMindForCausalLM):
         image_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         patch_features: torch.Tensor | None = None,
+        pictures_a_row: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Token embeddings with the pictures in their places.
 
@@ -66,6 +75,8 @@ class MiniMindVLM(MiniMindForCausalLM):
             pixel_values: [batch, most pictures a row, 3, height, width], rows with fewer filled up with anything.
             patch_features: [batch, most pictures a row, image_tokens, vision hidden size] instead, what encode_pictures
                 once gave.
+            pictures_a_row: how many each row has, from whoever made the batch (model.processing.collate); without it
+                they are counted in image_mask, for which a GPU must be waited for.
 
         Raises:
             ValueError: a row has other than a whole number of spans, or more of them than pictures.
@@ -73,7 +84,7 @@ class MiniMindVLM(MiniMindForCausalLM):
         embeddings = self.model.embed_tokens(input_ids)
         pictures = pixel_values if patch_features is None else patch_features
         if pictures is None:
-            if image_mask is not None and image_mask.any():
+            if image_mask is not None and pictures_a_row is None and image_mask.any():
                 raise ValueError(f"{int(image_mask.sum())} placeholders are marked but there are no pixel_values")
             if self.training:  # the projector takes part in every step, or ranks without pictures would hang the others
                 nothing = embeddings.new_zeros(1, self.config.vision_hidden_size)
@@ -81,25 +92,24 @@ class MiniMindVLM(MiniMindForCausalLM):
             return embeddings
         if image_mask is None:
             raise ValueError("pixel_values need image_mask, which says where they go")
-        pictures = self._pictures_in_rows(image_mask, pictures)
+        if pictures_a_row is None:
+            pictures_a_row = self._count_pictures(image_mask, pictures.shape[1])
+        pictures = without_filling(pictures, pictures_a_row)
         if patch_features is None:
             pictures = self.encode_pictures(pictures)
         tokens = self.vision_proj(pictures.to(embeddings.dtype))  # [pictures, image_tokens, hidden]
         return embeddings.masked_scatter(image_mask[..., None].bool(), tokens.to(embeddings.dtype))
 
-    def _pictures_in_rows(self, image_mask: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """[batch, most pictures, ...] -> [pictures, ...], without the filling, after counting both sides."""
-        tokens, most = self.config.image_tokens, pictures.shape[1]
-        placeholders = image_mask.sum(1)
-        wrong = ((placeholders % tokens != 0) | (placeholders > most * tokens)).nonzero()
-        if len(wrong):
-            row = int(wrong[0])
-            raise ValueError(
-                f"row {row} has {int(placeholders[row])} placeholders and at most {most} pictures, "
-                f"and a picture takes {tokens} placeholders"
-            )
-        kept = torch.arange(most, device=image_mask.device) < (placeholders // tokens)[:, None]
-        return pictures[kept]
+    def _count_pictures(self, image_mask: torch.Tensor, most: int) -> list[int]:
+        """Of each row, from its placeholders, which must be those of whole pictures and of no more than `most`."""
+        tokens, counts = self.config.image_tokens, image_mask.sum(1).tolist()
+        for row, placeholders in enumerate(counts):
+            if placeholders % tokens or placeholders > most * tokens:
+                raise ValueError(
+                    f"row {row} has {placeholders} placeholders and at most {most} pictures, and a picture takes "
+                    f"{tokens} placeholders"
+                )
+        return [placeholders // tokens for placeholders in counts]
 
     def prepare_inputs_for_generation(
         self,
@@ -117,3 +127,10 @@ class MiniMindVLM(MiniMindForCausalLM):
                 grown = inputs["input_ids"].shape[1] - image_mask.shape[1]
                 inputs["image_mask"] = nn.functional.pad(image_mask, (0, grown))
         return inputs
+
+
+def without_filling(pictures: torch.Tensor, pictures_a_row: Sequence[int]) -> torch.Tensor:
+    """[batch, most pictures a row, ...] -> [pictures, ...]: of each row only so many as it has."""
+    most = pictures.shape[1]
+    kept = torch.tensor([row * most + n for row, count in enumerate(pictures_a_row) for n in range(count)])
+    return pictures.flatten(0, 1)[kept.long().to(pictures.device, non_blocking=True)]

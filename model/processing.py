@@ -217,7 +217,7 @@ class VLMProcessor:
                 raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
             rows.append((rendered, [self.pixels(picture) for picture in pictures]))
         batch = collate(rows, pad_left=True)
-        del batch["labels"], batch["loss_positions"]
+        del batch["labels"], batch["loss_positions"], batch["pictures_a_row"]
         return batch
 
 
@@ -235,11 +235,11 @@ def content_parts(content: str | list | None) -> list[tuple[str, str]]:
     return [part for part in parts if part != ("text", "")]
 
 
-def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool = False) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool = False) -> dict:
     """Rendered conversations and their pixels to one batch.
 
     Returns input_ids, attention_mask, image_mask, labels [batch, longest row]; loss_positions [batch, n] as
-    MiniMindForCausalLM takes them; where any row has a picture
+    MiniMindForCausalLM takes them; pictures_a_row, a list; where any row has a picture
     pixel_values [batch, most pictures a row, 3, height, width] in uint8, or patch_features [batch, most pictures a row,
     image_tokens, vision hidden size] where the rows bring those; and where any row has branches, `branches` [batch, 2,
     longest row], the numbers of branch and trunk, and position_ids [batch, longest row].
@@ -260,7 +260,8 @@ def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool 
         batch["branches"], batch["position_ids"] = padded[:, :2], padded[:, 2]
     batch = {name: torch.from_numpy(values) for name, values in batch.items()}
     batch["loss_positions"] = positions_before(batch["labels"])
-    most = max(len(pictures) for _, pictures in rows)
+    batch["pictures_a_row"] = [len(pictures) for _, pictures in rows]
+    most = max(batch["pictures_a_row"])
     if most:
         example = next(pictures[0] for _, pictures in rows if pictures)
         pictured = torch.zeros((len(rows), most, *example.shape), dtype=example.dtype)

@@ -321,6 +321,7 @@ def test_collate_shapes_with_different_numbers_of_pictures(processor):
             (processor.render(messages), [processor.pixels(make_picture(10 * count + k)) for k in range(count)])
         )
     batch = collate(rows)
+    assert batch.pop("pictures_a_row") == [0, 2, 1, 3]
     longest = max(len(rendered.input_ids) for rendered, _ in rows)
     assert {name: tuple(values.shape) for name, values in batch.items()} == {
         "input_ids": (4, longest), "labels": (4, longest), "attention_mask": (4, longest), "image_mask": (4, longest),

@@ -72,6 +72,7 @@ class StageConfig:
     # how it runs
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "of the arithmetic: auto, bfloat16, float16 or float32; weights are kept in float32")
+    compile: int = flag(0, "1: torch.compile fuses operations; needs a C++ compiler and a minute at the start")
     pack_tokens: int = flag(0, "pack samples side by side into rows of so many tokens; 0: batches of like lengths")
     pack_pictures: int = flag(8, "most pictures a packed row")
     cache_features: str = flag("none", "float16 or int8: encode each picture once, into files under save_dir/features")

@@ -125,8 +125,12 @@ class Runtime:
             "checkpoint"
         )
 
-    def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+    def to_device(self, batch: dict) -> dict:
+        """Its tensors; what else there is stays on the host."""
+        return {
+            name: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
+            for name, value in batch.items()
+        }
 
 
 def start_runtime(device: str = "auto", dtype: str = "auto", seed: int = 42) -> Runtime:
