@@ -1,7 +1,5 @@
 """Where a model runs and in which arithmetic: one rule for training and for answering."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
@@ -34,8 +32,8 @@ def _cpu_has_bfloat16() -> bool:
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
-def compile_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Let torch.compile fuse what each of them does on its next call, for batches of any shape.
+def compile_layers(model: nn.Module, device: torch.device) -> None:
+    """Let torch.compile fuse what each layer of the decoder and of the tower does, for batches of any shape.
 
     Raises:
         ValueError: this machine has no compiler for the device.
@@ -49,5 +47,6 @@ def compile_modules(modules: Iterable[nn.Module], device: torch.device) -> None:
             "or use --compile 0"
         ) from error
     torch._dynamo.config.recompile_limit = 64  # layers differ by mask, by what learns, by training or not; 8 is too few
-    for module in modules:
-        module.compile(dynamic=True)
+    tower = getattr(model, "vision_encoder", None)
+    for layer in (*model.model.layers, *(tower.encoder.layers if tower is not None else ())):
+        layer.compile(dynamic=True)

@@ -1,4 +1,4 @@
-"""How fast a step of both stages is: MiniMind-V's way against each of our switches alone and all together.
+"""How fast a step of both stages is, MiniMind-V's way against each of our switches alone and all together, and answers.
 
     python scripts/benchmark.py --json benchmark.json
 
@@ -6,13 +6,14 @@ Weights are random, sizes real (26 M decoder, CLIP-ViT-B/16), samples synthetic:
 --text mixed for 60 to 460 of text with a good third supervised. The baseline pads each sample to 640 tokens, runs the
 tower in every step, and computes logits everywhere, in float32 without fusing, as MiniMind-V does on a CPU. All
 variants take turns, and the medians count, so that a busy machine slows them alike. Samples a second are real samples,
-never padding.
+never padding. Answers are measured by scripts/benchmark_generation.py, here in short.
 """
 
 import argparse
 import gc
 import json
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -24,9 +25,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from model.config import IGNORE_INDEX, VLMConfig
-from model.device import choose_dtype
+from model.device import choose_dtype, compile_layers
 from model.model_vlm import MiniMindVLM
 from model.processing import Rendered, collate
+from scripts.benchmark_generation import measure_generation
 
 PADDED = 640  # tokens, MiniMind-V's max_seq_len
 TRAINED = {"stage1": ("vision_proj.", "model.layers.{last}."), "stage2": ("vision_proj.", "model.")}
@@ -39,19 +41,35 @@ class Variant:
     cached: bool = False  # the tower's outputs read, or computed
     fused: bool = False  # AdamW
     bfloat16: bool = False
+    compiled: bool = False
 
 
 BASELINE = Variant()
-ONLINE = Variant(padded=False, everywhere=False, fused=True)
-VARIANTS = {
-    "baseline": BASELINE,
-    "no padding": replace(BASELINE, padded=False),
-    "loss where labels are": replace(BASELINE, everywhere=False),
-    "cached features": replace(BASELINE, cached=True),
-    "fused AdamW": replace(BASELINE, fused=True),
-    "all, online": ONLINE,
-    "all, cached": replace(ONLINE, cached=True),
-}
+ALL = {"online": Variant(padded=False, everywhere=False, fused=True)}
+ALL["cached"] = replace(ALL["online"], cached=True)
+
+
+def variants_for(bfloat16: bool, compiler: bool) -> dict[str, Variant]:
+    """By the name that the table gives each."""
+    found = {
+        "baseline": BASELINE,
+        "no padding": replace(BASELINE, padded=False),
+        "loss where labels are": replace(BASELINE, everywhere=False),
+        "cached features": replace(BASELINE, cached=True),
+        "fused AdamW": replace(BASELINE, fused=True),
+    }
+    if compiler:
+        found["compiled"] = replace(BASELINE, compiled=True)
+    found |= {f"all, {name}": variant for name, variant in ALL.items()}
+    if bfloat16:
+        found["baseline, bf16"] = replace(BASELINE, bfloat16=True)
+        found |= {f"all, {name}, bf16": replace(variant, bfloat16=True) for name, variant in ALL.items()}
+    if compiler:
+        found |= {
+            f"all, {name}, {'bf16, ' * bfloat16}compiled": replace(variant, bfloat16=bfloat16, compiled=True)
+            for name, variant in ALL.items()
+        }
+    return found
 
 
 def make_samples(count: int, text: str, config: VLMConfig, seed: int = 0) -> list[tuple[Rendered, list[torch.Tensor]]]:
@@ -76,7 +94,7 @@ def make_samples(count: int, text: str, config: VLMConfig, seed: int = 0) -> lis
 class Trainer:
     """A model in one stage and a step of each variant over the same samples."""
 
-    def __init__(self, stage: str, config: VLMConfig, device: torch.device):
+    def __init__(self, stage: str, config: VLMConfig, device: torch.device, compiled: bool = False):
         torch.manual_seed(0)
         self.model = MiniMindVLM(config).to(device).train()
         last = config.num_hidden_layers - 1
@@ -89,6 +107,8 @@ class Trainer:
             for fused in (False, True)
         }
         self.device, self.config = device, config
+        if compiled:
+            compile_layers(self.model, device)
 
     def batches(self, samples: list, size: int) -> dict[str, list[dict]]:
         """The micro-batches with pixels and with features, all made before the clock starts."""
@@ -102,7 +122,8 @@ class Trainer:
         return {"pixels": plain, "features": cached}
 
     def step(self, batch: dict, variant: Variant) -> None:
-        batch = {name: value.to(self.device) for name, value in batch.items() if name != "attention_mask"}
+        batch = {name: value.to(self.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        del batch["attention_mask"]
         labels = batch.pop("labels")
         positions = batch.pop("loss_positions")
         if variant.padded:
@@ -128,7 +149,9 @@ class Trainer:
 def measure(stage: str, options: argparse.Namespace, variants: dict[str, Variant], say: Callable) -> dict[str, float]:
     """Samples a second of each variant: the median of options.rounds turns, after one that does not count."""
     config = VLMConfig(hidden_size=options.hidden_size, num_hidden_layers=options.layers, use_moe=options.moe)
-    trainer = Trainer(stage, config, torch.device(options.device))
+    device = torch.device(options.device)
+    trainer = Trainer(stage, config, device)
+    compiled = Trainer(stage, config, device, compiled=True) if any(v.compiled for v in variants.values()) else None
     samples = make_samples(options.batch_size * options.batches, options.text, config)
     batches = trainer.batches(samples, options.batch_size)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -136,7 +159,7 @@ def measure(stage: str, options: argparse.Namespace, variants: dict[str, Variant
         for name, variant in variants.items():
             started = time.perf_counter()
             for batch in batches["features" if variant.cached else "pixels"]:
-                trainer.step(batch, variant)
+                (compiled if variant.compiled else trainer).step(batch, variant)
             if turn:
                 seconds[name].append(time.perf_counter() - started)
         gc.collect()
@@ -146,45 +169,61 @@ def measure(stage: str, options: argparse.Namespace, variants: dict[str, Variant
     return speeds
 
 
-def report(speeds: dict[str, float], bfloat16: bool) -> dict[str, dict]:
-    """online and cached: samples a second and ratios against the baseline, in float32 and under bfloat16."""
-    suffix = ", bf16" if bfloat16 else ""
+def report(speeds: dict[str, float]) -> dict[str, dict]:
+    """online and cached, each with all switches: samples a second, ratio to the baseline, in float32 and bfloat16."""
     found = {}
-    for name in ("online", "cached"):
-        speed = max(speeds[f"all, {name}"], speeds.get(f"all, {name}{suffix}", 0.0))
+    for name in ALL:
+        speed = max(speed for variant, speed in speeds.items() if variant.startswith(f"all, {name}"))
+        other = speeds.get("baseline, bf16")
         found[name] = {
             "samples_per_second": speed,
             "ratio": speed / speeds["baseline"],
-            "ratio_bf16": speed / speeds["baseline, bf16"] if bfloat16 else None,
+            "ratio_bf16": speed / other if other else None,
         }
     return {**found, "switches": speeds}
+
+
+def generation(dtype: torch.dtype, say: Callable) -> dict[str, float]:
+    """Tokens a second of an answer and seconds to its first token, and how often MiniMind-V's way they are."""
+    figures = measure_generation(repetitions=3, batches=1, dtype=dtype)
+    found = {
+        "tokens_per_second": figures["medians"]["engine_tokens_per_second"],
+        "tokens_per_second_ratio": figures["decode_ratio"],
+        "first_token_seconds": figures["medians"]["engine_first_seconds"],
+        "first_token_ratio": figures["first_token_ratio"],
+    }
+    say("answers  " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items()))
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--stages", nargs="+", choices=TRAINED, default=list(TRAINED))
+    parser.add_argument("--parts", nargs="+", choices=(*TRAINED, "answers"), default=[*TRAINED, "answers"])
     parser.add_argument("--text", choices=("short", "mixed"), default="short")
-    parser.add_argument("--batch_size", type=int, default=4, help="samples a step")
+    parser.add_argument("--batch_size", type=int, default=8, help="samples a step")
     parser.add_argument("--batches", type=int, default=1, help="steps a turn")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of every variant")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every variant")
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--moe", action="store_true")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    bfloat16 = choose_dtype("auto", torch.device(options.device)) == torch.bfloat16
-    variants = dict(VARIANTS)
-    if bfloat16:
-        for name in ("baseline", "all, online", "all, cached"):
-            variants[f"{name}, bf16"] = replace(VARIANTS[name], bfloat16=True)
-    else:
+    dtype = choose_dtype("auto", torch.device(options.device))
+    if dtype != torch.bfloat16:
         print("this device has no bfloat16 instructions: everything in float32, ratio_bf16 is left out")
+    compiler = bool(shutil.which("g++"))
+    if not compiler:
+        print("there is no C++ compiler: --compile is left out")
     facts = {name: str(value) for name, value in vars(options).items() if name != "json"}
     facts |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.processor()}
     result: dict = {"settings": facts}
-    for stage in options.stages:
-        result[stage] = report(measure(stage, options, variants, tqdm.write), bfloat16)
+    for part in options.parts:
+        if part == "answers":
+            result[part] = generation(dtype, tqdm.write)
+        else:
+            variants = variants_for(dtype == torch.bfloat16, compiler)
+            result[part] = report(measure(part, options, variants, tqdm.write))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

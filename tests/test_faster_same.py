@@ -11,7 +11,7 @@ from test_training import tiny
 from torch._inductor import config as inductor_config
 from torch._inductor.utils import fresh_cache
 
-from model.device import compile_modules
+from model.device import compile_layers
 from model.processing import collate
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
@@ -54,9 +54,9 @@ def test_a_compiled_stage_learns_what_an_eager_one_does(data_folder, tower_folde
     assert losses[1] == pytest.approx(losses[0], rel=1e-5) and len(set(losses[0])) == 6
 
 
-def test_a_machine_without_a_compiler_is_told(monkeypatch):
+def test_a_machine_without_a_compiler_is_told(make_vlm, monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(inductor_config.cpp, "cxx", ("/no/such/compiler",))
     message = r"--compile 1: .* install a C\+\+ compiler .*--compile 0"
     with fresh_cache(), pytest.raises(ValueError, match=message):
-        compile_modules([torch.nn.Linear(2, 2)], torch.device("cpu"))
+        compile_layers(make_vlm(), torch.device("cpu"))

@@ -19,12 +19,6 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
     return parts
 
 
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The decoder's layers and the tower's."""
-    tower = getattr(model, "vision_encoder", None)
-    return [*model.model.layers, *(tower.encoder.layers if tower is not None else ())]
-
-
 def freeze_all_but(model: nn.Module, trainable: tuple[str, ...]) -> None:
     parts = parts_of(model)
     absent = set(trainable) - set(parts)

@@ -20,7 +20,7 @@ from dataset.formats import read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.vlm_dataset import ConversationDataset, text_only
 from model.config import MiniMindConfig
-from model.device import compile_modules
+from model.device import compile_layers
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
@@ -30,7 +30,7 @@ from trainer.fingerprint import fingerprints
 from trainer.finite import NumberWatch
 from trainer.loop import batches_of, train, validation_loss
 from trainer.metrics import Metrics
-from trainer.optim import build_optimizer, freeze_all_but, layers_of, table_of_parts
+from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
 from trainer.order import Order
 from trainer.run_folder import RunFolder
 from trainer.run_state import begin, resumes
@@ -86,7 +86,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     if config.with_vision:
         model.round_tower(runtime.dtype)
     if config.compile:
-        compile_modules(layers_of(model), runtime.device)
+        compile_layers(model, runtime.device)
     if config.with_vision and config.cache_features != "none":
         encode_once(config, model, data, validation, runtime, say)
     optimizer = build_optimizer(model, config, runtime.dtype)
