@@ -73,8 +73,8 @@ class Muon(torch.optim.AdamW):
 
     The step of a matrix is its momentum with all singular values made alike. It is scaled as Moonlight does (Liu et al.
     2025, arXiv 2502.16982), so that one learning rate serves both. torch.optim.Muon always computes in bfloat16, which
-    many CPUs emulate at a quarter of float32's speed. A `found_inf` of 1, which a fused AdamW heeds, leaves matrices and
-    momenta as they were, too; nobody waits to learn what it is.
+    many CPUs emulate at a quarter of float32's speed. A `found_inf` of 1, as a fused AdamW heeds it, leaves matrices
+    and momenta as they were, and nobody waits to learn what it is.
     """
 
     MOMENTUM = 0.95
