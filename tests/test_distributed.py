@@ -23,6 +23,7 @@ SETTINGS = {
     "dense": {"use_moe": 0},
     "moe": {"use_moe": 1},
     "accumulated": {"use_moe": 1, "batch_size": 2, "accumulation_steps": 2},
+    "cut": {"use_moe": 1, "batch_size": 4, "batch_tokens": 64},
 }
 
 
@@ -30,7 +31,7 @@ def configuration(name: str, folder: Path, tower: Path, world_size: int) -> Stag
     """Steps of 8 samples, at a rate and without clipping, so that a gradient of another size shows."""
     settings = {"batch_size": 8 // world_size, "learning_rate": 0.3, "grad_clip": 1e9, **SETTINGS[name]}
     if world_size == 1:  # accumulation is split as the ranks would split it, or not at all
-        settings |= {"batch_size": 8, "accumulation_steps": 1}
+        settings |= {"batch_size": 8, "accumulation_steps": 1, "batch_tokens": 0}
     return tiny(SFT_VLM, folder, tower, val_samples=0, save_dir=str(folder / f"{name}_{world_size}"), **settings)
 
 
@@ -98,7 +99,9 @@ def test_a_step_exists_in_which_one_rank_has_no_picture_and_other_tokens(uneven_
     assert all(first != second for first, second in zip(*tokens, strict=True))
 
 
-@pytest.mark.parametrize(("name", "alone"), [("dense", "dense"), ("moe", "moe"), ("accumulated", "moe")])
+@pytest.mark.parametrize(
+    ("name", "alone"), [("dense", "dense"), ("moe", "moe"), ("accumulated", "moe"), ("cut", "moe")]
+)
 def test_two_ranks_train_as_one(name, alone, trained, tower_folder):
     first, second = (load_file(trained / f"{name}_2_rank_{rank}.safetensors") for rank in range(2))
     single = load_file(trained / f"{alone}_1_rank_0.safetensors")

@@ -32,6 +32,7 @@ def interrupt_and_finish(config, steps_a_time: list[int], monkeypatch) -> None:
         ({"log_interval": 3, "save_interval": 4}, [5, 6]),  # a log line half full at the save
         ({"epochs": 2}, [0, EPOCH, EPOCH - 1]),  # before the first step, at the edge, just before the end
         ({"accumulation_steps": 2, "batch_size": 1, "epochs": 2}, [5, EPOCH]),
+        ({"accumulation_steps": 4, "batch_tokens": 50, "epochs": 4, "num_workers": 1}, [3, 4]),
         ({"num_workers": 2}, [3, 5]),
         ({"use_moe": 1, "optimizer": "muon"}, [3, 5]),
         ({"cache_features": "int8", "num_workers": 1}, [3, 5]),
