@@ -79,10 +79,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     rows, lengths = rows_of(config, data, say)
     quarantine.samples_a_row = len(data) / len(rows)
     order = Order(lengths, config.batch_size, config.accumulation_steps, runtime.world_size, config.epochs, config.seed)
-    say(
-        f"{order.total_steps:,} steps of {order.global_batch} rows, {config.epochs} epochs; at most "
-        f"{config.token_budget:,} tokens at once"
-    )
+    say(f"{order.total_steps:,} steps of {order.global_batch} rows in passes of {config.token_budget:,} tokens at most")
 
     model.to(runtime.device)
     if config.with_vision and config.cache_features != "none":
