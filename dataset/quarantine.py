@@ -9,10 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from dataset.formats import BadSample, DataError
-from model.processing import Rendered, collate
+from dataset.shares import Share
 
 QUARANTINE = "quarantine.jsonl"  # in the run's folder: {"kind", "where", "reason"} a line
 MAX_BAD_SHARE = 0.05
@@ -21,7 +19,7 @@ SHOWN = 3  # reasons that a refusal names
 
 # Where a picture turns out damaged in training, its row stays in its place with all labels ignored and its pictures
 # grey: every rank takes the same steps, and the order of the samples stays a function of the seed alone. The worker
-# that met it says so in its batch, under this name: (where, reason) pairs.
+# that met it says so in its share of the step: (where, reason) pairs.
 DAMAGED = "damaged"
 
 
@@ -38,7 +36,7 @@ class Quarantine:
         self.path, self.strict, self.max_share, self.is_main = path, strict, max_share, is_main
         self.bad = self.dropped = 0
         self.damaged: set[str] = set()  # where; by this rank since its start
-        self.samples_a_row = 1.0  # of the batches that `take` sees
+        self.samples_a_row = 1.0  # of what `take` sees
         self._rows = 0
 
     def begin(self, resumes: bool) -> None:
@@ -83,15 +81,15 @@ class Quarantine:
 
     # ---- in training
 
-    def take(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch without its reports, which are noted.
+    def take(self, share: Share) -> Share:
+        """The share as it is, after its reports of damaged pictures were noted.
 
         Raises:
             BadSample: the run is strict.
             DataError: too many of this rank's samples so far were damaged.
         """
-        self._rows += len(batch["input_ids"])
-        for where, reason in batch.pop(DAMAGED, ()):
+        self._rows += share.counts.rows
+        for where, reason in share.damaged:
             if self.strict:
                 raise BadSample(where, reason)
             if where not in self.damaged:
@@ -100,7 +98,7 @@ class Quarantine:
             bad, seen = len(self.damaged), round(self._rows * self.samples_a_row)
             if bad >= LEAST:
                 self.check([f"{where}: {reason}"], bad, seen)
-        return batch
+        return share
 
     def counts(self) -> dict[str, int]:
         """Of each kind; the damaged ones of all ranks, and of all starts of a run that was resumed."""
@@ -128,10 +126,3 @@ class Quarantine:
             line = json.dumps({"kind": kind, "where": where, "reason": reason}, ensure_ascii=False)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-
-
-def collate_and_report(rows: Sequence[tuple[Rendered, list[torch.Tensor]]]) -> dict[str, torch.Tensor]:
-    """model.processing.collate; where pictures of the rows were damaged, they are named under DAMAGED."""
-    batch = collate(rows)
-    damaged = [report for rendered, _ in rows for report in rendered.damaged]
-    return {**batch, DAMAGED: damaged} if damaged else batch

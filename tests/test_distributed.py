@@ -23,6 +23,7 @@ SETTINGS = {
     "dense": {"use_moe": 0},
     "moe": {"use_moe": 1},
     "accumulated": {"use_moe": 1, "batch_size": 2, "accumulation_steps": 2},
+    "cut": {"use_moe": 1, "batch_size": 4, "batch_tokens": 64},
 }
 
 
@@ -30,7 +31,7 @@ def configuration(name: str, folder: Path, tower: Path, world_size: int) -> Stag
     """Steps of 8 samples, at a rate and without clipping, so that a gradient of another size shows."""
     settings = {"batch_size": 8 // world_size, "learning_rate": 0.3, "grad_clip": 1e9, **SETTINGS[name]}
     if world_size == 1:  # accumulation is split as the ranks would split it, or not at all
-        settings |= {"batch_size": 8, "accumulation_steps": 1}
+        settings |= {"batch_size": 8, "accumulation_steps": 1, "batch_tokens": 0}
     return tiny(SFT_VLM, folder, tower, val_samples=0, save_dir=str(folder / f"{name}_{world_size}"), **settings)
 
 
@@ -91,14 +92,16 @@ def test_a_step_exists_in_which_one_rank_has_no_picture_and_other_tokens(uneven_
     order = Order(torch.from_numpy(data.dataset.lengths), 4, 1, 2, 1, config.seed)
     pictures, tokens = [], []
     for rank in range(2):
-        rows = [[data.dataset.rendered(number) for number in batch] for batch in order.micro_batches(rank)]
+        rows = [[data.dataset.rendered(number) for number in shares[rank]] for shares in order.shares()]
         pictures.append([sum(sum(row.image_mask) for row in batch) // IMAGE_TOKENS for batch in rows])
         tokens.append([sum(sum(row.trained) for row in batch) for batch in rows])
     assert (4, 0) in zip(*pictures, strict=True)
     assert all(first != second for first, second in zip(*tokens, strict=True))
 
 
-@pytest.mark.parametrize(("name", "alone"), [("dense", "dense"), ("moe", "moe"), ("accumulated", "moe")])
+@pytest.mark.parametrize(
+    ("name", "alone"), [("dense", "dense"), ("moe", "moe"), ("accumulated", "moe"), ("cut", "moe")]
+)
 def test_two_ranks_train_as_one(name, alone, trained, tower_folder):
     first, second = (load_file(trained / f"{name}_2_rank_{rank}.safetensors") for rank in range(2))
     single = load_file(trained / f"{alone}_1_rank_0.safetensors")
@@ -139,12 +142,11 @@ def make_order(batch_size: int = 8, accumulation_steps: int = 1, world_size: int
 
 
 def steps_of(order: Order, first_step: int = 0) -> list[list[int]]:
-    """Samples of each step, in order, put together again from every rank's micro-batches."""
-    ranks = [list(order.micro_batches(rank, first_step)) for rank in range(order.world_size)]
-    assert len({len(micro_batches) for micro_batches in ranks}) == 1
-    assert all(len(part) == order.batch_size for micro_batches in ranks for part in micro_batches)
-    count, size = len(ranks[0]) // order.accumulation_steps, order.accumulation_steps
-    return [sum((sum(rank[n * size : (n + 1) * size], []) for rank in ranks), []) for n in range(count)]
+    """Samples of each step, in order, put together again from every rank's share."""
+    steps = list(order.shares(first_step))
+    assert {len(shares) for shares in steps} <= {order.world_size}
+    assert {len(own) for shares in steps for own in shares} <= {order.batch_size * order.accumulation_steps}
+    return [sum(shares, []) for shares in steps]
 
 
 def test_order_is_a_pure_function_of_its_arguments():

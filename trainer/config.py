@@ -60,8 +60,12 @@ class StageConfig:
     max_seq_len: int = flag(640, "tokens a sample; what is longer loses its end, never a part of a picture")
     # how it learns
     epochs: int = flag(1, "passes over the data")
-    batch_size: int = flag(16, "samples a micro-batch and rank")
-    accumulation_steps: int = flag(1, "micro-batches a step")
+    batch_size: int = flag(16, "samples a step and rank, times --accumulation_steps")
+    accumulation_steps: int = flag(1, "times --batch_size: samples a step and rank, in passes of --batch_tokens")
+    batch_tokens: int = flag(
+        0, "most tokens, padding included, that go through the model at once; 0: what batch_size rows of max_seq_len, "
+        "or of pack_tokens, need"
+    )  # fmt: skip
     optimizer: str = flag("adamw", "adamw, or muon for the decoder layers' matrices: far fewer steps from nothing")
     learning_rate: float = flag(5e-4, "peak, reached after the warm-up; a cosine leads it down to a tenth")
     projector_learning_rate: float = flag(0.0, "peak for the projector; 0: the same")
@@ -77,6 +81,7 @@ class StageConfig:
     pack_pictures: int = flag(8, "most pictures a packed row")
     cache_features: str = flag("none", "float16 or int8: encode each picture once, into files under save_dir/features")
     num_workers: int = flag(1, "processes a rank that decode pictures")
+    profile: int = flag(0, "steps to profile: a trace in the run's folder, and the ten dearest operations; 0: none")
     log_interval: int = flag(20, "steps between log lines")
     save_interval: int = flag(500, "steps between checkpoints, each with a validation")
     keep_last: int = flag(2, "checkpoints kept: so many of the newest, and the best by validation loss")
@@ -95,7 +100,7 @@ class StageConfig:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be a number above 0")
         for name in (*SIZES, "val_samples", "num_workers", "seed", "projector_learning_rate", "weight_decay",
-                     "pack_tokens"):  # fmt: skip
+                     "pack_tokens", "batch_tokens", "profile"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must not be below 0")
         for name in ("warmup_ratio", "dropout", "max_bad_share"):
@@ -104,6 +109,10 @@ class StageConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} {getattr(self, name)}: choose from {', '.join(choices)}")
+
+    @property
+    def token_budget(self) -> int:
+        return self.batch_tokens or self.batch_size * (self.pack_tokens or self.max_seq_len)
 
     @property
     def weight_name(self) -> str:

@@ -18,7 +18,7 @@ from trainer.config import StageConfig
 FREE_FLAGS = frozenset((
     "data_path", "images_path", "val_path", "save_dir", "from_weight", "init_embeddings", "from_resume", "vision_model",
     "batch_size", "accumulation_steps", "device", "num_workers", "log_interval", "save_interval", "keep_last",
-    "allow_data_change", "strict_data", "max_bad_share", "use_wandb", "wandb_project",
+    "allow_data_change", "strict_data", "max_bad_share", "use_wandb", "wandb_project", "batch_tokens", "profile",
 ))  # fmt: skip
 SAMPLED_PICTURES = 2000  # samples, evenly chosen, whose pictures are part of the data's fingerprint
 

@@ -122,10 +122,8 @@ class NumberWatch:
             )
 
     def _samples(self, step: int, ranks: list[int] | range) -> list[str]:
-        numbers = []
-        for rank in ranks:
-            batches = self.order.micro_batches(rank, step)
-            numbers += sum((next(batches) for _ in range(self.order.accumulation_steps)), [])
+        shares = next(self.order.shares(step))
+        numbers = [number for rank in ranks for number in shares[rank]]
         return [self.where(number) for number in numbers]
 
 

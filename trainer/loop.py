@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from dataset.quarantine import collate_and_report
-from dataset.vlm_dataset import ConversationDataset
-from model.config import IGNORE_INDEX
+from dataset.shares import Share, Shares
 from trainer.config import StageConfig
+from trainer.cut import cut_shares
 from trainer.finite import NumberWatch, carry_to_gradient, step_if_finite
 from trainer.metrics import Metrics
 from trainer.optim import rate_share, set_learning_rate
@@ -30,7 +29,7 @@ def train(
     model: nn.Module,  # as it is, or wrapped in DistributedDataParallel
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    batches: Iterator[Batch],
+    batches: Iterator[Share],
     order: Order | ResplitOrder,
     config: StageConfig,
     runtime: Runtime,
@@ -45,10 +44,16 @@ def train(
     for step in range(state.step, order.total_steps):
         share = rate_share(*order.schedule(step), config.warmup_ratio)
         set_learning_rate(optimizer, share)
-        with metrics.waiting():
-            micro_batches = [runtime.to_device(next(batches)) for _ in range(config.accumulation_steps)]
-        values = train_step(model, optimizer, scaler, micro_batches, order.global_batch, config.grad_clip, runtime)
-        metrics.count(order.global_batch, values.pop("supervised_tokens"))
+        with metrics.meter.waiting():
+            data = next(batches)
+            micro_batches = [runtime.to_device(batch) for batch in data.micro_batches]
+        # Counted before the batches went to the device, and added up over the CPU: no GPU is waited for.
+        (supervised,) = runtime.sum(data.counts.supervised)
+        values = train_step(
+            model, optimizer, scaler, micro_batches, int(supervised), order.global_batch, config.grad_clip, runtime,
+            metrics.meter.enter,
+        )  # fmt: skip
+        metrics.step_done(data.counts)
         numbers.take(step, values)
         done = state.step = step + 1
         state.position = order.position(done)
@@ -68,33 +73,42 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     micro_batches: list[Batch],
+    supervised_tokens: int,
     sequences: int,
     grad_clip: float,
     runtime: Runtime,
-) -> dict:
+    enter: Callable[[str], None] = lambda phase: None,
+) -> dict[str, torch.Tensor]:
     """One update from all micro-batches of all ranks, every supervised token weighing the same.
 
-    Returns this rank's part of the loss (a tensor), of the balance loss where there is one, the norm of the whole
-    gradient before clipping, and the number of supervised tokens of all ranks.
+    The host waits for nothing that a device computes, but for an optimizer that cannot skip a step there.
+
+    Args:
+        supervised_tokens, sequences: of the whole step, over all its micro-batches and ranks.
+        enter: told which phase begins: "forward", "backward", "optimizer", and "" after the last.
+
+    Returns this rank's part of the loss, of the balance loss where there is one, and the norm of the whole gradient
+    before clipping.
     """
-    (supervised,) = runtime.sum(sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro_batches))
     loss, aux_loss = 0.0, None
-    for number, batch in enumerate(micro_batches):
-        batch = {name: value for name, value in batch.items() if name != "attention_mask"}  # padding is on the right
-        last = number == len(micro_batches) - 1
-        with _without_sync(model, wanted=not last), runtime.autocast():
-            output = model(**batch, supervised_tokens=int(supervised), sequences=sequences)
+    for number, batch in enumerate(micro_batches, 1):
+        with _without_sync(model, wanted=number < len(micro_batches)), runtime.autocast():
+            enter("forward")
+            output = model(**batch, supervised_tokens=supervised_tokens, sequences=sequences)
+            enter("backward")
             # DDP averages gradients over ranks; the loss is already a share of the whole step's, so they must add up.
             scaler.scale(carry_to_gradient(output.loss) * runtime.world_size).backward()
         loss = loss + output.loss.detach()
         if output.aux_loss is not None:
             aux_loss = output.aux_loss.detach() + (0.0 if aux_loss is None else aux_loss)
+    enter("optimizer")
     scaler.unscale_(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(trained, grad_clip)
     step_if_finite(optimizer, scaler, norm)
     optimizer.zero_grad(set_to_none=True)
-    values = {"loss": loss, "grad_norm": norm, "supervised_tokens": int(supervised)}
+    enter("")
+    values = {"loss": loss, "grad_norm": norm}
     return values if aux_loss is None else {**values, "aux_loss": aux_loss}
 
 
@@ -114,41 +128,45 @@ def _means(window: list[dict], runtime: Runtime) -> dict[str, float]:
 
 @torch.no_grad()
 def validation_loss(
-    model: nn.Module, data: ConversationDataset, batch_size: int, runtime: Runtime, take: Callable[[Batch], Batch]
+    model: nn.Module, data: Dataset, batch_size: int, runtime: Runtime, take: Callable[[Share], Share]
 ) -> float:
     """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th sample.
 
-    take: what notes the reports of a batch, Quarantine.take.
+    take: what notes the reports of a share, Quarantine.take.
     """
     model.eval()
-    total = tokens = 0.0
+    shares, parts = Shares(data), []
     numbers = range(runtime.rank, len(data), runtime.world_size)
     for start in range(0, len(numbers), batch_size):
-        batch = collate_and_report([data[number] for number in numbers[start : start + batch_size]])
-        batch = runtime.to_device(take(batch))
-        del batch["attention_mask"]
+        share = take(shares[[numbers[start : start + batch_size]]])
         with runtime.autocast():
-            output = model(**batch)
-        count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-        total += count * float(output.loss - (output.aux_loss if output.aux_loss is not None else 0.0))
-        tokens += count
-    total, tokens = runtime.sum(total, tokens)
+            output = model(**runtime.to_device(share.micro_batches[0]))
+        loss = output.loss if output.aux_loss is None else output.loss - output.aux_loss
+        parts.append((share.counts.supervised, loss))
+    total, tokens = runtime.sum(
+        sum(count * float(loss) for count, loss in parts), sum(count for count, _ in parts)
+    )  # fmt: skip
     return total / max(1.0, tokens)
 
 
 def batches_of(
-    data: ConversationDataset, order: Order, config: StageConfig, runtime: Runtime, first_step: int
-) -> Iterator[Batch]:
-    """This rank's micro-batches from a step on, decoded by worker processes."""
+    data: Dataset, order: Order | ResplitOrder, config: StageConfig, runtime: Runtime, first_step: int
+) -> Iterator[Share]:
+    """This rank's share of each step from one on, cut, decoded and counted by worker processes."""
     return iter(
         DataLoader(
-            data,
-            batch_sampler=list(order.micro_batches(runtime.rank, first_step)),
+            Shares(data),
+            batch_size=None,  # an item is a step
+            sampler=cut_shares(order, runtime.rank, config.token_budget, first_step),
             num_workers=config.num_workers,
-            collate_fn=collate_and_report,
+            collate_fn=_as_it_is,
             generator=torch.Generator(),  # its own: drawing from the stream of dropout would make resuming differ
             pin_memory=runtime.device.type == "cuda",
             worker_init_fn=ignore_stopping,
             timeout=POLL if config.num_workers else 0,
         )
     )
+
+
+def _as_it_is(share: Share) -> Share:
+    return share

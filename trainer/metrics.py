@@ -1,32 +1,38 @@
 """What a run says: a progress bar, one JSON line a log interval, and Weights & Biases when asked."""
 
-import contextlib
 import json
 import os
-import resource
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
+from dataset.shares import Counts
+from model.model_minimind import MiniMindForCausalLM
 from trainer.config import StageConfig
+from trainer.meter import Meter, useful_flops
+from trainer.profiling import Profiler
 from trainer.runtime import Runtime
 
 
 class Metrics:
     """Speaks on rank 0 only; the other ranks call it just the same."""
 
-    def __init__(self, config: StageConfig, runtime: Runtime, first_step: int, total_steps: int, tracker_id: str = ""):
-        self.active, self.device = runtime.is_main, runtime.device
-        self.tracker = None
-        self._since, self._samples, self._tokens, self._waited = time.perf_counter(), 0, 0, 0.0
+    def __init__(
+        self, config: StageConfig, model: MiniMindForCausalLM, runtime: Runtime, first_step: int, total_steps: int,
+        tracker_id: str = "",
+    ):  # fmt: skip
+        """model: with requires_grad as it will be trained, before it is wrapped."""
+        self.active = runtime.is_main
+        self.meter = Meter(runtime, useful_flops(model, encodes=config.cache_features == "none"))
+        self.tracker = self.profiler = None
         if not self.active:
             return
         if config.use_wandb:
             self.tracker = _start_wandb(config, tracker_id)
+        if config.profile:
+            self.profiler = Profiler(config.profile, config.run_dir / "trace.json.gz", runtime.device, self.say)
+        print(self.meter, flush=True)
         self.path = config.run_dir / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         drop_records_after(self.path, first_step)
@@ -39,31 +45,25 @@ class Metrics:
         """The tracker's name of this run, for a resumed run to go on under it."""
         return self.tracker.id if self.tracker is not None else ""
 
-    def count(self, samples: int, supervised_tokens: int) -> None:
-        """Once a step: what was learnt from, over all ranks."""
-        self._samples += samples
-        self._tokens += supervised_tokens
+    def step_done(self, counts: Counts) -> None:
+        """Once a step: what this rank learnt from."""
+        self.meter.count(counts)
         if self.active:
             self.bar.update()
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around what a step waits for before it can begin: its data."""
-        started = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - started
+        if self.profiler is not None:
+            started = time.perf_counter()
+            self.profiler.step_done()
+            self.meter.pause(time.perf_counter() - started)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """A record of a training step, with the speed since the last one."""
-        seconds = time.perf_counter() - self._since
-        speed = {"samples_per_second": self._samples / seconds, "supervised_tokens_per_second": self._tokens / seconds}
-        speed |= {"data_wait": self._waited / seconds, "memory_gb": peak_memory(self.device) / 1e9}
-        self._since, self._samples, self._tokens, self._waited = time.perf_counter(), 0, 0, 0.0
+        speed = self.meter.read()
         if self.active:
+            share = f"{100 * speed['mfu']:.1f} % mfu, " if "mfu" in speed else ""
             line = (
                 f"loss {values['loss']:.3f}, {speed['samples_per_second']:.1f} samples/s, "
-                f"{speed['supervised_tokens_per_second']:.0f} trained tokens/s, "
-                f"{100 * speed['data_wait']:.0f} % waiting for data, {speed['memory_gb']:.1f} GB"
+                f"{speed['supervised_tokens_per_second']:.0f} trained tokens/s, {share}"
+                f"{100 * speed['data_wait']:.0f} % data wait, {speed['memory_gb']:.1f} GB"
             )
             self.bar.set_postfix_str(line)
             if self.bar.disable:
@@ -84,11 +84,9 @@ class Metrics:
         if self.active:
             tqdm.write(line)
 
-    def pause(self, seconds: float) -> None:
-        """Take time that was not training (a validation, a save) out of the speed."""
-        self._since += seconds
-
     def close(self) -> None:
+        if self.profiler is not None:
+            self.profiler.close()
         if self.active:
             self.bar.close()
         if self.tracker is not None:
@@ -102,14 +100,6 @@ def drop_records_after(path: Path, step: int) -> None:
     aside = path.with_name(f".{path.name}.tmp")  # a run that is killed here must not lose its history
     aside.write_text("".join(line + "\n" for line in whole if json.loads(line)["step"] <= step))
     os.replace(aside, path)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _start_wandb(config: StageConfig, run_id: str):

@@ -73,7 +73,8 @@ class Muon(torch.optim.AdamW):
 
     The step of a matrix is its momentum with all singular values made alike. It is scaled as Moonlight does (Liu et al.
     2025, arXiv 2502.16982), so that one learning rate serves both. torch.optim.Muon always computes in bfloat16, which
-    many CPUs emulate at a quarter of float32's speed.
+    many CPUs emulate at a quarter of float32's speed. A `found_inf` of 1, as a fused AdamW heeds it, leaves matrices
+    and momenta as they were, and nobody waits to learn what it is.
     """
 
     MOMENTUM = 0.95
@@ -96,10 +97,13 @@ class Muon(torch.optim.AdamW):
         state = self.state[parameter]
         if not state:  # AdamW wants a "step" in every state that it loads
             state |= {"momentum": torch.zeros_like(parameter), "step": torch.tensor(0.0)}
-        momentum = state["momentum"].lerp_(parameter.grad, 1 - self.MOMENTUM)
+        momentum = state["momentum"].lerp(parameter.grad, 1 - self.MOMENTUM)
         update = orthogonalized(parameter.grad.lerp(momentum, self.MOMENTUM).to(self.dtype)).to(parameter.dtype)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-0.2 * math.sqrt(max(parameter.shape)) * group["lr"])
+        changed = parameter * (1 - group["lr"] * group["weight_decay"])
+        changed.add_(update, alpha=-0.2 * math.sqrt(max(parameter.shape)) * group["lr"])
+        for old, new in ((state["momentum"], momentum), (parameter, changed)):
+            skipped = getattr(self, "found_inf", None)
+            old.copy_(new if skipped is None else torch.where(skipped.bool(), old, new))
 
 
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:

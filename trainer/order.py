@@ -1,10 +1,10 @@
 """Which samples each rank sees in which step: a pure function of (seed, epoch, step), so that nothing has to be stored.
 
 A step takes the next `global batch` = batch_size * accumulation_steps * ranks samples of the epoch's permutation. The
-same samples fall into the same step however they are split over micro-batches and ranks. Samples of like length share
-a step, so that little is padded: the permutation is sorted by length in pools of a few dozen steps, and the steps are
-shuffled again. What does not fill a last step is left out of that epoch, other samples each time; all ranks therefore
-take equally many steps.
+same samples fall into the same step however they are split over ranks; how a rank's share is cut into micro-batches is
+for cut.py. Samples of like length share a step, so that little is padded: the permutation is sorted by length in pools
+of a few dozen steps, and the steps are shuffled again. What does not fill a last step is left out of that epoch, other
+samples each time; all ranks therefore take equally many steps.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ POOL = 16  # steps whose samples are sorted together: fewer pad more, more make 
 @dataclass(frozen=True)
 class Order:
     lengths: torch.Tensor  # [samples], tokens
-    batch_size: int  # samples a micro-batch and rank
+    batch_size: int  # with accumulation_steps: samples that a rank takes a step
     accumulation_steps: int
     world_size: int
     epochs: int
@@ -67,10 +67,10 @@ class Order:
         steps = torch.cat(pools).view(-1, self.global_batch)
         return steps[torch.randperm(len(steps), generator=generator)]
 
-    def micro_batches(self, rank: int, first_step: int = 0) -> Iterator[list[int]]:
-        """Sample numbers of this rank's micro-batches from a step on; accumulation_steps of them make a step."""
+    def shares(self, first_step: int = 0) -> Iterator[list[list[int]]]:
+        """Sample numbers of every rank's share of each step, from a step on."""
         for epoch in range(first_step // self.steps_per_epoch, self.epochs):
             start = max(0, first_step - epoch * self.steps_per_epoch)
             for chunk in self.steps(epoch)[start:]:
                 parts = chunk.view(self.accumulation_steps, self.world_size, self.batch_size)
-                yield from parts[:, rank].tolist()
+                yield parts.transpose(0, 1).flatten(1).tolist()

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from trainer.order import Order
 
 
@@ -33,6 +35,10 @@ class ResplitOrder:
             )
 
     @property
+    def lengths(self) -> torch.Tensor:
+        return self.whole.lengths
+
+    @property
     def samples(self) -> int:
         return self.whole.samples
 
@@ -54,13 +60,13 @@ class ResplitOrder:
     def schedule(self, step: int) -> tuple[float, int]:
         return self.position(step) / self.whole.global_batch, self.whole.total_steps
 
-    def micro_batches(self, rank: int, first_step: int = 0) -> Iterator[list[int]]:
-        """Sample numbers of this rank's micro-batches from a step on; accumulation_steps of them make a step."""
+    def shares(self, first_step: int = 0) -> Iterator[list[list[int]]]:
+        """Sample numbers of every rank's share of each step, from a step on."""
         size, position = self.whole.global_batch, self.position(first_step)
         stream = itertools.islice(self._stream(position // size), position % size, None)
-        part = self.batch_size * self.world_size
-        while block := list(itertools.islice(stream, part)):
-            yield block[rank * self.batch_size : (rank + 1) * self.batch_size]
+        while step := list(itertools.islice(stream, self.global_batch)):
+            blocks = [step[start : start + self.batch_size] for start in range(0, len(step), self.batch_size)]
+            yield [sum(blocks[rank :: self.world_size], []) for rank in range(self.world_size)]
 
     def _stream(self, first_step: int) -> Iterator[int]:
         """Sample numbers of the whole order, one by one, from one of its steps on."""

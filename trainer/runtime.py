@@ -48,11 +48,11 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def sum(self, *values: float) -> list[float]:
-        """Each value added up over the ranks."""
+        """Each value added up over the ranks; over the CPU, so that no GPU is waited for."""
         if self.world_size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device="cpu" if self.device.type == "cpu" else self.device)
-        dist.all_reduce(total)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.host_group)
         return total.tolist()
 
     def gather(self, value: object) -> list:

@@ -71,7 +71,7 @@ class Saver:
             started = time.perf_counter()
             self.full(state)
             self.model.train()
-            self.metrics.pause(time.perf_counter() - started)
+            self.metrics.meter.pause(time.perf_counter() - started)
         if asked and step < last:
             if not due:
                 self.checkpoint(state)

@@ -80,7 +80,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     rows, lengths = rows_of(config, data, say)
     quarantine.samples_a_row = len(data) / len(rows)
     order = Order(lengths, config.batch_size, config.accumulation_steps, runtime.world_size, config.epochs, config.seed)
-    say(f"{order.total_steps:,} steps of {order.global_batch} samples, {config.epochs} epochs")
+    say(f"{order.total_steps:,} steps of {order.global_batch} rows in passes of {config.token_budget:,} tokens at most")
 
     model.to(runtime.device)
     if config.with_vision:
@@ -96,7 +96,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     runtime.wait_for_all()
     state, order = begin(config, model, optimizer, scaler, order, found, runtime, say)
 
-    metrics = Metrics(config, runtime, state.step, order.total_steps, state.tracker_id)
+    metrics = Metrics(config, model, runtime, state.step, order.total_steps, state.tracker_id)
     state.tracker_id = metrics.tracker_id
     validate = partial(validation_loss, model, validation, config.batch_size, runtime, quarantine.take)
     validate = validate if validation else None
@@ -106,7 +106,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     if runtime.world_size > 1:
         wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     stop.training = True
-    batches = steady_batches(partial(batches_of, rows, order, config, runtime), state.step, config.accumulation_steps)
+    batches = steady_batches(partial(batches_of, rows, order, config, runtime), state.step)
     batches = map(quarantine.take, batches)
     try:
         train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, state, numbers, saver)

@@ -5,29 +5,28 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-import torch
+from dataset.shares import Share
 
-Batch = dict[str, torch.Tensor]
 POLL = 5  # seconds; a DataLoader's timeout, after which it also looks whether its processes live
-PATIENCE = 120  # seconds that one batch may take
+PATIENCE = 120  # seconds that one step's share may take
 
 
 class WorkersLost(RuntimeError):
     """Processes that read data died or hung twice."""
 
 
-def steady_batches(open_at: Callable[[int], Iterator[Batch]], first_step: int, a_step: int) -> Iterator[Batch]:
-    """What open_at(first_step) yields, read on from the same place by new processes if one of them is lost.
+def steady_batches(open_at: Callable[[int], Iterator[Share]], first_step: int) -> Iterator[Share]:
+    """What open_at(first_step) yields, a step each, read on from the same step by new processes if one of them is lost.
 
-    The order is a pure function of the step, so nothing is lost or repeated. a_step: micro-batches a step.
+    The order is a pure function of the step, so nothing is lost or repeated.
 
     Raises:
         WorkersLost: it happened again.
     """
-    batches, taken, lost = _open(open_at, first_step), 0, 0
+    shares, step, lost = _open(open_at, first_step), first_step, 0
     while True:
         try:
-            batch = _next_within_patience(batches)
+            share = _next_within_patience(shares)
         except StopIteration:
             return
         except RuntimeError as error:
@@ -38,34 +37,32 @@ def steady_batches(open_at: Callable[[int], Iterator[Batch]], first_step: int, a
                 process.kill()
             if lost > 1:
                 raise WorkersLost(
-                    f"processes that read data were lost twice, the last time at step {first_step + taken // a_step} "
+                    f"processes that read data were lost twice, the last time at step {step} "
                     f"({str(error).splitlines()[0]}): probably out of memory, or a file that never answers; lower "
                     "--num_workers"
                 ) from error
             print(f"a process that reads data was lost ({str(error).splitlines()[0]}): starting new ones", flush=True)
-            del batches
-            batches = _open(open_at, first_step + taken // a_step)
-            for _ in range(taken % a_step):
-                _next_within_patience(batches)
+            del shares
+            shares = _open(open_at, step)
             continue
-        taken += 1
-        yield batch
+        step += 1
+        yield share
 
 
-def _next_within_patience(batches: Iterator[Batch]) -> Batch:
+def _next_within_patience(shares: Iterator[Share]) -> Share:
     for _ in range(PATIENCE // POLL - 1):
         try:
-            return next(batches)
+            return next(shares)
         except RuntimeError as error:
             if "DataLoader timed out" not in str(error):
                 raise
-    return next(batches)
+    return next(shares)
 
 
-def _open(open_at: Callable[[int], Iterator[Batch]], step: int) -> Iterator[Batch]:
-    batches = open_at(step)
+def _open(open_at: Callable[[int], Iterator[Share]], step: int) -> Iterator[Share]:
+    shares = open_at(step)
     # torch raises a worker's death wherever the main thread happens to be, in the middle of an optimizer step too.
-    # Without its handler the loss shows where a batch is waited for.
+    # Without its handler the loss shows where a share is waited for.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return batches
+    return shares

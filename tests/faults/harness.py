@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 from conftest import write_jsonl
 from safetensors.torch import load_file
-from test_training import tiny
+from test_training import SPEEDS, tiny
 
 from trainer import checkpoint, stage
 from trainer.checkpoint import checkpoints_in
@@ -23,7 +23,6 @@ from trainer.runtime import Runtime
 from trainer.train_llm import LLM
 
 KILLED = 9  # exit status of a child that a fault ended
-SPEEDS = ("samples_per_second", "supervised_tokens_per_second", "data_wait", "memory_gb")
 
 
 def small_run(folder: Path, **changes) -> StageConfig:

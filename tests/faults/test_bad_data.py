@@ -23,7 +23,8 @@ from zoo import LONGEST, SOUND_LINE, as_bytes, bad_pictures, encoded, make_zoo, 
 from dataset import formats, vlm_dataset
 from dataset.feature_cache import cache_features
 from dataset.formats import BadSample, DataError, read_samples
-from dataset.quarantine import DAMAGED, LEAST, QUARANTINE, Quarantine, collate_and_report
+from dataset.quarantine import DAMAGED, LEAST, QUARANTINE, Quarantine
+from dataset.shares import Counts, Share, Shares
 from dataset.vlm_dataset import ConversationDataset
 from model.config import IMAGE_TOKEN_ID
 from model.processing import SampleError, open_picture
@@ -277,8 +278,9 @@ def test_nothing_is_learnt_from_a_damaged_picture(damaged, data_folder, processo
     data, model = ConversationDataset(read_samples(data_folder / "train.jsonl"), processor, 64), make_vlm().train()
 
     def learnt(*rows: int) -> dict[str, torch.Tensor]:
-        batch = lenient().take(collate_and_report([data[row] for row in rows]))
-        assert set(batch) >= {"input_ids", "pixel_values"} and DAMAGED not in batch
+        share = lenient().take(Shares(data)[[rows]])
+        assert len(share.damaged) == len({1, 3} & set(rows)) and share.counts.rows == len(rows)
+        (batch,) = share.micro_batches
         model.zero_grad()
         model(**batch, supervised_tokens=7).loss.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -300,19 +302,19 @@ def test_features_of_a_damaged_picture_teach_nothing(damaged, data_folder, proce
 
 
 def test_too_many_damaged_pictures_end_a_run(processor):
-    def batch(number: int) -> dict:
-        return {"input_ids": torch.zeros(4, 8), DAMAGED: [(f"train.jsonl:{number}", "cut")]}
+    def share(number: int) -> Share:
+        return Share([], Counts(rows=4), [(f"train.jsonl:{number}", "cut")])
 
     quarantine = lenient(max_share=0.2)
     for number in range(1, LEAST):
-        assert quarantine.take(batch(number)).keys() == {"input_ids"}
-        assert quarantine.take(batch(number)).keys() == {"input_ids"}  # again, and counted once
+        assert quarantine.take(share(number)) == share(number)
+        assert quarantine.take(share(number)) == share(number)  # again, and counted once
     for _ in range(3):
-        quarantine.take({"input_ids": torch.zeros(4, 8)})
-    quarantine.take(batch(LEAST))  # 10 of 88
+        quarantine.take(Share([], Counts(rows=4), []))
+    quarantine.take(share(LEAST))  # 10 of 88
     quarantine = lenient(max_share=0.2)
     with pytest.raises(DataError, match=rf"{LEAST} of {4 * LEAST} samples are bad.*train.jsonl:{LEAST}: cut"):
         for number in range(1, LEAST + 1):
-            quarantine.take(batch(number))
+            quarantine.take(share(number))
     with pytest.raises(BadSample, match="train.jsonl:1: cut"):
-        Quarantine(strict=True).take(batch(1))
+        Quarantine(strict=True).take(share(1))

@@ -32,6 +32,7 @@ def interrupt_and_finish(config, steps_a_time: list[int], monkeypatch) -> None:
         ({"log_interval": 3, "save_interval": 4}, [5, 6]),  # a log line half full at the save
         ({"epochs": 2}, [0, EPOCH, EPOCH - 1]),  # before the first step, at the edge, just before the end
         ({"accumulation_steps": 2, "batch_size": 1, "epochs": 2}, [5, EPOCH]),
+        ({"accumulation_steps": 4, "batch_tokens": 50, "epochs": 4, "num_workers": 1}, [3, 4]),
         ({"num_workers": 2}, [3, 5]),
         ({"use_moe": 1, "optimizer": "muon"}, [3, 5]),
         ({"cache_features": "int8", "num_workers": 1}, [3, 5]),
@@ -78,12 +79,12 @@ def positions(order: Order | ResplitOrder, first: int, last: int) -> list[int]:
 
 
 def steps_in_order(order: Order | ResplitOrder, first: int) -> list[list[int]]:
-    """As steps_of, but in the global order: micro-batch by micro-batch, rank by rank."""
-    ranks = [list(order.micro_batches(rank, first)) for rank in range(order.world_size)]
-    assert len({len(rank) for rank in ranks}) == 1
-    rounds = [sum(parts, []) for parts in zip(*ranks, strict=True)]
-    size = order.accumulation_steps
-    return [sum(rounds[n : n + size], []) for n in range(0, len(rounds), size)]
+    """As steps_of, but in the global order: batch_size samples of each rank in turn."""
+    size, steps = order.batch_size, []
+    for shares in order.shares(first):
+        rounds = range(0, len(shares[0]), size)
+        steps.append([number for start in rounds for own in shares for number in own[start : start + size]])
+    return steps
 
 
 @pytest.mark.parametrize("splits", [
@@ -124,11 +125,11 @@ def test_steps_that_do_not_divide_what_is_left_are_refused_with_the_numbers():
 
 @pytest.mark.parametrize("change", [{"batch_size": 4}, {"batch_size": 1}, {"batch_size": 1, "accumulation_steps": 2}])
 def test_run_goes_on_with_steps_of_another_size_and_back(change, tmp_path, monkeypatch):
-    seen, original = [], ResplitOrder.micro_batches
+    seen, original = [], ResplitOrder.shares
     config = small_run(tmp_path, epochs=2, dropout=0.0)
     run_until(config, 5, monkeypatch)
     other = dataclasses.replace(config, from_resume=1, **change)
-    monkeypatch.setattr(ResplitOrder, "micro_batches", lambda *a: seen.append(a[0]) or original(*a))
+    monkeypatch.setattr(ResplitOrder, "shares", lambda *a: seen.append(a[0]) or original(*a))
     run_until(other, 3, monkeypatch)
     stage.run_stage(dataclasses.replace(config, from_resume=1))
     logged = records(config)

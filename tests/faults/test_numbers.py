@@ -11,6 +11,7 @@ from test_training import ORIGINAL_BUILD_MODEL, losses, records, run_until
 
 from trainer import finite, loop, stage
 from trainer.checkpoint import checkpoints_in, damage
+from trainer.optim import Muon
 
 
 def spoil(monkeypatch, steps: set[int], value: float = math.nan, where: str = "loss") -> None:
@@ -51,12 +52,19 @@ def test_gradient_is_the_same_to_the_bit_where_the_loss_is_finite():
         assert gradient.isnan().all()
 
 
-@pytest.mark.parametrize("fused", [True, False])
+def adamw_or_muon(model: torch.nn.Linear, kind: str) -> torch.optim.AdamW:
+    if kind == "muon":
+        groups = [{"params": [model.weight], "muon": True}, {"params": [model.bias], "muon": False}]
+        return Muon(groups, lr=1e-2, fused=True)
+    return torch.optim.AdamW(model.parameters(), fused=kind == "fused")
+
+
+@pytest.mark.parametrize("kind", ["fused", "plain", "muon"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_optimizer_is_unchanged_to_the_bit_by_a_skipped_step(fused, bad):
+def test_optimizer_is_unchanged_to_the_bit_by_a_skipped_step(kind, bad):
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    optimizer = adamw_or_muon(model, kind)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
 
     def state() -> list[torch.Tensor]:
@@ -77,7 +85,7 @@ def test_optimizer_is_unchanged_to_the_bit_by_a_skipped_step(fused, bad):
     assert not torch.equal(before[0], taken[0])
     torch.manual_seed(0)  # as if the bad step had not been
     model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    optimizer = adamw_or_muon(model, kind)
     step(1.0)
     step(2.0)
     assert all(torch.equal(a, b) for a, b in zip(taken, state(), strict=True))
