@@ -22,7 +22,7 @@ from scripts.drawing import Drawing, GrowingText, Options, decode
 from scripts.reading import Prompt, Reader
 from scripts.stock import StockReader, load_folder
 
-__all__ = ["Answer", "Answerer", "Conversation", "Interrupted", "Options"]
+__all__ = ["Answer", "Answerer", "Conversation", "Interrupted", "Options", "assistant_turn", "user_turn"]
 Conversation = tuple[Sequence[dict], Sequence[Image.Image]]  # messages and their pictures, in order
 DEFAULTS = Options()
 
@@ -44,6 +44,19 @@ class Interrupted(RuntimeError):
     def __init__(self, answer: Answer, error: Exception):
         super().__init__(f"the answer broke off after {answer.new_tokens} tokens: {error}")
         self.answer = answer
+
+
+def user_turn(question: str, pictures: int) -> dict:
+    """The pictures first and a line break after them, as in training.
+
+    Parts, not a string: an <image>, a control token or a row of @ that a person types stays text.
+    """
+    text = f"\n{question}" if pictures else question
+    return {"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}]}
+
+
+def assistant_turn(text: str) -> dict:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 class Answerer:
