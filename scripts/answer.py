@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from model.device import choose_device, choose_dtype
 from model.model_minimind import MiniMindForCausalLM
-from model.processing import IMAGE_TAG, SampleError, VLMProcessor
+from model.processing import SampleError, VLMProcessor
 from model.weights import load_model
 from scripts.drawing import Drawing, GrowingText, Options, decode
 from scripts.reading import Prompt, Reader
@@ -175,9 +175,7 @@ class Answerer:
 
     def _prompt(self, messages: Sequence[dict], pictures: Sequence[Image.Image]) -> Prompt:
         rendered = self.processor.render(messages, add_generation_prompt=True)
-        wanted = sum(rendered.image_mask) // self.processor.image_tokens
-        if wanted != len(pictures):
-            raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
+        self.processor.check_pictures(rendered, len(pictures))
         if pictures and not self.reader.sees:
             raise ValueError("these weights are a decoder without eyes: train the stages, or ask without a picture")
         if len(rendered.input_ids) >= self.max_length:

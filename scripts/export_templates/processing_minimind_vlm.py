@@ -90,9 +90,7 @@ class MiniMindVLMProcessor(ProcessorMixin):
     def _collate(self, rows: Sequence[tuple[Rendered, list]]) -> BatchFeature:
         renderer, ready = self.renderer, []
         for rendered, pictures in rows:
-            wanted = sum(rendered.image_mask) // self.image_tokens
-            if wanted != len(pictures):
-                raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
+            renderer.check_pictures(rendered, len(pictures))
             ready.append((rendered, [renderer.pixels(read_picture(picture)) for picture in pictures]))
         batch = collate(ready, pad_left=True)
         del batch["labels"], batch["loss_positions"]
