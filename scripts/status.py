@@ -11,6 +11,8 @@ import math
 import time
 from pathlib import Path
 
+from model.text import plain
+
 ROOT = Path(__file__).resolve().parent.parent
 BARS = "▁▂▃▄▅▆▇█"
 HEIGHT = 8  # lines of the curve
@@ -120,11 +122,6 @@ def ago(then: float) -> str:
         if seconds < 7200
         else f"{seconds / 3600:.0f} h"
     )
-
-
-def plain(text: str) -> str:
-    """Without control characters: a file's name in a message must not steer the terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 if __name__ == "__main__":
