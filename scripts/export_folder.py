@@ -65,13 +65,6 @@ def seal(folder: Path, facts: dict) -> None:
     _sync(folder)
 
 
-def broken_files(folder: Path) -> list[str]:
-    """Names whose content is not what the manifest says, both ways: missing, changed, or added."""
-    expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    names = {path.name for path in folder.iterdir()} - {MANIFEST}
-    return sorted(n for n in names | set(expected) if n not in names or file_sha256(folder / n) != expected.get(n))
-
-
 def publish(temporary: Path, target: Path) -> None:
     """Put the finished folder in the target's place; what stood there is deleted afterwards."""
     if not target.exists():

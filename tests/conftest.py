@@ -13,7 +13,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from model.config import MiniMindConfig
 from model.processing import VLMProcessor, load_tokenizer
+from model.vision_encoder import file_sha256
 from model.weights import build_vlm
+from scripts.export_folder import MANIFEST
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -92,6 +94,13 @@ def picture():
 def write_jsonl(path: Path, records: list[dict]) -> Path:
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def broken_files(folder: Path) -> list[str]:
+    """Names in a converted folder whose content is not what its manifest says: missing, changed, or added."""
+    expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    names = {path.name for path in folder.iterdir()} - {MANIFEST}
+    return sorted(n for n in names | set(expected) if n not in names or file_sha256(folder / n) != expected.get(n))
 
 
 @pytest.fixture
