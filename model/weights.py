@@ -161,11 +161,19 @@ def save_weights(model: MiniMindForCausalLM, path: str | Path, facts: dict[str, 
     try:
         save_file(tensors, temporary, {"config": json.dumps(model.config.to_dict()), "format": "pt", **(facts or {})})
         temporary.chmod(0o644)  # safetensors leaves 0600, which a demo's user could not read
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_to_disk(path: str | Path) -> None:
+    """Wait until a file's content, or a folder's list of names, would outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def infer_config(

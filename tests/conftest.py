@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from model.config import MiniMindConfig
 from model.processing import VLMProcessor, load_tokenizer
 from model.vision_encoder import file_sha256
-from model.weights import build_vlm
+from model.weights import build_vlm, save_weights
 from scripts.export_folder import MANIFEST
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -57,6 +57,18 @@ def make_vlm(tower_folder):
         return build_vlm({**SIZES, **changes}, tower_folder).eval()
 
     return make
+
+
+@pytest.fixture
+def vlm(make_vlm):
+    return make_vlm()
+
+
+@pytest.fixture
+def saved(vlm, tmp_path) -> Path:
+    path = tmp_path / "out" / "vlm.safetensors"
+    save_weights(vlm, path, {"stage": "sft_vlm"})
+    return path
 
 
 def enliven(model, seed: int = 3):
