@@ -267,7 +267,5 @@ def load_model(
         model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **sizes))
     else:
         raise ValueError(f"{path} does not say which tower it was trained with: name it with --vision_model DIR")
-    load_weights(
-        model, path, ignore=() if config else (TOWER_PREFIX,)
-    )  # some .pth hold all of CLIP: the folder's serves
+    load_weights(model, path, ignore=() if config else (TOWER_PREFIX,))  # a .pth may hold a CLIP: the folder's serves
     return model.eval()

@@ -116,12 +116,9 @@ class Answerer:
         """
         started = time.perf_counter()
         prompt = self._prompt(messages, pictures)
-        draw, text, memory, was_stopped = (
-            Drawing(options, self.device),
-            GrowingText(self.processor.tokenizer, show),
-            None,
-            False,
-        )
+        draw = Drawing(options, self.device)
+        text = GrowingText(self.processor.tokenizer, show)
+        memory, was_stopped = None, False
         tokens: list[int] = []
         times: list[float] = []
         try:

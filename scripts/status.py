@@ -115,13 +115,11 @@ def curve(steps: list[int], losses: list[float], width: int) -> list[str]:
 
 def ago(then: float) -> str:
     seconds = max(0, time.time() - then)
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.0f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"
 
 
 if __name__ == "__main__":
