@@ -105,6 +105,9 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     try:
         train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, state, numbers, saver)
         saver.finish(state)
+    except Stopped:
+        left_out(quarantine, folder, say)
+        raise
     finally:
         saver.wait()
         metrics.close()
