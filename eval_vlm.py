@@ -21,7 +21,7 @@ from PIL import Image
 
 from dataset.formats import DataError, Sample, read_samples
 from model.processing import SampleError, open_picture
-from scripts.answer import Answer, Answerer, Interrupted, Options
+from scripts.answer import Answer, Answerer, Interrupted, Options, assistant_turn, user_turn
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
@@ -46,12 +46,6 @@ def load_pictures(paths: list[Path]) -> list[Image.Image]:
         except SampleError as error:
             raise ValueError(f"--image {path}: {error}") from error
     return pictures
-
-
-def user_turn(question: str, pictures: int) -> dict:
-    """The pictures first, as in training. Parts, not a string: an <image> that a person types stays text."""
-    text = f"\n{question}" if pictures else question
-    return {"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}]}
 
 
 def speed(answer: Answer) -> str:
@@ -121,7 +115,7 @@ def converse(answerer: Answerer, paths: list[Path], options: argparse.Namespace,
         else:
             print()
             print(f"[{speed(answer)}]", file=sys.stderr)
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer.text}]})
+        messages.append(assistant_turn(answer.text))
 
 
 def split_truth(sample: Sample) -> tuple[list[dict], str | None]:

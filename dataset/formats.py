@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from model.processing import SampleError, open_picture
+from model.text import plain
 
 MAX_LINE = 16 * 1024 * 1024  # bytes of a line; what is longer is never read into memory
 MAX_PICTURES = 1000  # of a sample
@@ -36,11 +37,6 @@ class BadSample(DataError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
-
-
-def plain(text: str) -> str:
-    """Without control characters: a name or a line in a message must not steer the terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 _short = reprlib.Repr()  # a value in a message: a few items, a few levels, however large it is

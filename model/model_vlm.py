@@ -39,6 +39,12 @@ class MiniMindVLM(MiniMindForCausalLM):
         self.vision_encoder.requires_grad_(False)
         self.post_init()
 
+    def tie_weights(self, missing_keys: set[str] | None = None, **options) -> None:
+        """Loaded as code of its own, a tied head is in no file; transformers 5.3 forgets that and leaves it empty."""
+        if missing_keys is not None and self.lm_head.weight.is_meta:
+            missing_keys.add("lm_head.weight")
+        super().tie_weights(missing_keys=missing_keys, **options)
+
     def train(self, mode: bool = True) -> "MiniMindVLM":
         super().train(mode)
         self.vision_encoder.train(False)  # frozen means asleep: no dropout, whatever the rest does

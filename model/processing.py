@@ -207,14 +207,18 @@ class VLMProcessor:
         square = picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
+    def check_pictures(self, rendered: Rendered, pictures: int) -> None:
+        """Raises SampleError where the text has places for more or fewer pictures than there are."""
+        wanted = sum(rendered.image_mask) // self.image_tokens
+        if wanted != pictures:
+            raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {pictures} pictures")
+
     def prompts(self, conversations: Sequence[tuple[Sequence[dict], Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
         """(messages, pictures) pairs to the inputs of generate(), padded on the left."""
         rows = []
         for messages, pictures in conversations:
             rendered = self.render(messages, add_generation_prompt=True)
-            wanted = sum(rendered.image_mask) // self.image_tokens
-            if wanted != len(pictures):
-                raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
+            self.check_pictures(rendered, len(pictures))
             rows.append((rendered, [self.pixels(picture) for picture in pictures]))
         batch = collate(rows, pad_left=True)
         del batch["labels"], batch["loss_positions"], batch["pictures_a_row"]

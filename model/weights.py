@@ -161,11 +161,19 @@ def save_weights(model: MiniMindForCausalLM, path: str | Path, facts: dict[str, 
     try:
         save_file(tensors, temporary, {"config": json.dumps(model.config.to_dict()), "format": "pt", **(facts or {})})
         temporary.chmod(0o644)  # safetensors leaves 0600, which a demo's user could not read
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_to_disk(path: str | Path) -> None:
+    """Wait until a file's content, or a folder's list of names, would outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def infer_config(
@@ -259,7 +267,5 @@ def load_model(
         model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **sizes))
     else:
         raise ValueError(f"{path} does not say which tower it was trained with: name it with --vision_model DIR")
-    load_weights(
-        model, path, ignore=() if config else (TOWER_PREFIX,)
-    )  # some .pth hold all of CLIP: the folder's serves
+    load_weights(model, path, ignore=() if config else (TOWER_PREFIX,))  # a .pth may hold a CLIP: the folder's serves
     return model.eval()

@@ -16,13 +16,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from model.device import choose_device, choose_dtype
 from model.model_minimind import MiniMindForCausalLM
-from model.processing import IMAGE_TAG, SampleError, VLMProcessor
+from model.processing import SampleError, VLMProcessor
 from model.weights import load_model
 from scripts.drawing import Drawing, GrowingText, Options, decode
 from scripts.reading import Prompt, Reader
 from scripts.stock import StockReader, load_folder
 
-__all__ = ["Answer", "Answerer", "Conversation", "Interrupted", "Options"]
+__all__ = ["Answer", "Answerer", "Conversation", "Interrupted", "Options", "assistant_turn", "user_turn"]
 Conversation = tuple[Sequence[dict], Sequence[Image.Image]]  # messages and their pictures, in order
 DEFAULTS = Options()
 
@@ -44,6 +44,19 @@ class Interrupted(RuntimeError):
     def __init__(self, answer: Answer, error: Exception):
         super().__init__(f"the answer broke off after {answer.new_tokens} tokens: {error}")
         self.answer = answer
+
+
+def user_turn(question: str, pictures: int) -> dict:
+    """The pictures first and a line break after them, as in training.
+
+    Parts, not a string: an <image>, a control token or a row of @ that a person types stays text.
+    """
+    text = f"\n{question}" if pictures else question
+    return {"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}]}
+
+
+def assistant_turn(text: str) -> dict:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 class Answerer:
@@ -103,12 +116,9 @@ class Answerer:
         """
         started = time.perf_counter()
         prompt = self._prompt(messages, pictures)
-        draw, text, memory, was_stopped = (
-            Drawing(options, self.device),
-            GrowingText(self.processor.tokenizer, show),
-            None,
-            False,
-        )
+        draw = Drawing(options, self.device)
+        text = GrowingText(self.processor.tokenizer, show)
+        memory, was_stopped = None, False
         tokens: list[int] = []
         times: list[float] = []
         try:
@@ -162,9 +172,7 @@ class Answerer:
 
     def _prompt(self, messages: Sequence[dict], pictures: Sequence[Image.Image]) -> Prompt:
         rendered = self.processor.render(messages, add_generation_prompt=True)
-        wanted = sum(rendered.image_mask) // self.processor.image_tokens
-        if wanted != len(pictures):
-            raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
+        self.processor.check_pictures(rendered, len(pictures))
         if pictures and not self.reader.sees:
             raise ValueError("these weights are a decoder without eyes: train the stages, or ask without a picture")
         if len(rendered.input_ids) >= self.max_length:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dataset import emoji_world as world
 from model.processing import SampleError, open_picture
-from scripts.answer import Answer
+from scripts.answer import Answer, assistant_turn, user_turn
 from scripts.attention import Looked
 
 MOST_BYTES = 10 * 1024 * 1024  # a picture, as maxUploadSize in .streamlit/config.toml
@@ -106,18 +106,11 @@ def new_turn(turns: Sequence[Turn], question: str, files: Sequence[bytes], image
 
 
 def conversation(turns: Sequence[Turn]) -> tuple[list[dict], list[Image.Image]]:
-    """Messages up to the last turn's question, and the pictures of all of them in order.
-
-    Parts, not strings: an <image>, a control token or a row of @ that a person types stays text. The line break after
-    the pictures is training's.
-    """
+    """Messages up to the last turn's question, and the pictures of all of them in order."""
     messages: list[dict] = []
     for turn in turns:
-        words = f"\n{turn.question}" if turn.pictures else turn.question
-        parts = [{"type": "image"}] * len(turn.pictures) + [{"type": "text", "text": words}]
-        messages.append({"role": "user", "content": parts})
-        text = turn.answer.text if turn.answer else ""
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
+        messages.append(user_turn(turn.question, len(turn.pictures)))
+        messages.append(assistant_turn(turn.answer.text if turn.answer else ""))
     return messages[:-1], [picture.square for turn in turns for picture in turn.pictures]
 
 

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 from model.vision_encoder import file_sha256
+from model.weights import sync_to_disk
 
 MANIFEST = "conversion.json"  # marks a folder that a conversion wrote; the only kind that may be replaced
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -61,15 +62,8 @@ def seal(folder: Path, facts: dict) -> None:
     folder.chmod(0o755)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors leaves 0600, which a server's user could not read
-        _sync(path)
-    _sync(folder)
-
-
-def broken_files(folder: Path) -> list[str]:
-    """Names whose content is not what the manifest says, both ways: missing, changed, or added."""
-    expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    names = {path.name for path in folder.iterdir()} - {MANIFEST}
-    return sorted(n for n in names | set(expected) if n not in names or file_sha256(folder / n) != expected.get(n))
+        sync_to_disk(path)
+    sync_to_disk(folder)
 
 
 def publish(temporary: Path, target: Path) -> None:
@@ -77,17 +71,17 @@ def publish(temporary: Path, target: Path) -> None:
     if not target.exists():
         temporary.rename(target)
     elif exchange(temporary, target):
-        _sync(target.parent)
+        sync_to_disk(target.parent)
         shutil.rmtree(temporary)  # now the old one
         return
     else:
         aside = _beside(target, "old")
         target.rename(aside)
         temporary.rename(target)
-        _sync(target.parent)
+        sync_to_disk(target.parent)
         shutil.rmtree(aside)
         return
-    _sync(target.parent)
+    sync_to_disk(target.parent)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -115,11 +109,3 @@ def _alive(process: int) -> bool:
     except PermissionError:
         return True
     return process != os.getpid()  # a leftover of ours would be from a process that had our number before
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -114,11 +114,10 @@ def stock_llava(model: MiniMindVLM, image_token_id: int, activation: str = "gelu
     tensors[f"{prefix}.linear_1.bias"] = scale * projector.bias
     tensors[f"{prefix}.linear_2.weight"] = undo * torch.eye(config.hidden_size)
     tensors[f"{prefix}.linear_2.bias"] = torch.zeros(config.hidden_size)
-    wrapped = (
-        "vision_model." if hasattr(llava.model.vision_tower, "vision_model") else ""
-    )  # by version, see build_tower
-    tower = model.vision_encoder.state_dict()
-    tensors |= {f"model.vision_tower.{wrapped}{name}": value for name, value in tower.items()}
+    tower = "model.vision_tower."
+    if hasattr(llava.model.vision_tower, "vision_model"):  # by version, see build_tower
+        tower += "vision_model."
+    tensors |= {tower + name: value for name, value in model.vision_encoder.state_dict().items()}
     llava.load_state_dict(tensors, strict=True)
     llava.generation_config = generation_config(config, suppress_tokens=[image_token_id])
     return llava.eval()

@@ -11,6 +11,8 @@ import math
 import time
 from pathlib import Path
 
+from model.text import plain
+
 ROOT = Path(__file__).resolve().parent.parent
 BARS = "▁▂▃▄▅▆▇█"
 HEIGHT = 8  # lines of the curve
@@ -113,18 +115,11 @@ def curve(steps: list[int], losses: list[float], width: int) -> list[str]:
 
 def ago(then: float) -> str:
     seconds = max(0, time.time() - then)
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.0f} h"
-    )
-
-
-def plain(text: str) -> str:
-    """Without control characters: a file's name in a message must not steer the terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"
 
 
 if __name__ == "__main__":

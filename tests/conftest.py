@@ -13,7 +13,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from model.config import MiniMindConfig
 from model.processing import VLMProcessor, load_tokenizer
-from model.weights import build_vlm
+from model.vision_encoder import file_sha256
+from model.weights import build_vlm, save_weights
+from scripts.export_folder import MANIFEST
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -57,6 +59,18 @@ def make_vlm(tower_folder):
     return make
 
 
+@pytest.fixture
+def vlm(make_vlm):
+    return make_vlm()
+
+
+@pytest.fixture
+def saved(vlm, tmp_path) -> Path:
+    path = tmp_path / "out" / "vlm.safetensors"
+    save_weights(vlm, path, {"stage": "sft_vlm"})
+    return path
+
+
 def enliven(model, seed: int = 3):
     """Random weights that make varied sentences; at their usual size a model only repeats its last token."""
     generator = torch.Generator().manual_seed(seed)
@@ -92,6 +106,13 @@ def picture():
 def write_jsonl(path: Path, records: list[dict]) -> Path:
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def broken_files(folder: Path) -> list[str]:
+    """Names in a converted folder whose content is not what its manifest says: missing, changed, or added."""
+    expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    names = {path.name for path in folder.iterdir()} - {MANIFEST}
+    return sorted(n for n in names | set(expected) if n not in names or file_sha256(folder / n) != expected.get(n))
 
 
 @pytest.fixture

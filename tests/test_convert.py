@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, broken_files
 from safetensors.torch import load_file, save_file
 from test_stock_architectures import YARN
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel
@@ -16,7 +16,7 @@ from model.processing import VLMProcessor, load_tokenizer, open_picture
 from model.weights import build_vlm, load_model, save_weights
 from scripts import convert_vlm, export_proof
 from scripts.convert_vlm import bare_decoder, convert, parse_arguments
-from scripts.export_folder import MANIFEST, broken_files
+from scripts.export_folder import MANIFEST
 from scripts.export_formats import FORMATS, Source
 from scripts.export_proof import PICTURES, compare, draw_picture, write_reference
 

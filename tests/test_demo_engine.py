@@ -11,11 +11,10 @@ import torch
 from conftest import IMAGE_SIZE, make_picture
 from PIL import Image, PngImagePlugin
 
-from eval_vlm import user_turn
 from model.config import END_ID, START_ID
 from model.weights import save_weights
 from scripts import demo_engine
-from scripts.answer import Answer, Options
+from scripts.answer import Answer, Options, user_turn
 from scripts.demo_chat import MOST_BYTES, Refused, Turn, conversation, examples, new_turn, take_picture
 from scripts.demo_engine import Engine, Job, find_weights, options_within, tidy_memory
 from scripts.demo_words import LANGUAGES, WORDS, say
@@ -132,6 +131,7 @@ def test_turns_say_what_the_terminal_says():
         user_turn("what?", 2), user_turn("and?", 0), user_turn("here?", 1)
     ]  # fmt: skip
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2 + ["user"]
+    assert messages[0]["content"] == [{"type": "image"}] * 2 + [{"type": "text", "text": "\nwhat?"}]
     assert messages[1]["content"] == [{"type": "text", "text": "a cat"}]
     assert squares == [picture.square for picture in pictures]  # each stays with its turn, in order
 

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import eval_vlm
 from model.vision_encoder import normalize_pixels
 from model.weights import save_weights
-from scripts.answer import Answerer, Options
+from scripts.answer import Answerer, Options, user_turn
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def files(picture, tmp_path):
 
 
 def expected(weight, turns: list[str], pictures: list) -> str:
-    messages = [eval_vlm.user_turn(turns[0], len(pictures))]
+    messages = [user_turn(turns[0], len(pictures))]
     answerer = Answerer.from_weight(weight, device="cpu", dtype="float32")
     return answerer.stream(messages, pictures, Options(8)).text
 
@@ -177,7 +177,7 @@ def test_our_folder_answers_as_our_file(run, our_folder, weight, files):
 def test_a_stock_llava_folder_answers_as_its_generate(llava_folder, processor, picture):
     answerer = Answerer.from_weight(llava_folder, device="cpu", dtype="float32")
     model = LlavaForConditionalGeneration.from_pretrained(llava_folder)
-    asked = [([eval_vlm.user_turn("@@ what?", n)], [picture(k) for k in range(n)]) for n in (1, 2, 0)]
+    asked = [([user_turn("@@ what?", n)], [picture(k) for k in range(n)]) for n in (1, 2, 0)]
     expected = []
     for messages, pictures in asked:
         rendered = processor.render(messages, add_generation_prompt=True)

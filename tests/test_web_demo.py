@@ -13,9 +13,9 @@ from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import ChatInput
 
 import model.vision_encoder
-from eval_vlm import load_pictures, user_turn
+from eval_vlm import load_pictures
 from model.weights import save_weights
-from scripts.answer import Answer, Answerer, Options
+from scripts.answer import Answer, Answerer, Options, user_turn
 from scripts.demo_engine import Job
 from scripts.demo_words import WORDS
 

@@ -26,18 +26,6 @@ VISION_SIZES = {
 
 
 @pytest.fixture
-def vlm(make_vlm):
-    return make_vlm()
-
-
-@pytest.fixture
-def saved(vlm, tmp_path) -> Path:
-    path = tmp_path / "out" / "vlm.safetensors"
-    save_weights(vlm, path, {"stage": "sft_vlm"})
-    return path
-
-
-@pytest.fixture
 def other_tower(tmp_path) -> Path:
     """Of the same shape, with other weights."""
     torch.manual_seed(99)

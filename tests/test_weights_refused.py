@@ -20,18 +20,6 @@ DECODER_PARAMETERS = (
 PROJECTOR_PARAMETERS = 16 * 32 + 32
 
 
-@pytest.fixture
-def vlm(make_vlm):
-    return make_vlm()
-
-
-@pytest.fixture
-def saved(vlm, tmp_path) -> Path:
-    path = tmp_path / "out" / "vlm.safetensors"
-    save_weights(vlm, path, {"stage": "sft_vlm"})
-    return path
-
-
 # strictness
 
 

@@ -26,6 +26,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from model.vision_encoder import file_sha256
+from model.weights import sync_to_disk
 
 FORMAT = 2
 TRAINED, OPTIMIZER, STATE, MANIFEST = "trained.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
@@ -147,7 +148,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep_last: int, say: Call
     if final.exists():  # damaged, or it would have been gone on from
         os.rename(final, folder / f".tmp-replaced-{step}-{os.getpid()}")
     os.rename(aside, final)
-    _fsync(folder)
+    sync_to_disk(folder)
     _rotate(folder, keep_last, say)
     return final
 
@@ -170,7 +171,7 @@ def _write_files(aside: Path, snapshot: Snapshot) -> None:
             raise OSError(f"{aside / name} reads back other than it was written: is the disk failing?")
     manifest = {"format": FORMAT, **snapshot.facts, "files": files}
     _write(aside / MANIFEST, json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1).encode())
-    _fsync(aside)
+    sync_to_disk(aside)
 
 
 def _write(path: Path, content: bytes) -> dict:
@@ -270,11 +271,3 @@ def _no_room(folder: Path, needed: int, free: int) -> str:
 
 def _digest(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

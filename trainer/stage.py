@@ -98,8 +98,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
 
     metrics = Metrics(config, model, runtime, state.step, order.total_steps, state.tracker_id)
     state.tracker_id = metrics.tracker_id
-    validate = partial(validation_loss, model, validation, config.batch_size, runtime, quarantine.take)
-    validate = validate if validation else None
+    validate = validation and partial(validation_loss, model, validation, config.batch_size, runtime, quarantine.take)
     saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, folder, stop, runtime)
     numbers = NumberWatch(config, order, partial(where_is, rows), state, scaler, metrics, runtime)
     wrapped = model
@@ -111,6 +110,9 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     try:
         train(wrapped, optimizer, scaler, batches, order, config, runtime, metrics, state, numbers, saver)
         saver.finish(state)
+    except Stopped:
+        left_out(quarantine, folder, say)
+        raise
     finally:
         saver.wait()
         metrics.close()

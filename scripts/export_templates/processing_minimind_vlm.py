@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.processing_utils import ProcessorMixin
 
 from model.config import IMAGE_TOKEN_ID
+from model.model_minimind import MiniMindForCausalLM  # noqa: F401 - transformers 5.3 copies what is named here
 from model.processing import IMAGE_TAG, Rendered, SampleError, VLMProcessor, collate, open_picture
 
 # pipeline("image-text-to-text") knows its models by their names and complains about others, though they work
@@ -90,9 +91,7 @@ class MiniMindVLMProcessor(ProcessorMixin):
     def _collate(self, rows: Sequence[tuple[Rendered, list]]) -> BatchFeature:
         renderer, ready = self.renderer, []
         for rendered, pictures in rows:
-            wanted = sum(rendered.image_mask) // self.image_tokens
-            if wanted != len(pictures):
-                raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {len(pictures)} pictures")
+            renderer.check_pictures(rendered, len(pictures))
             ready.append((rendered, [renderer.pixels(read_picture(picture)) for picture in pictures]))
         batch = collate(ready, pad_left=True)
         del batch["labels"], batch["loss_positions"]

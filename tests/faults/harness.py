@@ -16,6 +16,7 @@ from conftest import write_jsonl
 from safetensors.torch import load_file
 from test_training import SPEEDS, tiny
 
+from model import weights
 from trainer import checkpoint, stage
 from trainer.checkpoint import checkpoints_in
 from trainer.config import StageConfig
@@ -147,7 +148,8 @@ def digest_of_tensors(path: Path) -> str:
 class Calls:
     """Every call that changes the disk, in order; a fault can be put on the n-th.
 
-    Stands in for `os` and `open` of trainer.checkpoint. A fault on a write happens when half of it is written.
+    Stands in for `os` and `open` of trainer.checkpoint, and for `os` of model.weights, whose sync_to_disk it calls. A
+    fault on a write happens when half of it is written.
     """
 
     CHANGING = ("makedirs", "mkdir", "rename", "unlink", "rmdir", "fsync")
@@ -159,7 +161,8 @@ class Calls:
         members = {name: getattr(os, name) for name in dir(os) if not name.startswith("_")}
         members |= {name: self._wrapped(name, members[name]) for name in self.CHANGING}
         members["open"] = self._open_descriptor
-        patch.setattr(checkpoint, "os", SimpleNamespace(**members))
+        for module in (checkpoint, weights):
+            patch.setattr(module, "os", SimpleNamespace(**members))
         patch.setattr(checkpoint, "open", self._open, raising=False)
 
     def _count(self, name: str, path: object) -> bool:

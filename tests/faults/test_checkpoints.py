@@ -42,6 +42,16 @@ def silent(*_) -> None:
     pass
 
 
+def calls_of_a_save(step: int, folder: Path, monkeypatch, keep_last: int = 2) -> list[tuple[str, str]]:
+    """What the save of `step` does to the disk, after those of all steps before."""
+    for earlier in range(1, step):
+        write_checkpoint(folder, snapshot(earlier), keep_last=2)
+    with monkeypatch.context() as patch:
+        trace = Calls(patch).trace
+        write_checkpoint(folder, snapshot(step), keep_last=keep_last)
+    return trace
+
+
 # ---- death at every call
 
 
@@ -80,11 +90,7 @@ def test_death_at_every_call_leaves_the_old_or_the_new(steps_before, tmp_path, m
 
 
 def test_files_are_on_disk_before_the_name_and_the_name_before_anything_is_deleted(tmp_path, monkeypatch):
-    for step in (1, 2):
-        write_checkpoint(tmp_path, snapshot(step), keep_last=2)
-    with monkeypatch.context() as patch:
-        trace = Calls(patch).trace
-        write_checkpoint(tmp_path, snapshot(3), keep_last=2)
+    trace = calls_of_a_save(3, tmp_path, monkeypatch)
     names = [(name, Path(path).name) for name, path in trace]
     files = (checkpoint.TRAINED, checkpoint.OPTIMIZER, checkpoint.STATE, checkpoint.MANIFEST)
     aside = f".tmp-3-{os.getpid()}"
@@ -186,10 +192,7 @@ def no_space():
 
 
 def test_full_disk_at_every_call_leaves_the_old_one_and_no_litter(tmp_path, monkeypatch):
-    write_checkpoint(tmp_path, snapshot(1), keep_last=2)
-    with monkeypatch.context() as patch:
-        trace = Calls(patch).trace
-        write_checkpoint(tmp_path, snapshot(2), keep_last=2)
+    trace = calls_of_a_save(2, tmp_path, monkeypatch)
     shutil.rmtree(tmp_path / "step-00000002")
     writes = [n for n, (name, _) in enumerate(trace) if name in ("mkdir", "create", "write", "fsync")][:-1]
     assert len(writes) >= 12
@@ -253,11 +256,7 @@ def test_broken_folders_do_not_count_as_kept(tmp_path):
 
 
 def test_old_one_that_cannot_be_deleted_is_told_and_no_obstacle(tmp_path, monkeypatch):
-    for step in (1, 2):
-        write_checkpoint(tmp_path, snapshot(step), keep_last=2)
-    with monkeypatch.context() as patch:
-        trace = Calls(patch).trace
-        write_checkpoint(tmp_path, snapshot(3), keep_last=9)
+    trace = calls_of_a_save(3, tmp_path, monkeypatch, keep_last=9)
     said, renames = [], [n for n, (name, _) in enumerate(trace) if name == "rename"]
 
     def refuse():

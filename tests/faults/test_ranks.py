@@ -102,6 +102,18 @@ def test_signal_before_the_first_step_ends_the_run_at_once(config):
     assert "stopped by SIGTERM" in said_by(config, 0)
 
 
+def test_stopped_run_says_what_it_left_out(config):
+    with Path(config.data_path).open("a") as file:
+        file.write("no JSON\n")
+
+    def stop(own, now):
+        if now == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run_ranks(dataclasses.replace(config, max_bad_share=0.5), 1, stop) == [128 + signal.SIGTERM]
+    assert "\nleft out: 1 bad samples" in said_by(config, 0)
+
+
 def test_hung_rank_is_noticed_within_the_timeout_and_named(config, monkeypatch):
     limit = 2.0
     monkeypatch.setattr(runtime, "TIMEOUT", runtime.datetime.timedelta(seconds=limit))

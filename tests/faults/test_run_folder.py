@@ -5,11 +5,14 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from harness import in_child, run_in_child, small_run
 from test_training import ORIGINAL_TRAIN_STEP, run_until
 
@@ -138,6 +141,12 @@ def test_curve_shows_means_and_extremes():
     assert lines[0] == "   8.000 █████" and lines[-2] == "   1.000 ██████████"
     assert "step 1 to 100: 8.000 to 1.000, lowest 1.000" in lines[-1]
     assert status_script.curve([1], [0.0], width=10)[-1].endswith("lowest 0.000")
+
+
+def test_status_script_starts_without_torch():
+    """Seconds, for a look at a few files."""
+    code = "import sys, scripts.status; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_status_script_tells_what_it_looked_for(tmp_path):
