@@ -45,7 +45,8 @@ class RMSNorm(nn.Module):
 def product_dtype(x: torch.Tensor) -> torch.dtype:
     """In which products take x: a norm rounds to it once, where autocast would once for each product that reads it."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if casts else x.dtype
 
 
 class FeedForward(nn.Module):

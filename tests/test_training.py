@@ -153,7 +153,8 @@ def test_loss_falls_on_a_few_samples(dtype, data_folder, tower_folder, monkeypat
     _, model = watched_run(config, monkeypatch)
     assert all(math.isfinite(loss) for loss in losses(config))
     assert losses(config)[0] > 8 and losses(config)[-1] < 3
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # whatever the arithmetic
+    kept = {parameter.dtype for name, parameter in model.named_parameters() if not name.startswith("vision_encoder.")}
+    assert kept == {torch.float32}  # whatever the arithmetic; the frozen tower is no file's concern
 
 
 @pytest.mark.parametrize("use_moe", [0, 1])
