@@ -28,6 +28,7 @@ def grouped(conversations: Iterable[tuple[int, Hashable, Rendered]], max_length:
             common = min(shared, common_prefix(group[0], rendered))
             length = common + sum(len(row.input_ids) - common for row in (*group, rendered))
             worth = common >= SHARED * min(len(group[0].input_ids), len(rendered.input_ids))
+            worth = worth and not any(rendered.image_mask[common:])  # a row brings each picture once
             if worth and length <= max_length:
                 group.append(rendered)
                 shared = common

@@ -1,7 +1,8 @@
-"""What a frozen tower makes of every picture, computed once: a file of patch embeddings mapped into memory.
+"""What a frozen tower makes of every picture, or its pixels at the tower's size, computed once, in mapped files.
 
-One folder a cache, named by a hash of the tower, the pixels' size, the number format and the pictures: anything that
-changes makes another cache. Ranks fill it together, a killed run's part of it is kept, workers share its pages.
+One folder a cache, named by a hash of the tower (none where pixels are kept), the pixels' size, the number format and
+the pictures: anything that changes makes another cache. Ranks fill it together, a killed run's part of it is kept,
+workers share its pages.
 """
 
 import hashlib
@@ -17,7 +18,8 @@ from tqdm import tqdm
 from dataset.formats import BadSample, DataError
 from dataset.vlm_dataset import ConversationDataset
 
-FORMATS = {"float16": np.float16, "int8": np.int8}
+PIXELS = "pixels"
+FORMATS = {"float16": np.float16, "int8": np.int8, PIXELS: np.uint8}
 CHUNK = 32  # pictures encoded together
 MEASURED = 128  # pictures that give int8 its scale a channel: CLIP has channels far larger than the others
 FULLEST = 0.95  # of the free disk space
@@ -25,10 +27,13 @@ DONE, DAMAGED = 1, 2  # of a picture, in the file `done`; a damaged one is grey,
 
 
 class FeatureCache:
-    """[pictures, tokens, width] on disk. rows: for each row of a data set, the numbers of its pictures."""
+    """[pictures, tokens, width], or [pictures, 3, height, width] of PIXELS, on disk.
 
-    def __init__(self, folder: Path, kind: str, shape: tuple[int, int, int], rows: list[list[int]]):
-        self.folder, self.kind, self.shape, self.rows = folder, kind, shape, rows
+    numbers: of the pictures of all rows of a data set, in order; starts: where each row's begin among them, [rows + 1].
+    """
+
+    def __init__(self, folder: Path, kind: str, shape: tuple[int, ...], numbers: np.ndarray, starts: np.ndarray):
+        self.folder, self.kind, self.shape, self.numbers, self.starts = folder, kind, shape, numbers, starts
         self._maps: tuple[np.memmap, np.memmap] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         for name, size in (("patches", self.bytes_needed(kind, shape)), ("done", shape[0])):
@@ -38,12 +43,12 @@ class FeatureCache:
         self.scales = np.load(folder / "scales.npy") if (folder / "scales.npy").is_file() else None
 
     @staticmethod
-    def bytes_needed(kind: str, shape: tuple[int, int, int]) -> int:
+    def bytes_needed(kind: str, shape: tuple[int, ...]) -> int:
         return int(np.prod(shape)) * np.dtype(FORMATS[kind]).itemsize
 
     @property
     def maps(self) -> tuple[np.memmap, np.memmap]:
-        """The embeddings, and for each picture whether they are there."""
+        """The values, and for each picture whether they are there."""
         if self._maps is None:
             patches = np.memmap(self.folder / "patches", FORMATS[self.kind], "r+", shape=self.shape)
             self._maps = patches, np.memmap(self.folder / "done", np.uint8, "r+", shape=self.shape[:1])
@@ -53,12 +58,15 @@ class FeatureCache:
         return {**self.__dict__, "_maps": None}  # each worker maps the files itself
 
     def of_row(self, row: int) -> list[torch.Tensor]:
-        """float16 [tokens, width] of each picture of a row."""
-        stored = [torch.from_numpy(np.array(self.maps[0][number])) for number in self.rows[row]]
+        """float16 [tokens, width], or uint8 [3, height, width], of each picture of a row."""
+        stored = [torch.from_numpy(np.array(self.maps[0][number])) for number in self.numbers_of(row)]
         return stored if self.scales is None else [patches * torch.from_numpy(self.scales) for patches in stored]
 
     def is_damaged(self, row: int) -> bool:
-        return any(self.maps[1][number] == DAMAGED for number in self.rows[row])
+        return any(self.maps[1][number] == DAMAGED for number in self.numbers_of(row))
+
+    def numbers_of(self, row: int) -> np.ndarray:
+        return self.numbers[self.starts[row] : self.starts[row + 1]]
 
     def set_scales(self, patches: torch.Tensor) -> None:
         """patches [some pictures, tokens, width] that show how large each channel gets; every rank finds the same."""
@@ -69,7 +77,7 @@ class FeatureCache:
             temporary.replace(self.folder / "scales.npy")
 
     def store(self, numbers: Sequence[int], patches: torch.Tensor, marks: Sequence[int]) -> None:
-        """Marked as done, or damaged, only when the embeddings are on the disk."""
+        """Marked as done, or damaged, only when the values are on the disk."""
         stored, done = self.maps
         if self.scales is not None:
             patches = (patches / torch.from_numpy(self.scales).float()).round().clamp(-127, 127)
@@ -88,36 +96,39 @@ def cache_features(
     world_size: int = 1,
     say: Callable = print,
 ) -> None:
-    """Give the data set its pictures' embeddings instead of their pixels; this rank adds its share of what is missing.
+    """Give the data set its pictures' embeddings, or pixels, from files; this rank adds its share of what is missing.
 
     encode: uint8 [pictures, 3, height, width] -> [pictures, tokens, width]; tower: what identifies it; kind: of
-    FORMATS. All ranks call and then wait for each other.
+    FORMATS, PIXELS has no use for the two. All ranks call and then wait for each other.
 
     Raises:
         DataError: the disk is too small, with what is needed and what is free.
     """
-    rows, sources = _distinct_pictures(data)
-    if not sources:
+    if not len(data.found.shown):
         return
-    width = encode(_pixels(data, sources[:1])[0]).shape[2]
-    shape = (len(sources), data.processor.image_tokens, width)
-    facts = [tower, data.processor.image_size, kind, [_identity(*source) for source in sources]]
+    if kind == PIXELS:
+        encode, tower = _unchanged, PIXELS
+    distinct, sources, numbers = np.unique(data.found.shown, return_index=True, return_inverse=True)
+    identities = data.found.identities()
+    shape = (len(sources), *encode(_pixels(data, sources[:1])[0]).shape[1:])
+    facts = [tower, data.processor.image_size, kind, [identities[number] for number in distinct]]
     folder = folder / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
     needed, free = FeatureCache.bytes_needed(kind, shape), shutil.disk_usage(_existing(folder)).free
+    what, smaller = ("pixels", "") if kind == PIXELS else ("features", ", choose int8")
     if not (folder / "patches").is_file() and needed > FULLEST * free:
         raise DataError(
             f"--cache_features {kind} needs {needed / 1e9:.2f} GB in {folder.parent} for {len(sources):,} pictures and "
-            f"{free / 1e9:.2f} GB are free: make room, choose int8, or --cache_features none"
+            f"{free / 1e9:.2f} GB are free: make room{smaller}, or --cache_features none"
         )
-    say(f"features of {len(sources):,} pictures: {needed / 1e9:.2f} GB of {kind} in {folder}")
-    cache = FeatureCache(folder, kind, shape, rows)
+    say(f"{what} of {len(sources):,} pictures: {needed / 1e9:.2f} GB of {kind} in {folder}")
+    cache = FeatureCache(folder, kind, shape, numbers, data.found.starts)
     if kind == "int8" and cache.scales is None:
         first = range(0, min(MEASURED, len(sources)), CHUNK)
         cache.set_scales(torch.cat([encode(_pixels(data, sources[n : min(n + CHUNK, MEASURED)])[0]) for n in first]))
     missing = [n for n in range(rank, len(sources), world_size) if cache.maps[1][n] != DONE]
-    for numbers in tqdm(list(_chunks(missing)), desc="encoding", unit=f"x{CHUNK}", disable=None if rank == 0 else True):
-        pixels, marks = _pixels(data, [sources[n] for n in numbers])
-        cache.store(numbers, encode(pixels).cpu(), marks)
+    for chunk in tqdm(list(_chunks(missing)), desc="encoding", unit=f"x{CHUNK}", disable=None if rank == 0 else True):
+        pixels, marks = _pixels(data, sources[chunk])
+        cache.store(chunk, encode(pixels).cpu(), marks)
     data.features = cache
 
 
@@ -125,34 +136,17 @@ def _chunks(numbers: list[int]) -> Iterator[list[int]]:
     return (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
 
 
-def _distinct_pictures(data: ConversationDataset) -> tuple[list[list[int]], list[tuple]]:
-    """For each row the numbers of its pictures; for each picture a row and a place in it that has it, and itself."""
-    seen: dict[object, int] = {}
-    rows, sources = [], []
-    for row in range(len(data)):
-        numbers = []
-        for place, picture in enumerate(data.pictures_of(row)):
-            if picture not in seen:
-                seen[picture] = len(sources)
-                sources.append((row, place, picture))
-            numbers.append(seen[picture])
-        rows.append(numbers)
-    return rows, sources
+def _unchanged(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels
 
 
-def _identity(row: int, place: int, picture: Path | bytes) -> list:
-    if isinstance(picture, bytes):
-        return [hashlib.sha256(picture).hexdigest()]
-    facts = picture.stat()
-    return [picture.name, facts.st_size, facts.st_mtime_ns]
-
-
-def _pixels(data: ConversationDataset, sources: Sequence[tuple]) -> tuple[torch.Tensor, list[int]]:
-    """Pictures [n, 3, height, width], and whether each could be decoded."""
+def _pixels(data: ConversationDataset, sources: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+    """Pictures [n, 3, height, width], and whether each could be decoded; sources: their places in data.found.shown."""
     pixels, marks = [], []
-    for row, place, _ in sources:
+    for source in sources:
+        row = int(np.searchsorted(data.found.starts, source, "right")) - 1
         try:
-            picture = data.samples[data.kept[row]].open_picture(place)
+            picture = data.samples[data.kept[row]].open_picture(source - data.found.starts[row])
             pixels.append(data.processor.pixels(picture))
             marks.append(DONE)
         except BadSample:

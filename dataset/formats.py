@@ -5,6 +5,7 @@
 *.parquet   MiniMind's: columns conversations (JSON text) and image_bytes (one picture or a list of them)
 """
 
+import hashlib
 import io
 import json
 import reprlib
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from model.processing import SampleError, open_picture
@@ -93,13 +95,18 @@ class JsonLines(Sequence):
     def __init__(self, path: Path, images_path: Path):
         self.path, self.images_path = path, images_path.resolve()
         with path.open("rb") as file:
-            self.lines = list(_places(file))  # line number, offset, bytes
+            self.lines = np.fromiter(_places(file), np.dtype((np.int64, 3)))  # line number, offset, bytes
 
     def __len__(self) -> int:
         return len(self.lines)
 
+    def identity(self) -> list:
+        """What tells this data from other data, but for its pictures: where it lies, and every byte of it."""
+        with self.path.open("rb") as file:
+            return [str(self.path), str(self.images_path), hashlib.file_digest(file, "sha256").hexdigest()]
+
     def __getitem__(self, index: int) -> Sample:
-        number, offset, size = self.lines[index]
+        number, offset, size = self.lines[index].tolist()
         where = f"{self.path}:{number}"
         if size > MAX_LINE:
             raise BadSample(where, f"this line has {size:,} bytes, more than {MAX_LINE:,}: split or delete it")
@@ -124,11 +131,15 @@ class JsonLines(Sequence):
         return names
 
     def _locate(self, where: str, name: str) -> Path:
-        """Where a picture lies, found without opening it: a regular file inside the folder, whatever links lead to."""
+        """Where a picture lies, found without opening it: a regular file inside the folder, whatever links lead to.
+
+        The path is the one that was named, so that a link that leads elsewhere tomorrow shows in the file's facts.
+        """
         if "://" in name:
             raise BadSample(where, f"picture {shown(name)} is an address: download it, and give its file's name")
         try:
-            path = (self.images_path / name).resolve()
+            named = self.images_path / name
+            path = named.resolve()
             exists = path.exists()
         except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, half a surrogate pair, a loop of links
             raise BadSample(where, f"no file can be called {name[:80]!r} ({str(error)[:80]})") from error
@@ -138,7 +149,7 @@ class JsonLines(Sequence):
             )
         if exists and not path.is_file():
             raise BadSample(where, f"picture {name[:80]!r} is no regular file")
-        return path
+        return named
 
 
 def _places(file: io.BufferedReader) -> Iterator[tuple[int, int, int]]:
@@ -250,6 +261,11 @@ class ParquetRows(Sequence):
 
     def __len__(self) -> int:
         return self._rows
+
+    def identity(self) -> list:
+        """What tells this data from other data, pictures and all: the file's size and time of change."""
+        facts = self.path.stat()
+        return [str(self.path), facts.st_size, facts.st_mtime_ns]
 
     def __getitem__(self, index: int) -> Sample:
         where = f"{self.path}:{index + 1}"

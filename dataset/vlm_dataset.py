@@ -1,7 +1,9 @@
 """Checked samples, rendered once: token ids in memory, pictures decoded when a batch needs them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import json
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,12 @@ from torch.utils.data import Dataset
 from dataset.batching import grouped
 from dataset.formats import BadSample, DataError, Sample
 from dataset.quarantine import Quarantine
+from dataset.token_cache import BAD, DROPPED, WORTH_KEEPING, Checked, Note, PicturesSeen, cache_path, read_or_render
 from model.processing import Rendered, SampleError, VLMProcessor, collate
 
 FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
 PICTURE = np.uint16(65535)  # stands for a whole span in the stored ids
+SIGN_OF_LIFE = 100  # samples between two
 GREY = 128  # of every pixel of a picture that cannot be decoded
 
 
@@ -28,6 +32,20 @@ class DataReport:
     trained_tokens: list[int] = field(default_factory=list)  # a sample each
     dropped: list[str] = field(default_factory=list)  # where and why
     bad: list[str] = field(default_factory=list)  # likewise
+
+    def leave_out(self, note: Note, quarantine: Quarantine) -> None:
+        """Raises DataError as the quarantine does."""
+        if note.kind == BAD:
+            error = BadSample(note.where, note.reason)
+            quarantine.leave_out(error, self.bad, note.number + 1)
+            self.bad.append(str(error))
+        else:
+            quarantine.drop(note.where, note.reason)
+            self.dropped.append(f"{note.where}: {note.reason}")
+
+    def count(self, found: Checked) -> None:
+        self.samples, self.rows = len(found.counts), len(found.kept)
+        self.trained_tokens, self.pictures = found.counts[:, 0].tolist(), int(found.counts[:, 1].sum())
 
     def __str__(self) -> str:
         counts = self.trained_tokens or [0]
@@ -44,6 +62,93 @@ class DataReport:
         return line
 
 
+class Check:
+    """One look at every sample of a data file: what can be used is rendered, why the rest cannot is noted.
+
+    report: to which the samples that are left out are added.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], processor: VLMProcessor, max_seq_len: int, quarantine: Quarantine,
+        report: DataReport,
+    ):  # fmt: skip
+        self.samples, self.processor, self.max_seq_len = samples, processor, max_seq_len
+        self.quarantine, self.report, self.notes = quarantine, report, []
+        self.pictures, self.sound = PicturesSeen(), set()  # all, and those that could be opened
+        # Of each sample that can be used: its number, its trained tokens and its pictures; and those pictures' numbers.
+        self.usable, self.trained, self.shows, self.shown = array("q"), array("q"), array("q"), array("q")
+
+    def run(self, alive: Callable = lambda: None) -> Checked:
+        """alive: called now and then. Raises DataError where too many samples are bad, or none is left."""
+        columns, offsets, kept = (bytearray(), bytearray(), bytearray()), array("q", [0]), array("q")
+        for index, row in grouped(self._usable(alive), self.max_seq_len):
+            for column, values in zip(columns, _pack(row, self.processor.image_tokens), strict=True):
+                column += values.tobytes()
+            offsets.append(len(columns[1]))
+            kept.append(index)
+        if not kept:
+            raise DataError(f"no sample of {len(self.samples)} can be used; {self.report}")
+        ids, trained, branch = map(np.frombuffer, columns, (np.uint16, np.bool_, np.uint16))
+        counts = np.array([self.trained, self.shows]).T.copy()
+        begins_row = np.isin(self.usable, kept)
+        shown = np.array(self.shown)[begins_row.repeat(self.shows)]
+        starts = np.append(0, counts[begins_row, 1].cumsum())
+        notes = np.frombuffer(json.dumps([astuple(note) for note in self.notes]).encode(), np.uint8)
+        names, stamps = self.pictures.columns()
+        return Checked(
+            ids, trained, branch, np.array(offsets), np.array(kept), shown, starts, counts, names, stamps, notes
+        )
+
+    def _usable(self, alive: Callable) -> Iterator[tuple[int, tuple[int, ...], Rendered]]:
+        """Number, numbers of the pictures and rendered conversation of each sample that can be used."""
+        for index in range(len(self.samples)):
+            if index % SIGN_OF_LIFE == 0:
+                alive()
+            sample = None
+            try:
+                sample = self.samples[index]
+                shown = tuple(map(self.pictures.number, sample.pictures))
+                rendered, unfit = self._check(sample, shown)
+            except BadSample as error:
+                self._leave_out(Note(BAD, index, error.where, error.reason, parsed=sample is not None))
+                continue
+            if unfit:
+                self._leave_out(Note(DROPPED, index, sample.where, unfit))
+                continue
+            self.usable.append(index)
+            self.trained.append(sum(rendered.trained))
+            self.shows.append(len(shown))
+            self.shown.extend(shown)
+            yield index, shown, rendered
+        self.quarantine.check(self.report.bad, len(self.report.bad), len(self.samples))
+
+    def _leave_out(self, note: Note) -> None:
+        self.notes.append(note)
+        self.report.leave_out(note, self.quarantine)
+
+    def _check(self, sample: Sample, shown: tuple[int, ...]) -> tuple[Rendered, str]:
+        """A sample rendered and cut to its length, and why it does not fit, if so. Raises BadSample."""
+        try:
+            if sample.text is not None:
+                rendered = self.processor.render_text(sample.text, self.max_seq_len)
+            else:
+                rendered = self.processor.render(sample.messages)
+        except SampleError as error:
+            raise BadSample(sample.where, str(error)) from error
+        try:
+            rendered.truncate(self.max_seq_len)
+        except SampleError as error:
+            return rendered, str(error)
+        if not any(rendered.trained[1:]):
+            return rendered, f"no token of an answer within {self.max_seq_len} tokens"
+        decode = len(self.shown) + len(shown) <= FULLY_DECODED
+        for place, number in enumerate(shown):
+            if number not in self.sound:  # questions about one picture open it once
+                sample.open_picture(place, decode)
+                self.sound.add(number)
+        return rendered, ""
+
+
 class ConversationDataset(Dataset):
     """Rows by number: (Rendered, pixels or cached features of its pictures).
 
@@ -51,67 +156,33 @@ class ConversationDataset(Dataset):
     Everything is checked and rendered here, before the first training step: lines, roles, tags against pictures,
     picture headers (and whole pictures where there are few), lengths. Samples too long for their pictures or left
     without a trained token are dropped and counted; anything else that is wrong goes to the quarantine, which counts it
-    or raises DataError with file, line, cure.
+    or raises DataError with file, line, cure. All that is found may be kept on disk (dataset.token_cache).
     """
 
     def __init__(
-        self, samples: Sequence[Sample], processor: VLMProcessor, max_seq_len: int, quarantine: Quarantine | None = None
-    ):
-        """quarantine: what becomes of bad samples; without one the first is raised."""
+        self, samples: Sequence[Sample], processor: VLMProcessor, max_seq_len: int,
+        quarantine: Quarantine | None = None, folder: Path | None = None, say: Callable = print,
+    ):  # fmt: skip
+        """quarantine: what becomes of bad samples; without one the first is raised. folder: where to keep what is found
+        in a file that read_samples opened; None: nowhere.
+        """
         self.samples, self.processor, self.report = samples, processor, DataReport()
-        quarantine = quarantine or Quarantine()
         self.features = None  # a dataset.feature_cache.FeatureCache, to be taken instead of pixels
-        self.kept: list[int] = []  # of each row, the sample that its pictures come from
-        columns, lengths = [], [0]
-        for index, row in grouped(self._usable(max_seq_len, quarantine), max_seq_len):
-            columns.append(_pack(row, processor.image_tokens))
-            lengths.append(len(columns[-1][0]))
-            self.kept.append(index)
-        if not self.kept:
-            raise DataError(f"no sample of {len(samples)} can be used; {self.report}")
-        self.report.rows = len(self.kept)
-        self.offsets = np.cumsum(lengths)
-        self.ids, self.trained, self.branch = (np.concatenate(column) for column in zip(*columns, strict=True))
-
-    def _usable(
-        self, max_seq_len: int, quarantine: Quarantine
-    ) -> Iterator[tuple[int, tuple[Path | bytes, ...], Rendered]]:
-        """Number, pictures and rendered conversation of each sample that can be used."""
-        for index in range(len(self.samples)):
-            try:
-                sample = self.samples[index]
-                rendered, unfit = self._check(sample, max_seq_len)
-            except BadSample as error:
-                quarantine.leave_out(error, self.report.bad, index + 1)
-                self.report.bad.append(str(error))
-                continue
-            if unfit:
-                quarantine.drop(sample.where, unfit)
-                self.report.dropped.append(f"{sample.where}: {unfit}")
-                continue
-            self.report.samples += 1
-            self.report.pictures += len(sample.pictures)
-            self.report.trained_tokens.append(sum(rendered.trained))
-            yield index, sample.pictures, rendered
-        quarantine.check(self.report.bad, len(self.report.bad), len(self.samples))
-
-    def _check(self, sample: Sample, max_seq_len: int) -> tuple[Rendered, str]:
-        """A sample rendered and cut to its length, and why it does not fit, if so. Raises BadSample."""
-        try:
-            if sample.text is not None:
-                rendered = self.processor.render_text(sample.text, max_seq_len)
-            else:
-                rendered = self.processor.render(sample.messages)
-        except SampleError as error:
-            raise BadSample(sample.where, str(error)) from error
-        try:
-            rendered.truncate(max_seq_len)
-        except SampleError as error:
-            return rendered, str(error)
-        if not any(rendered.trained[1:]):
-            return rendered, f"no token of an answer within {max_seq_len} tokens"
-        sample.open_pictures(decode=self.report.pictures + len(sample.pictures) <= FULLY_DECODED)
-        return rendered, ""
+        quarantine = quarantine or Quarantine()
+        check = Check(samples, processor, max_seq_len, quarantine, self.report)
+        if folder is None or len(samples) < WORTH_KEEPING:
+            found = check.run()
+        else:
+            path = cache_path(folder, samples, processor, max_seq_len)
+            found, was_read = read_or_render(path, samples, check.run, say)
+            if was_read:
+                say(f"rendered at an earlier start: {path}")
+                for note in found.each_note():
+                    self.report.leave_out(note, quarantine)
+                quarantine.check(self.report.bad, len(self.report.bad), len(samples))
+        self.report.count(found)
+        self.found, self.kept, self.offsets = found, found.kept, found.offsets
+        self.ids, self.trained, self.branch = found.ids, found.trained, found.branch
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -142,8 +213,7 @@ class ConversationDataset(Dataset):
             return rendered, []
         if self.features is not None:
             if self.features.is_damaged(index):
-                where = self.samples[self.kept[index]].where
-                rendered.unlearn(where, "a picture could not be decoded when --cache_features encoded it")
+                rendered.unlearn(self.where(index), "a picture could not be decoded when --cache_features encoded it")
             return rendered, self.features.of_row(index)
         try:
             return rendered, self.pixels(index)
@@ -160,8 +230,12 @@ class ConversationDataset(Dataset):
         """What stands for a picture that cannot be decoded."""
         return torch.full((3, self.processor.image_size, self.processor.image_size), GREY, dtype=torch.uint8)
 
-    def pictures_of(self, index: int) -> tuple[Path | bytes, ...]:
-        return self.samples[self.kept[index]].pictures
+    def where(self, index: int) -> str:
+        """File and line of a row's first sample, whatever has become of them since."""
+        try:
+            return self.samples[self.kept[index]].where
+        except BadSample as error:
+            return error.where
 
 
 def _pack(rendered: Rendered, image_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,6 +6,8 @@ image_mask                     (196 true)
 labels                                                                              a cat<|im_end|>
 """
 
+import hashlib
+import json
 import reprlib
 import struct
 from collections.abc import Sequence
@@ -147,6 +149,11 @@ class VLMProcessor:
         if isinstance(config, VLMConfig):
             return cls(tokenizer, config.image_tokens, config.image_size)
         return cls(tokenizer)
+
+    def fingerprint(self) -> str:
+        """Of all that decides which ids a text becomes."""
+        parts = (self.tokenizer.backend_tokenizer.to_str(), str(self.tokenizer.chat_template), self.image_tokens)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Plain text to ids; what looks like a control token is spelt out as text, so nobody can type one."""

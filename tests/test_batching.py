@@ -113,6 +113,19 @@ def test_only_neighbours_about_the_same_pictures_share_a_row(processor, talks):
     assert rows("aa", plain) == [0, 1]
 
 
+def test_a_picture_behind_the_shared_beginning_keeps_a_row_of_its_own(data_folder, processor):
+    """Shared rows bring each picture once, so none may stand in their branches."""
+    talk = PICTURE + "Here is one of them, and this is what I ask: {} of them is like this one? " + PICTURE
+    lines = [
+        {"image": "0_0.png, 3_0.png", "conversations": [{"role": "user", "content": talk.format(question)},
+                                                        {"role": "assistant", "content": "a cat"}]}
+        for question in ("which", "none")
+    ]  # fmt: skip
+    data = ConversationDataset(read_samples(write_jsonl(data_folder / "many.jsonl", lines)), processor, 400)
+    for row, pixels in (data[number] for number in range(len(data))):
+        assert sum(row.image_mask) == len(pixels) * processor.image_tokens == 2 * processor.image_tokens
+
+
 def test_the_data_set_groups_and_stores_rows(data_folder, processor):
     lines = [
         {"image": image, "conversations": [{"role": "user", "content": PICTURE + question},
@@ -121,7 +134,7 @@ def test_the_data_set_groups_and_stores_rows(data_folder, processor):
     ]  # fmt: skip
     path = write_jsonl(data_folder / "many.jsonl", lines)
     data = ConversationDataset(read_samples(path), processor, 400)
-    assert data.kept == [0, 3]
+    assert data.kept.tolist() == [0, 3]
     assert (data.report.samples, data.report.rows) == (6, 2)
     wanted = [processor.render(sample.messages) for sample in read_samples(path)]
     for number in range(2):

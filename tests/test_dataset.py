@@ -48,7 +48,7 @@ def test_stored_rows_are_the_rendered_rows(mixed, tokenizer, image_tokens, max_s
     processor = VLMProcessor(tokenizer, image_tokens, IMAGE_SIZE)
     samples = read_samples(mixed)
     data = construct(samples, processor, max_seq_len)
-    assert data.kept == list(range(27))
+    assert data.kept.tolist() == list(range(27))
     cut = 0
     for index, sample in enumerate(samples):
         if sample.text is None:
@@ -92,7 +92,7 @@ def test_samples_too_long_for_their_pictures_are_dropped_and_counted(folder, pro
         f"{path}:5: no token of an answer within 18 tokens",
         f"{path}:6: no token of an answer within 18 tokens",
     ]
-    assert data.kept == [0, 3, 6]
+    assert data.kept.tolist() == [0, 3, 6]
     assert data.report.pictures == 0
     assert data.lengths.tolist() == [18, 18, 18]
     assert data.report.trained_tokens == [3, 3, 17]

@@ -1,14 +1,17 @@
 """Cached features are the tower's own outputs, computed once, whoever computes them and however often it is stopped."""
 
 import dataclasses
+import json
 import pickle
 import shutil
+import tracemalloc
 from collections import namedtuple
 
 import pytest
 import torch
 from conftest import make_picture
-from test_training import losses, tiny
+from test_formats import turns, write_parquet
+from test_training import assert_bit_equal, losses, tiny, weights_of
 
 from dataset import feature_cache
 from dataset.feature_cache import cache_features
@@ -91,24 +94,29 @@ def test_what_is_there_is_not_computed_again(data, make_vlm, tmp_path, monkeypat
     assert encode.seen == 1
 
 
-def test_another_tower_picture_or_format_is_another_cache(data, data_folder, make_vlm, tmp_path):
+def test_another_tower_picture_or_format_is_another_cache(data_folder, processor, make_vlm, tmp_path):
     encode, folder = Encoder(make_vlm()), tmp_path / "cache"
 
     def build(tower: str = "tower", kind: str = "float16") -> int:
+        nonlocal data
+        data = ConversationDataset(read_samples(data_folder / "train.jsonl"), processor, 400)
         cache_features(data, encode, tower, kind, folder)
         return len(list(folder.iterdir()))
 
+    data = None
     assert [build(), build(), build("other"), build(kind="int8")] == [1, 1, 2, 3]
+    assert [build(kind="pixels"), build("other", "pixels")] == [4, 4]  # pixels know no tower
     make_picture(999).save(data_folder / "images" / "0_0.png")
-    assert build() == 4
+    assert build() == 5
     assert torch.equal(data[0][1][0], encode.model.encode_pictures(data.pixels(0)[0][None])[0].half())
 
 
-def test_a_disk_too_small_is_refused_before_anything_is_written(data, make_vlm, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "cure"), [("float16", "make room, choose int8, or"), ("pixels", "make room, or")])
+def test_a_disk_too_small_is_refused_before_anything_is_written(kind, cure, data, make_vlm, tmp_path, monkeypatch):
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2000, 1000, 1000))
-    with pytest.raises(DataError, match=r"--cache_features float16 needs 0.00 GB .* 24 pictures .* make room"):
-        cache_features(data, make_vlm().encode_pictures, "tower", "float16", tmp_path / "cache")
+    with pytest.raises(DataError, match=rf"--cache_features {kind} needs 0.00 GB .* 24 pictures .* {cure}"):
+        cache_features(data, make_vlm().encode_pictures, "tower", kind, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
@@ -131,3 +139,50 @@ def test_a_stage_learns_the_same_from_its_cache(kind, workers, data_folder, towe
         run_stage(config)
     assert losses(cached) == pytest.approx(losses(online), rel=5e-3)
     assert len(list((data_folder / "cached" / "features").iterdir())) == 1
+
+
+def no_tower(*_):
+    raise AssertionError("pixels need no tower")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stage_learns_the_same_to_the_bit_from_kept_pixels(workers, data_folder, tower_folder):
+    online = tiny(SFT_VLM, data_folder, tower_folder, save_dir=str(data_folder / "online"), epochs=2)
+    kept = dataclasses.replace(
+        online, cache_features="pixels", num_workers=workers, save_dir=str(data_folder / "kept")
+    )  # fmt: skip
+    run_stage(online)
+    run_stage(kept)
+    assert losses(kept) == losses(online)
+    assert_bit_equal(weights_of(kept), weights_of(online))
+
+
+def test_kept_pixels_are_decoded_once(data, data_folder, tmp_path):
+    wanted = [data[row][1] for row in range(len(data))]
+    cache_features(data, no_tower, "tower", "pixels", tmp_path / "cache")
+    shutil.rmtree(data_folder / "images")
+    for row, pictures in enumerate(wanted):
+        found = data[row][1]
+        assert len(found) == len(pictures) and all(map(torch.equal, found, pictures))
+        assert all(picture.dtype == torch.uint8 for picture in found)
+    batch = collate([data[row] for row in range(6)])
+    assert "pixel_values" in batch and "patch_features" not in batch
+    assert torch.equal(pickle.loads(pickle.dumps(data))[0][1][0], wanted[0][0])
+
+
+def test_pictures_in_a_parquet_are_not_held_in_memory(tmp_path, processor, make_vlm):
+    """Of a picture's bytes only a hash is kept."""
+    pictures = []
+    for number in range(40):
+        make_picture(number, 256).save(tmp_path / "picture.png")
+        pictures.append((tmp_path / "picture.png").read_bytes())
+    texts = [json.dumps(turns(1, "a cat " * (number + 1))) for number in range(80)]
+    path = write_parquet(tmp_path / "train.parquet", texts, pictures * 2)
+    data = ConversationDataset(read_samples(path), processor, 400)
+    data[0]  # what is loaded once is no growth
+    tracemalloc.start()
+    cache_features(data, make_vlm().encode_pictures, "tower", "float16", tmp_path / "cache")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < sum(map(len, pictures)) / 4
+    assert data.features.shape[0] == 40 and all(map(torch.equal, data[3][1], data[43][1]))

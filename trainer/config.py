@@ -15,7 +15,7 @@ PARTS = ("projector", "last_layer", "language_model")
 CHOICES = {
     "dtype": ("auto", "bfloat16", "float16", "float32"),
     "optimizer": ("adamw", "muon"),
-    "cache_features": ("none", "float16", "int8"),
+    "cache_features": ("none", "float16", "int8", "pixels"),
 }
 SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
          "use_moe": 0, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
@@ -79,7 +79,9 @@ class StageConfig:
     compile: int = flag(0, "1: torch.compile fuses operations; needs a C++ compiler and a minute at the start")
     pack_tokens: int = flag(0, "pack samples side by side into rows of so many tokens; 0: batches of like lengths")
     pack_pictures: int = flag(8, "most pictures a packed row")
-    cache_features: str = flag("none", "float16 or int8: encode each picture once, into files under save_dir/features")
+    cache_features: str = flag(
+        "none", "float16 or int8: encode each picture once, into files under save_dir/features; pixels: decode it once"
+    )
     num_workers: int = flag(1, "processes a rank that decode pictures")
     profile: int = flag(0, "steps to profile: a trace in the run's folder, and the ten dearest operations; 0: none")
     log_interval: int = flag(20, "steps between log lines")

@@ -50,12 +50,6 @@ def data_fingerprint(data: Subset) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_fingerprint(processor: VLMProcessor) -> str:
-    tokenizer = processor.tokenizer
-    parts = (tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), processor.image_tokens)
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
 def frozen_fingerprint(model: nn.Module) -> str:
     """Of the weights that a checkpoint does not hold: the tower's as its file says, the decoder's one by one."""
     digest = hashlib.sha256(str(getattr(model.config, "vision_sha256", None)).encode())
@@ -70,7 +64,7 @@ def fingerprints(config: StageConfig, model: nn.Module, processor: VLMProcessor,
     """Everything that a checkpoint compares before a run goes on from it, most telling first."""
     return {
         "stage": config.name,
-        "tokenizer": tokenizer_fingerprint(processor),
+        "tokenizer": processor.fingerprint(),
         "frozen weights": frozen_fingerprint(model),
         "data": data_fingerprint(data),
         "samples": len(data),

@@ -132,8 +132,7 @@ def where_is(rows: Subset | PackedRows, number: int) -> str:
     """File and line of a training sample, or of all in a packed row."""
     if isinstance(rows, PackedRows):
         return ", ".join(where_is(rows.data, sample) for sample in rows.contents[number])
-    dataset = rows.dataset
-    return dataset.samples[dataset.kept[rows.indices[number]]].where
+    return rows.dataset.where(rows.indices[number])
 
 
 def with_sizes(config: StageConfig) -> StageConfig:
@@ -170,7 +169,8 @@ def load_data(
 
     def read(path: str) -> ConversationDataset:
         samples = read_samples(path, config.images_path or None)
-        dataset = ConversationDataset(samples, processor, config.max_seq_len, quarantine)
+        folder = Path(config.save_dir) / "tokens"
+        dataset = ConversationDataset(samples, processor, config.max_seq_len, quarantine, folder, say)
         say(f"{path}: {dataset.report}")
         return dataset
 
@@ -198,7 +198,7 @@ def encode_once(
     config: StageConfig, model: MiniMindVLM, data: Subset, validation: Subset | ConversationDataset | None,
     runtime: Runtime, say: Callable = print,
 ) -> None:  # fmt: skip
-    """Swap the pictures of both data sets for the frozen tower's outputs, from files that all ranks fill together."""
+    """Take the frozen tower's outputs of both data sets' pictures, or their pixels, from files that all ranks fill."""
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         with runtime.autocast():

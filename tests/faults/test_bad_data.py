@@ -239,7 +239,10 @@ def damaged_lines(config) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_workers": 1}, {"pack_tokens": 128, "batch_size": 1}, {"cache_features": "int8"}], ids=str
+    "changes",
+    [{"num_workers": 1}, {"pack_tokens": 128, "batch_size": 1}]
+    + [{"cache_features": kind} for kind in ("int8", "pixels")],
+    ids=str,
 )
 def test_a_run_with_damaged_pictures_resumes_to_the_bit(changes, damaged, monkeypatch, capsys):
     config = dataclasses.replace(damaged, **changes)
@@ -298,7 +301,8 @@ def test_features_of_a_damaged_picture_teach_nothing(damaged, data_folder, proce
     for row in range(6):
         rendered, features = data[row]
         assert bool(rendered.damaged) == (row in (1, 3)) and any(rendered.trained) != (row in (1, 3))
-        assert [feature.shape for feature in features] == [(processor.image_tokens, 16)] * len(data.pictures_of(row))
+        pictures = len(data.features.numbers_of(row))
+        assert [feature.shape for feature in features] == [(processor.image_tokens, 16)] * pictures
 
 
 def test_too_many_damaged_pictures_end_a_run(processor):
