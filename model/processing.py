@@ -221,10 +221,16 @@ class VLMProcessor:
             raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {pictures} pictures")
 
     def prompts(self, conversations: Sequence[tuple[Sequence[dict], Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
-        """(messages, pictures) pairs to the inputs of generate(), padded on the left."""
+        """(messages, pictures) pairs to the inputs of generate()."""
+        rendered = [
+            (self.render(messages, add_generation_prompt=True), pictures) for messages, pictures in conversations
+        ]
+        return self.prompt_inputs(rendered)
+
+    def prompt_inputs(self, prompts: Sequence[tuple[Rendered, Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
+        """Rendered prompts and their pictures to the inputs of generate(), padded on the left."""
         rows = []
-        for messages, pictures in conversations:
-            rendered = self.render(messages, add_generation_prompt=True)
+        for rendered, pictures in prompts:
             self.check_pictures(rendered, len(pictures))
             rows.append((rendered, [self.pixels(picture) for picture in pictures]))
         batch = collate(rows, pad_left=True)

@@ -187,6 +187,7 @@ def test_parquet_in_worker_processes(parquet_file, processor):
     for batch, rows in zip(batches, ([0, 1], [2, 3], [4]), strict=True):
         wanted = collate([data[index] for index in rows])
         assert batch.keys() == wanted.keys()
+        assert batch.pop("pictures_a_row") == wanted.pop("pictures_a_row")
         assert all(torch.equal(batch[name], wanted[name]) for name in wanted)
 
 

@@ -12,7 +12,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from model.config import IMAGE_TOKEN_ID
 from model.model_minimind import MiniMindForCausalLM  # noqa: F401 - transformers 5.3 copies what is named here
-from model.processing import IMAGE_TAG, Rendered, SampleError, VLMProcessor, collate, open_picture
+from model.processing import IMAGE_TAG, Rendered, SampleError, VLMProcessor, open_picture
 
 # pipeline("image-text-to-text") knows its models by their names and complains about others, though they work
 MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault("minimind_vlm", ("MiniMindVLM", "MiniMindVLMWithoutVision"))
@@ -69,7 +69,7 @@ class MiniMindVLMProcessor(ProcessorMixin):
             if continue_final_message:
                 rendered.truncate(len(rendered.input_ids) - 1 - len(renderer.new_line))
             rows.append((rendered, pictures_of(messages)))
-        inputs = self._collate(rows)
+        inputs = self._inputs(rows)
         return inputs if return_dict else inputs["input_ids"]
 
     def __call__(self, images=None, text: str | Sequence[str] = "", **_options) -> BatchFeature:
@@ -86,16 +86,11 @@ class MiniMindVLMProcessor(ProcessorMixin):
             pictures = pictures[count:]
         if pictures:
             raise SampleError(f"{len(pictures)} pictures are left over: put an {IMAGE_TAG} for each into the text")
-        return self._collate(rows)
+        return self._inputs(rows)
 
-    def _collate(self, rows: Sequence[tuple[Rendered, list]]) -> BatchFeature:
-        renderer, ready = self.renderer, []
-        for rendered, pictures in rows:
-            renderer.check_pictures(rendered, len(pictures))
-            ready.append((rendered, [renderer.pixels(read_picture(picture)) for picture in pictures]))
-        batch = collate(ready, pad_left=True)
-        del batch["labels"], batch["loss_positions"]
-        return BatchFeature(batch)
+    def _inputs(self, rows: Sequence[tuple[Rendered, list]]) -> BatchFeature:
+        read = [(rendered, [read_picture(picture) for picture in pictures]) for rendered, pictures in rows]
+        return BatchFeature(self.renderer.prompt_inputs(read))
 
 
 def pictures_of(messages: Sequence[dict]) -> list:
