@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset.quarantine import MAX_BAD_SHARE
+from trainer.presets import PRESETS, preset_values
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
@@ -148,14 +149,19 @@ class StageConfig:
 
 
 def parse_config(stage: StageConfig, arguments: list[str] | None = None) -> StageConfig:
-    """The stage's values, each replaced by the flag of its name where one is given."""
+    """The stage's values, each replaced by --preset's where that has one, and by the flag of its name if given."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, help="batch_size and accumulation_steps for a card of this size")
     for item in dataclasses.fields(stage):
         default = getattr(stage, item.name)
         kind = {"trainable": _names, "with_vision": _bit}.get(item.name, type(default))
         parser.add_argument(f"--{item.name}", type=kind, default=default, help=item.metadata["help"])
     try:
-        return StageConfig(**vars(parser.parse_args(arguments)))
+        if preset := parser.parse_args(arguments).preset:
+            parser.set_defaults(**preset_values(preset, stage.name))
+        values = vars(parser.parse_args(arguments))
+        del values["preset"]
+        return StageConfig(**values)
     except ValueError as error:
         parser.error(str(error))
 

@@ -1,0 +1,32 @@
+"""Batch sizes for cards of 4, 8, 12 and 24 GB: `--preset 8gb` on a stage script.
+
+Each is the largest power of two that scripts/estimate.py lets through for the 26 M decoder and a tower of
+CLIP-ViT-B/16's size, bfloat16 or float16, every row as long as the stage's max_seq_len and learnt but for its picture,
+15 % of the card left free. They are counted for GPUs from Ampere on, and not measured on any. Both stages take 64
+samples a step on every card: a preset decides where a run fits, never what it learns. Where there is accumulation,
+twice the batch would not fit.
+"""
+
+STEP = 64  # samples of one rank
+
+
+def _batch_of(rows: int) -> dict[str, int]:
+    return {"batch_size": rows, "accumulation_steps": STEP // rows}
+
+
+PRESETS: dict[str, dict[str, dict[str, int]]] = {  # rows of 640 tokens in pretrain_vlm, of 1024 in sft_vlm
+    "4gb": {"pretrain_vlm": _batch_of(16), "sft_vlm": _batch_of(8)},  # at most 22 and 8 rows fit
+    "8gb": {"pretrain_vlm": _batch_of(32), "sft_vlm": _batch_of(16)},  # 48 and 18
+    "12gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(16)},  # 74 and 29
+    "24gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(32)},  # 151 and 61
+}
+
+
+def preset_values(preset: str, stage: str) -> dict[str, int]:
+    """The flags that a preset sets for a stage. Raises ValueError where it has none for that stage."""
+    if stage not in PRESETS[preset]:
+        raise ValueError(
+            f"--preset {preset} is for {', '.join(PRESETS[preset])}, not for {stage}: find its --batch_size with "
+            f"`python scripts/estimate.py --stage {stage} --memory_gb {preset.removesuffix('gb')}`"
+        )
+    return PRESETS[preset][stage]
