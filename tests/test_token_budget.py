@@ -1,11 +1,12 @@
 """--batch_tokens: a step's share in the fewest passes within a budget, on every rank alike, and the same update."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 from test_distributed import make_order
-from test_training import plain_sgd, records, tiny, watched_run
+from test_training import losses, plain_sgd, records, run_until, tiny, watched_run
 
 from trainer import stage
 from trainer.cut import cut_shares, fewest_runs, runs
@@ -72,6 +73,15 @@ def test_ranks_of_which_one_could_do_with_fewer_passes_take_as_many():
 def test_a_budget_of_one_batch_of_the_longest_never_cuts_a_batch():
     order = make_order(8, 1, 2)
     assert all(len(step) == 1 for step in cut_shares(order, 1, 8 * int(order.lengths.max())))
+
+
+def test_a_run_goes_on_with_another_budget(data_folder, tower_folder, monkeypatch):
+    config = tiny(SFT_VLM, data_folder, tower_folder, save_interval=1, learning_rate=1e-4)
+    unbroken = dataclasses.replace(config, save_dir=str(data_folder / "unbroken"))
+    stage.run_stage(unbroken)
+    run_until(config, 2, monkeypatch)
+    stage.run_stage(dataclasses.replace(config, from_resume=1, batch_tokens=40, profile=1))
+    assert losses(config) == pytest.approx(losses(unbroken), abs=1e-5) and len(losses(config)) == 3
 
 
 @pytest.mark.parametrize("use_moe", [0, 1])

@@ -20,7 +20,7 @@ from trainer.runtime import Runtime
 
 PHASES = ("forward", "backward", "optimizer")
 MEASURING = 0.1  # seconds, for the peak
-SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product takes a few milliseconds; elsewhere 2048
+SIDES = {"cpu": 768, "cuda": 8192}  # of matrices whose product takes some milliseconds; elsewhere 2048
 
 
 class Stopwatch:
