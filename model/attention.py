@@ -95,6 +95,8 @@ def attend(
     trains_in_bfloat16 = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16
     if trains_in_bfloat16 and not dropout and key.shape[2] <= SHORT:
         return attend_written_out(query, key, value, mask, causal)
+    if query.is_cuda and mask is not None:  # no fused kernel there takes both a mask and heads that share a key
+        key, value = (heads.repeat_interleave(query.shape[1] // heads.shape[1], dim=1) for heads in (key, value))
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal,
         enable_gqa=query.shape[1] > key.shape[1],

@@ -54,7 +54,8 @@ class MiniMindVLM(MiniMindForCausalLM):
         """Keep the tower's matrices as autocast to dtype rounds them in each step: same results, half the memory."""
         for module in self.vision_encoder.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                module.to(dtype)
+                for name, parameter in module.named_parameters(recurse=False):
+                    setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
 
     @torch.no_grad()
     def encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:

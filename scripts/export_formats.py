@@ -159,7 +159,18 @@ def shipped_code(name: str) -> str:
     """A file of SHIPPED_CODE as it ships: the project's own, importing its neighbours in the folder."""
     neighbours = {path.stem: shipped.removesuffix(".py") for shipped, path in SHIPPED_CODE.items()}
     text = SHIPPED_CODE[name].read_text(encoding="utf-8")
-    return OWN_IMPORT.sub(lambda found: f"from .{neighbours[found[1]]} import", text)
+    shipped = OWN_IMPORT.sub(lambda found: f"from .{neighbours[found[1]]} import", text)
+    further = sorted(neighbours[module] for module in _needs(text) - set(OWN_IMPORT.findall(text)))
+    if further:  # what its neighbours import
+        shipped += "\n\n# transformers 5.3 copies no file but those that are named here\n"
+        shipped += "".join(f"from .{module} import __name__ as _  # noqa: E402, F401\n" for module in further)
+    return shipped
+
+
+def _needs(text: str) -> set[str]:
+    """Modules of model/ that code imports, and that those import."""
+    imported = set(OWN_IMPORT.findall(text))
+    return imported.union(*(_needs((ROOT / f"model/{name}.py").read_text(encoding="utf-8")) for name in imported))
 
 
 def portable_name(config: VLMConfig) -> str | None:

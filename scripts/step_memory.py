@@ -1,8 +1,10 @@
 """The memory of a training step, counted: the step is made with tensors that have shapes and no numbers."""
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from model import attention
 from model.config import IGNORE_INDEX, MiniMindConfig, VLMConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
@@ -24,9 +27,10 @@ LEARNS = {
     "sft_vlm": ("vision_proj.", "model."),
 }
 AFTER_START = 3  # tokens of a row before its picture
-# Attention without a fused kernel keeps a weight for every pair of tokens. With grouped queries those of a GPU take no
-# mask (PyTorch's documentation of scaled_dot_product_attention, enable_gqa), and GPUs before Ampere have none.
-NOT_FUSED = {"cpu": (), "cuda": ("masked",), "old_cuda": ("masked", "plain")}
+# Attention without a fused kernel keeps a weight for every pair of tokens. With a mask the model repeats keys, and a
+# kernel takes it; without one GPUs before Ampere have none for grouped queries (PyTorch's documentation of
+# scaled_dot_product_attention, enable_gqa).
+NOT_FUSED = {"cpu": (), "cuda": (), "old_cuda": ("plain",)}
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Step:
         prefixes = tuple(prefix.format(last=self.config.num_hidden_layers - 1) for prefix in LEARNS[self.stage])
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(prefixes))
+        if self.sees:
+            model.round_tower(self.dtype)
         return model
 
     def make_batch(self) -> dict[str, torch.Tensor]:
@@ -64,7 +70,7 @@ class Step:
         batch["loss_positions"] = places[-self.supervised - 1 : -1].repeat(self.rows, 1)
         if self.sees:
             inside = (places >= AFTER_START) & (places < AFTER_START + self.config.image_tokens)
-            batch["image_mask"] = inside.repeat(self.rows, 1)
+            batch["image_mask"], batch["pictures_a_row"] = inside.repeat(self.rows, 1), [1] * self.rows
             side = self.config.image_size
             if self.cached:
                 shape = (self.rows, 1, self.config.image_tokens, self.config.vision_hidden_size)
@@ -74,7 +80,7 @@ class Step:
         return batch
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with _AttentionOf(self.device), torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        with _attention_of(self.device), torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             return model(**batch, supervised_tokens=self.rows * self.supervised).loss
 
 
@@ -94,7 +100,14 @@ class StepMemory:
         return self.peak - self.weights - self.optimizer - self.gradients - self.activations
 
 
-class _AttentionOf(TorchFunctionMode):
+@contextlib.contextmanager
+def _attention_of(device: str) -> Iterator[None]:
+    """Fake tensors are a CPU's, where attention may be written out; on a GPU it never is."""
+    with _NotFused(device), mock.patch.object(attention, "SHORT", attention.SHORT if device == "cpu" else 0):
+        yield
+
+
+class _NotFused(TorchFunctionMode):
     """Grouped-query attention by separate products where the device has no fused kernel for it."""
 
     def __init__(self, device: str):
@@ -165,8 +178,6 @@ def step_memory(step: Step) -> StepMemory:
     """Bytes that a step takes, once the optimizer has its state. Takes a second, whatever the sizes, and no memory."""
     with FakeTensorMode(), Account() as account:
         model = step.make_model()
-        if step.sees:  # each row's one picture is wanted; to learn that from the mask takes numbers
-            model._pictures_in_rows = lambda image_mask, pictures: pictures.flatten(0, 1)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         weights = account.live
         state = optimizer_state(model, step.optimizer)

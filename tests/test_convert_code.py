@@ -21,12 +21,11 @@ def stripped(text: str) -> str:
 def test_shipped_code_is_the_projects(name):
     source, shipped = SHIPPED_CODE[name].read_text(), shipped_code(name)
     assert stripped(source) == stripped(shipped)
-    changed = [
-        (before, after)
-        for before, after in zip(source.splitlines(), shipped.splitlines(), strict=True)
-        if before != after
-    ]
+    pairs = list(zip(source.splitlines(), shipped.splitlines(), strict=False))
+    changed = [(before, after) for before, after in pairs if before != after]
     assert all(before.startswith("from model.") and after.startswith("from .") for before, after in changed)
+    for line in shipped.splitlines()[len(pairs) :]:  # for transformers 5.3
+        assert not line or line.startswith("# ") or line.endswith("import __name__ as _  # noqa: E402, F401")
 
 
 @pytest.mark.parametrize("name", SHIPPED_CODE)
@@ -41,7 +40,7 @@ def test_shipped_code_needs_nothing_else_of_the_project(name):
             assert f"{node.module}.py" in SHIPPED_CODE
             asked = {alias.name for alias in node.names}
             neighbour = ast.parse(shipped_code(f"{node.module}.py"))
-            assert asked <= defined_names(neighbour)
+            assert asked <= defined_names(neighbour) | {"__name__"}
 
 
 def defined_names(tree: ast.Module) -> set[str]:

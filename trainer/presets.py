@@ -15,10 +15,10 @@ def _batch_of(rows: int) -> dict[str, int]:
 
 
 PRESETS: dict[str, dict[str, dict[str, int]]] = {  # rows of 640 tokens in pretrain_vlm, of 1024 in sft_vlm
-    "4gb": {"pretrain_vlm": _batch_of(16), "sft_vlm": _batch_of(8)},  # at most 22 and 8 rows fit
-    "8gb": {"pretrain_vlm": _batch_of(32), "sft_vlm": _batch_of(16)},  # 48 and 18
-    "12gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(16)},  # 74 and 29
-    "24gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(32)},  # 151 and 61
+    "4gb": {"pretrain_vlm": _batch_of(16), "sft_vlm": _batch_of(8)},  # at most 26 and 10 rows fit
+    "8gb": {"pretrain_vlm": _batch_of(32), "sft_vlm": _batch_of(16)},  # 55 and 23
+    "12gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(32)},  # 84 and 36
+    "24gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(64)},  # 171 and 75
 }
 
 

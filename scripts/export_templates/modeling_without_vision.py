@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from model.config import VLMConfig  # noqa: F401 - transformers 5.3 copies what is named here
-from model.model_minimind import MiniMindForCausalLM  # noqa: F401 - transformers 5.3 copies what is named here
 from model.model_vlm import MiniMindVLM
 from model.vision_encoder import read_tower
 

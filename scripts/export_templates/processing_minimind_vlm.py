@@ -11,7 +11,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.processing_utils import ProcessorMixin
 
 from model.config import IMAGE_TOKEN_ID
-from model.model_minimind import MiniMindForCausalLM  # noqa: F401 - transformers 5.3 copies what is named here
 from model.processing import IMAGE_TAG, Rendered, SampleError, VLMProcessor, open_picture
 
 # pipeline("image-text-to-text") knows its models by their names and complains about others, though they work
