@@ -11,7 +11,6 @@ from pathlib import Path
 from traceback import clear_frames
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 
 from dataset.batching import PackedRows
@@ -35,6 +34,7 @@ from trainer.run_folder import RunFolder
 from trainer.run_state import begin, resumes
 from trainer.runtime import RanksLost, Runtime, start_runtime, stop_runtime
 from trainer.saving import Saver
+from trainer.sharding import distribute
 from trainer.signals import Stopped, StopRequest
 from trainer.steady_batches import WorkersLost, steady_batches
 
@@ -97,9 +97,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     validate = validate if validation else None
     saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, folder, stop, runtime)
     numbers = NumberWatch(config, order, partial(where_is, rows), state, scaler, metrics, runtime)
-    wrapped = model
-    if runtime.world_size > 1:
-        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    wrapped = distribute(model, runtime)
     stop.training = True
     batches = steady_batches(partial(batches_of, rows, order, config, runtime), state.step, config.accumulation_steps)
     batches = map(quarantine.take, batches)
