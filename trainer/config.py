@@ -75,6 +75,7 @@ class StageConfig:
     pack_tokens: int = flag(0, "pack samples side by side into rows of so many tokens; 0: batches of like lengths")
     pack_pictures: int = flag(8, "most pictures a packed row")
     cache_features: str = flag("none", "float16 or int8: encode each picture once, into files under save_dir/features")
+    shard: int = flag(0, "1: each rank holds a part of the model; for models that outgrow one device")
     num_workers: int = flag(1, "processes a rank that decode pictures")
     log_interval: int = flag(20, "steps between log lines")
     save_interval: int = flag(500, "steps between checkpoints, each with a validation")
@@ -103,6 +104,9 @@ class StageConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} {getattr(self, name)}: choose from {', '.join(choices)}")
+
+        if self.shard and self.optimizer == "muon":
+            raise ValueError("--shard 1 cannot go with --optimizer muon, which needs each matrix whole: take adamw")
 
     @property
     def weight_name(self) -> str:

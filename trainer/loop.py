@@ -20,6 +20,7 @@ from trainer.resplit import ResplitOrder
 from trainer.run_state import RunState
 from trainer.runtime import Runtime
 from trainer.saving import Saver
+from trainer.sharding import whole
 from trainer.signals import ignore_stopping
 from trainer.steady_batches import POLL
 
@@ -27,7 +28,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def train(
-    model: nn.Module,  # as it is, or wrapped in DistributedDataParallel
+    model: nn.Module,  # as it is, or what trainer.sharding.distribute made of it
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     batches: Iterator[Batch],
@@ -84,14 +85,14 @@ def train_step(
         last = number == len(micro_batches) - 1
         with _without_sync(model, wanted=not last), runtime.autocast():
             output = model(**batch, supervised_tokens=int(supervised), sequences=sequences)
-            # DDP averages gradients over ranks; the loss is already a share of the whole step's, so they must add up.
+            # Gradients are averaged over ranks; the loss is already a share of the whole step's, so they must add up.
             scaler.scale(carry_to_gradient(output.loss) * runtime.world_size).backward()
         loss = loss + output.loss.detach()
         if output.aux_loss is not None:
             aux_loss = output.aux_loss.detach() + (0.0 if aux_loss is None else aux_loss)
     scaler.unscale_(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(trained, grad_clip)
+    norm = whole(nn.utils.clip_grad_norm_(trained, grad_clip))
     step_if_finite(optimizer, scaler, norm)
     optimizer.zero_grad(set_to_none=True)
     values = {"loss": loss, "grad_norm": norm, "supervised_tokens": int(supervised)}
@@ -123,13 +124,15 @@ def validation_loss(
     model.eval()
     total = tokens = 0.0
     numbers = range(runtime.rank, len(data), runtime.world_size)
-    for start in range(0, len(numbers), batch_size):
-        batch = collate_and_report([data[number] for number in numbers[start : start + batch_size]])
+    most = -(-len(data) // runtime.world_size)  # of any rank
+    for start in range(0, most, batch_size):
+        own = numbers[start : start + batch_size]
+        batch = collate_and_report([data[number] for number in own or (0,)])  # a sharded model needs all ranks to call
         batch = runtime.to_device(take(batch))
         del batch["attention_mask"]
         with runtime.autocast():
             output = model(**batch)
-        count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) if own else 0
         total += count * float(output.loss - (output.aux_loss if output.aux_loss is not None else 0.0))
         tokens += count
     total, tokens = runtime.sum(total, tokens)

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from trainer.checkpoint import (
     checkpoints_in,
+    damage,
     differences,
     load_state,
     load_tensors,
@@ -21,6 +23,7 @@ from trainer.checkpoint import (
     remove_litter,
 )
 from trainer.config import StageConfig
+from trainer.fingerprint import SHOWN, shortened
 from trainer.order import Order
 from trainer.resplit import ResplitOrder, order_after
 from trainer.runtime import Runtime
@@ -35,7 +38,6 @@ SHARED = (
     "skipped_in_a_row",
     "recent_losses",
 )  # fields that are the same on every rank
-SHOWN = 5  # differences a refusal lists
 SET_ASIDE = "checkpoints.before"  # what a run that starts anew finds there
 
 
@@ -89,6 +91,7 @@ def begin(
         remove_litter(folder, say)
     if path is None:
         return RunState(), order
+    _check_that_all_can_read(path, runtime)
     manifest = read_manifest(path)
     _check_same_run(path, manifest, found, config, say)
     whole = replace(order, batch_size=manifest["order_batch"], accumulation_steps=1, world_size=1)
@@ -102,6 +105,18 @@ def begin(
     return RunState(**{name: state[name] for name in SHARED}, window=window, resumed_from=path), order
 
 
+def _check_that_all_can_read(path: Path, runtime: Runtime) -> None:
+    """Raises ValueError on all ranks where one finds nothing, or something else, in rank 0's place."""
+    found = damage(path, thorough=False) or read_manifest(path)["files"]
+    everybody = runtime.gather((socket.gethostname(), found))
+    for rank, (host, what) in enumerate(everybody):
+        if what != everybody[0][1]:
+            raise ValueError(
+                f"{path} cannot be read by rank {rank} on {host} as rank 0 on {everybody[0][0]} has it: give a "
+                "--save_dir on a disk that all machines share, or copy the folder to each of them"
+            )
+
+
 def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig, say: Callable) -> None:
     expected = manifest["fingerprints"]
     if config.allow_data_change:
@@ -109,7 +124,7 @@ def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig
         if any(expected[name] != found[name] for name in data):
             say("the training data has changed since the checkpoint: going on at the same place of its new order")
         found = {**found, **{name: expected[name] for name in data}}
-    wrong = [_short(line) for line in differences(expected, found)]
+    wrong = [shortened(line) for line in differences(expected, found)]
     if wrong:
         rest = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         data_only = all(line.startswith(("data:", "samples:")) for line in wrong)
@@ -118,11 +133,6 @@ def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig
             f"{path} is of another run: {'; '.join(wrong[:SHOWN])}{rest}. Give the same data and flags again{cure}; or "
             "start anew: --from_resume 0"
         )
-
-
-def _short(line: str) -> str:
-    """Digests at a length that can be compared by eye."""
-    return " ".join(word[:12] + word[64:] if len(word.rstrip(",")) == 64 else word for word in line.split(" "))
 
 
 def _set_aside(folder: Path, say: Callable) -> None:

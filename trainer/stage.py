@@ -24,7 +24,7 @@ from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
 from model.weights import PROJECTOR_PREFIX, build_vlm, init_embeddings, load_weights, read_sizes
 from trainer.config import SIZES, StageConfig
-from trainer.fingerprint import fingerprints
+from trainer.fingerprint import check_same_on_all_ranks, fingerprints
 from trainer.finite import NumberWatch
 from trainer.loop import batches_of, train, validation_loss
 from trainer.metrics import Metrics
@@ -84,11 +84,13 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     model.to(runtime.device)
     if config.with_vision and config.cache_features != "none":
         encode_once(config, model, data, validation, runtime, say)
+    found = fingerprints(config, model, processor, data)
+    runtime.wait_for_all()
+    check_same_on_all_ranks(found, config, model, runtime)
+    wrapped = distribute(model, config, runtime, say)
     optimizer = build_optimizer(model, config, runtime.dtype)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     torch.manual_seed(config.seed + runtime.rank)  # dropout differs from rank to rank
-    found = fingerprints(config, model, processor, data)
-    runtime.wait_for_all()
     state, order = begin(config, model, optimizer, scaler, order, found, runtime, say)
 
     metrics = Metrics(config, runtime, state.step, order.total_steps, state.tracker_id)
@@ -97,7 +99,6 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     validate = validate if validation else None
     saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, folder, stop, runtime)
     numbers = NumberWatch(config, order, partial(where_is, rows), state, scaler, metrics, runtime)
-    wrapped = distribute(model, runtime)
     stop.training = True
     batches = steady_batches(partial(batches_of, rows, order, config, runtime), state.step, config.accumulation_steps)
     batches = map(quarantine.take, batches)
@@ -201,7 +202,10 @@ def encode_once(
             dataset, encode, f"{model.config.vision_sha256}:{runtime.dtype}", config.cache_features,
             Path(config.save_dir) / "features", runtime.rank, runtime.world_size, say,
         )  # fmt: skip
-    runtime.barrier()
+    runtime.wait_for_all()
+    for dataset in sets:
+        if dataset.features is not None:
+            dataset.features.check_whole()
 
 
 @torch.no_grad()
