@@ -56,7 +56,8 @@ def measure(size: str, options: argparse.Namespace, folder: Path) -> dict:
         for ranks, seen in found.items():
             run = folder / f"round_{number}_{ranks}"
             seen += rates(ranks, ROOT / "trainer" / f"{options.stage}.py", flags, run)
-            print(f"{size}, round {number + 1}, {ranks} x 1 thread: {statistics.median(seen):.2f} samples/s", flush=True)
+            rate = statistics.median(seen)
+            print(f"{size}, round {number + 1}, {ranks} x 1 thread: {rate:.2f} samples/s", flush=True)
     medians = {ranks: statistics.median(seen) for ranks, seen in found.items()}
     return {"samples_per_second": medians, "ratio": medians[options.ranks] / medians[1]}
 

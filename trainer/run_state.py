@@ -85,13 +85,13 @@ def begin(
     path = None
     if resumes(config):
         path = runtime.from_main(lambda: newest_checkpoint(folder, say))
+        _check_that_all_see(path, folder, runtime)
     elif runtime.is_main:
         _set_aside(folder, say)
     if runtime.is_main:
         remove_litter(folder, say)
     if path is None:
         return RunState(), order
-    _check_that_all_can_read(path, runtime)
     manifest = read_manifest(path)
     _check_same_run(path, manifest, found, config, say)
     whole = replace(order, batch_size=manifest["order_batch"], accumulation_steps=1, world_size=1)
@@ -105,14 +105,20 @@ def begin(
     return RunState(**{name: state[name] for name in SHARED}, window=window, resumed_from=path), order
 
 
-def _check_that_all_can_read(path: Path, runtime: Runtime) -> None:
-    """Raises ValueError on all ranks where one finds nothing, or something else, in rank 0's place."""
-    found = damage(path, thorough=False) or read_manifest(path)["files"]
+def _check_that_all_see(path: Path | None, folder: Path, runtime: Runtime) -> None:
+    """Raises ValueError on all ranks where one has another checkpoint than rank 0, or rank 0 alone has none.
+
+    torchrun may give rank 0 to another machine each time; with folders of their own they would start anew in silence.
+    """
+    if path is None:
+        found = [one.name for one in checkpoints_in(folder)]
+    else:
+        found = damage(path, thorough=False) or read_manifest(path)["files"]
     everybody = runtime.gather((socket.gethostname(), found))
-    for rank, (host, what) in enumerate(everybody):
-        if what != everybody[0][1]:
+    for rank, (host, theirs) in enumerate(everybody):
+        if theirs != everybody[0][1]:
             raise ValueError(
-                f"{path} cannot be read by rank {rank} on {host} as rank 0 on {everybody[0][0]} has it: give a "
+                f"rank {rank} on {host} does not see in {path or folder} what rank 0 on {everybody[0][0]} sees: give a "
                 "--save_dir on a disk that all machines share, or copy the folder to each of them"
             )
 
