@@ -68,6 +68,14 @@ class FeatureCache:
     def numbers_of(self, row: int) -> np.ndarray:
         return self.numbers[self.starts[row] : self.starts[row + 1]]
 
+    def check_whole(self) -> None:
+        """Once all ranks have stored their shares. Raises DataError where some of them wrote to another disk."""
+        if missing := int((self.maps[1] == 0).sum()):
+            raise DataError(
+                f"{missing:,} of {len(self.maps[1]):,} pictures have no features in {self.folder} although every rank "
+                "has stored its share: give a --save_dir on a disk that all machines share"
+            )
+
     def set_scales(self, patches: torch.Tensor) -> None:
         """patches [some pictures, tokens, width] that show how large each channel gets; every rank finds the same."""
         if self.kind == "int8" and self.scales is None:

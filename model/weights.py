@@ -144,16 +144,20 @@ def _sizes(config: dict) -> str:
     return ", ".join(f"{name} {config[name]}" for name in names if name in config)
 
 
-def save_weights(model: MiniMindForCausalLM, path: str | Path, facts: dict[str, str] | None = None) -> None:
+def save_weights(
+    model: MiniMindForCausalLM, path: str | Path, facts: dict[str, str] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
     """Write the model in one file with its config: all but the frozen tower, unless that has no folder to come from.
 
-    The file appears whole or not at all. facts: further text for the file's metadata (stage, scores, data).
+    The file appears whole or not at all. facts: further text for the file's metadata (stage, scores, data). state: the
+    model's state_dict, where several processes hold a part of it each.
     """
     path = Path(path)
     keep_tower = isinstance(model, MiniMindVLM) and not model.config.vision_source
     tensors = {
         name: value.detach().to("cpu", copy=True).contiguous()
-        for name, value in model.state_dict().items()
+        for name, value in (state or model.state_dict()).items()
         if name not in _derived(model) and (keep_tower or not name.startswith(TOWER_PREFIX))
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,11 @@
 """Ranks: what each of them learns from, and that two of them train exactly as one does."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,14 @@ from conftest import IMAGE_TOKENS, ROOT, make_picture, write_jsonl
 from safetensors.torch import load_file, save_file
 from test_training import plain_sgd, records, tiny
 
-from trainer import stage
+from trainer import loop, stage
 from trainer.config import StageConfig
+from trainer.optim import freeze_all_but
 from trainer.order import Order
 from trainer.runtime import Runtime
 from trainer.train_sft_vlm import SFT_VLM
 
+TRAFFIC = "traffic_of_rank_{}.json"
 SETTINGS = {
     "dense": {"use_moe": 0},
     "moe": {"use_moe": 1},
@@ -39,13 +43,31 @@ def train_and_keep(name: str, folder: Path, tower: Path) -> None:
     """Train a configuration on this rank's share and write what this rank's model has become."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     config, models, build_model = configuration(name, folder, tower, world_size), [], stage.build_model
+    traffic = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "build_optimizer", plain_sgd)
         patch.setattr(stage, "stop_runtime", lambda: None)  # the ranks stay joined for the next configuration
         patch.setattr(stage, "build_model", lambda *arguments: models.append(build_model(*arguments)) or models[-1])
+        if world_size > 1:
+            patch.setattr(stage, "distribute", listened_to(stage.distribute, traffic.setdefault("start", [])))
+            patch.setattr(loop, "train_step", listened_to(loop.train_step, traffic.setdefault("step", [])))
         stage.run_stage(config)
     weights = {key: value for key, value in models[0].state_dict().items() if key != "lm_head.weight"}  # tied
     save_file(weights, folder / f"{name}_{world_size}_rank_{rank}.safetensors")
+    (folder / f"{name}_{TRAFFIC.format(rank)}").write_text(json.dumps(traffic))
+
+
+def listened_to(function: Callable, heard: list) -> Callable:
+    """The function, noting [collective, numbers sent] of all that ranks say to each other while it runs."""
+
+    def listening(*arguments):
+        with torch.autograd.profiler.profile(record_shapes=True) as profile:
+            result = function(*arguments)
+        said = [event for event in profile.function_events if event.name.startswith("gloo:")]
+        heard.extend([event.name.removeprefix("gloo:"), sum(map(math.prod, event.input_shapes))] for event in said)
+        return result
+
+    return listening
 
 
 def torchrun(arguments: list, folder: Path) -> subprocess.CompletedProcess:
@@ -113,6 +135,22 @@ def test_two_ranks_train_as_one(name, alone, trained, tower_folder):
     for ranks, one in zip(ours, theirs, strict=True):
         for value in ("loss", "grad_norm", *(["aux_loss"] if alone == "moe" else [])):
             assert ranks[value] == pytest.approx(one[value], abs=1e-5)
+
+
+def test_what_is_frozen_or_computed_is_never_sent(trained, uneven_folder, tower_folder):
+    """Once what learns, then in every step the number of tokens and the gradient."""
+    config = configuration("dense", uneven_folder, tower_folder, world_size=2)
+    model = stage.build_model(config, say=lambda *_: None)
+    freeze_all_but(model, config.trainable)
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    for rank in range(2):
+        traffic = json.loads((trained / f"dense_{TRAFFIC.format(rank)}").read_text())
+        sent = [count for name, count in traffic["start"] if name == "broadcast"]
+        assert max(sent) == learning and sum(sent) < 1.01 * learning  # beside it the parameters' shapes
+        summed = [count for name, count in traffic["step"] if name == "all_reduce"]
+        assert summed == 3 * [1, learning]
+        order = [count for name, count in traffic["step"] if name != "all_reduce"]  # of DDP's buckets, sent once
+        assert len(order) <= 2 and sum(order) < 30
 
 
 def test_stage_script_runs_on_two_ranks_from_anywhere(uneven_folder, tower_folder, tmp_path):

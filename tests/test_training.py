@@ -356,9 +356,9 @@ def test_weights_of_the_lowest_validation_loss_are_kept(data_folder, tower_folde
     monkeypatch.setattr(stage, "validation_loss", lambda *_: next(validations))
     copies, original = {}, saving.save_weights
 
-    def save_and_remember(model, path, facts):
+    def save_and_remember(model, path, facts, tensors):
         copies[facts["step"]] = {name: value.clone() for name, value in model.state_dict().items()}
-        original(model, path, facts)
+        original(model, path, facts, tensors)
 
     monkeypatch.setattr(saving, "save_weights", save_and_remember)
     config = tiny(SFT_VLM, data_folder, tower_folder, batch_size=5, save_interval=1, val_samples=2)

@@ -27,6 +27,7 @@ from torch import nn
 
 from model.vision_encoder import file_sha256
 from model.weights import sync_to_disk
+from trainer.sharding import own_part, whole_tensors
 
 FORMAT = 2
 TRAINED, OPTIMIZER, STATE, MANIFEST = "trained.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
@@ -111,15 +112,22 @@ def newest_checkpoint(folder: Path, say: Callable = print) -> Path | None:
 # ---- writing
 
 
-def take_snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, facts: dict) -> Snapshot:
-    """Copies on the CPU of what learns and of the optimizer's state, in the names of the parameters."""
+def take_snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, facts: dict, keep: bool = True
+) -> Snapshot:
+    """Copies on the CPU of what learns and of the optimizer's state, whole and in the names of the parameters.
+
+    keep: where not, the snapshot stays empty; but every rank must call, because each may hold a part.
+    """
     names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
     moments = {}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             if value is not None:
-                moments[f"{key}/{names[parameter]}"] = _copy(torch.as_tensor(value))
-    return Snapshot({name: _copy(parameter) for parameter, name in names.items()}, moments, state, facts)
+                moments[f"{key}/{names[parameter]}"] = torch.as_tensor(value)
+    trained = {name: parameter.detach() for parameter, name in names.items()}
+    parts = [whole_tensors(part.items(), keep) for part in (trained, moments)]
+    return Snapshot(*({name: _copy(tensor) for name, tensor in part.items()} for part in parts), state, facts)
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, keep_last: int, say: Callable = print) -> Path:
@@ -230,11 +238,11 @@ def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         for name, parameter in expected.items():
             if trained[name].shape != parameter.shape:
                 raise ValueError(f"{path}: {name} is {[*trained[name].shape]}, the model's is {[*parameter.shape]}")
-            parameter.copy_(trained[name])
+            parameter.copy_(own_part(trained[name], parameter))
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in moments.items():
         kind, name = key.split("/", 1)
-        by_name.setdefault(name, {})[kind] = value
+        by_name.setdefault(name, {})[kind] = own_part(value, expected[name]) if name in expected else value
     if unknown := set(by_name) - set(expected):
         raise ValueError(f"{path}: the optimizer knows {sorted(unknown)[0]}, which does not learn here")
     names = {parameter: name for name, parameter in expected.items()}

@@ -83,6 +83,7 @@ class StageConfig:
     cache_features: str = flag(
         "none", "float16 or int8: encode each picture once, into files under save_dir/features; pixels: decode it once"
     )
+    shard: int = flag(0, "1: each rank holds a part of the model; for models that outgrow one device")
     num_workers: int = flag(1, "processes a rank that decode pictures")
     profile: int = flag(0, "steps to profile: a trace in the run's folder, and the ten dearest operations; 0: none")
     log_interval: int = flag(20, "steps between log lines")
@@ -112,6 +113,9 @@ class StageConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} {getattr(self, name)}: choose from {', '.join(choices)}")
+
+        if self.shard and self.optimizer == "muon":
+            raise ValueError("--shard 1 cannot go with --optimizer muon, which needs each matrix whole: take adamw")
 
     @property
     def token_budget(self) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 from pathlib import Path
 
 import torch
@@ -11,15 +12,22 @@ from torch.utils.data import Subset
 
 from model.processing import VLMProcessor
 from model.vision_encoder import file_sha256
+from trainer.checkpoint import differences
 from trainer.config import StageConfig
+from trainer.runtime import Runtime
 
 # Flags that change where or how fast a run goes, not what is learnt; how a step is split has its own rule (resplit.py).
 # Paths are free because what lies there is compared by content.
 FREE_FLAGS = frozenset((
     "data_path", "images_path", "val_path", "save_dir", "from_weight", "init_embeddings", "from_resume", "vision_model",
-    "batch_size", "accumulation_steps", "device", "num_workers", "log_interval", "save_interval", "keep_last",
-    "allow_data_change", "strict_data", "max_bad_share", "use_wandb", "wandb_project", "batch_tokens", "profile",
+    "batch_size", "accumulation_steps", "batch_tokens", "device", "shard", "num_workers", "log_interval",
+    "save_interval", "keep_last", "allow_data_change", "strict_data", "max_bad_share", "use_wandb", "wandb_project",
+    "profile",
 ))  # fmt: skip
+# Of these the flags that ranks must share all the same, because they decide when ranks talk to each other.
+SAME_ON_RANKS = ("batch_size", "accumulation_steps", "batch_tokens", "from_resume", "log_interval", "save_interval",
+                 "shard")  # fmt: skip
+SHOWN = 5  # differences a refusal lists
 SAMPLED_PICTURES = 2000  # samples, evenly chosen, whose pictures are part of the data's fingerprint
 
 
@@ -52,9 +60,13 @@ def data_fingerprint(data: Subset) -> str:
 
 def frozen_fingerprint(model: nn.Module) -> str:
     """Of the weights that a checkpoint does not hold: the tower's as its file says, the decoder's one by one."""
+    return _weights_fingerprint(model, learning=False)
+
+
+def _weights_fingerprint(model: nn.Module, learning: bool) -> str:
     digest = hashlib.sha256(str(getattr(model.config, "vision_sha256", None)).encode())
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad and not name.startswith("vision_encoder."):
+        if parameter.requires_grad == learning and not name.startswith("vision_encoder."):
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -70,3 +82,25 @@ def fingerprints(config: StageConfig, model: nn.Module, processor: VLMProcessor,
         "samples": len(data),
         **{f"--{name}": value for name, value in binding_flags(config).items()},
     }
+
+
+def check_same_on_all_ranks(found: dict, config: StageConfig, model: nn.Module, runtime: Runtime) -> None:
+    """Before training, every rank calls: they may be started by hand on machines with files of their own.
+
+    found: this rank's fingerprints. Raises ValueError on all ranks, naming the first that differs from rank 0 and how.
+    """
+    own = {**found, **{f"--{name}": getattr(config, name) for name in SAME_ON_RANKS}, "torch": torch.__version__}
+    if config.shard:  # else rank 0 sends what learns
+        own["weights to start from"] = _weights_fingerprint(model, learning=True)
+    everybody = runtime.gather((socket.gethostname(), own))
+    for rank, (host, theirs) in enumerate(everybody):
+        if wrong := [shortened(line) for line in differences(everybody[0][1], theirs)]:
+            raise ValueError(
+                f"rank {rank} on {host} is not like rank 0 on {everybody[0][0]} in {len(wrong)} things: "
+                f"{'; '.join(wrong[:SHOWN])}. Give every machine the same command and the same files"
+            )
+
+
+def shortened(line: str) -> str:
+    """Digests at a length that can be compared by eye."""
+    return " ".join(word[:12] + word[64:] if len(word.rstrip(",")) == 64 else word for word in line.split(" "))

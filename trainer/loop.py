@@ -19,6 +19,7 @@ from trainer.resplit import ResplitOrder
 from trainer.run_state import RunState
 from trainer.runtime import Runtime
 from trainer.saving import Saver
+from trainer.sharding import whole
 from trainer.signals import ignore_stopping
 from trainer.steady_batches import POLL
 
@@ -26,7 +27,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def train(
-    model: nn.Module,  # as it is, or wrapped in DistributedDataParallel
+    model: nn.Module,  # as it is, or what trainer.sharding.distribute made of it
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     batches: Iterator[Share],
@@ -96,7 +97,7 @@ def train_step(
             enter("forward")
             output = model(**batch, supervised_tokens=supervised_tokens, sequences=sequences)
             enter("backward")
-            # DDP averages gradients over ranks; the loss is already a share of the whole step's, so they must add up.
+            # Gradients are averaged over ranks; the loss is already a share of the whole step's, so they must add up.
             scaler.scale(carry_to_gradient(output.loss) * runtime.world_size).backward()
         loss = loss + output.loss.detach()
         if output.aux_loss is not None:
@@ -104,7 +105,7 @@ def train_step(
     enter("optimizer")
     scaler.unscale_(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(trained, grad_clip)
+    norm = whole(nn.utils.clip_grad_norm_(trained, grad_clip))
     step_if_finite(optimizer, scaler, norm)
     optimizer.zero_grad(set_to_none=True)
     enter("")
@@ -137,12 +138,14 @@ def validation_loss(
     model.eval()
     shares, parts = Shares(data), []
     numbers = range(runtime.rank, len(data), runtime.world_size)
-    for start in range(0, len(numbers), batch_size):
-        share = take(shares[[numbers[start : start + batch_size]]])
+    most = -(-len(data) // runtime.world_size)  # of any rank
+    for start in range(0, most, batch_size):
+        own = numbers[start : start + batch_size]
+        share = take(shares[[own or (0,)]])  # a sharded model needs all ranks to call
         with runtime.autocast():
             output = model(**runtime.to_device(share.micro_batches[0]))
         loss = output.loss if output.aux_loss is None else output.loss - output.aux_loss
-        parts.append((share.counts.supervised, loss))
+        parts.append((share.counts.supervised if own else 0, loss))
     total, tokens = runtime.sum(
         sum(count * float(loss) for count, loss in parts), sum(count for count, _ in parts)
     )  # fmt: skip

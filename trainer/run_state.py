@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from trainer.checkpoint import (
     checkpoints_in,
+    damage,
     differences,
     load_state,
     load_tensors,
@@ -21,6 +23,7 @@ from trainer.checkpoint import (
     remove_litter,
 )
 from trainer.config import StageConfig
+from trainer.fingerprint import SHOWN, shortened
 from trainer.order import Order
 from trainer.resplit import ResplitOrder, order_after
 from trainer.runtime import Runtime
@@ -35,7 +38,6 @@ SHARED = (
     "skipped_in_a_row",
     "recent_losses",
 )  # fields that are the same on every rank
-SHOWN = 5  # differences a refusal lists
 SET_ASIDE = "checkpoints.before"  # what a run that starts anew finds there
 
 
@@ -83,6 +85,7 @@ def begin(
     path = None
     if resumes(config):
         path = runtime.from_main(lambda: newest_checkpoint(folder, say))
+        _check_that_all_see(path, folder, runtime)
     elif runtime.is_main:
         _set_aside(folder, say)
     if runtime.is_main:
@@ -102,6 +105,24 @@ def begin(
     return RunState(**{name: state[name] for name in SHARED}, window=window, resumed_from=path), order
 
 
+def _check_that_all_see(path: Path | None, folder: Path, runtime: Runtime) -> None:
+    """Raises ValueError on all ranks where one has another checkpoint than rank 0, or rank 0 alone has none.
+
+    torchrun may give rank 0 to another machine each time; with folders of their own they would start anew in silence.
+    """
+    if path is None:
+        found = [one.name for one in checkpoints_in(folder)]
+    else:
+        found = damage(path, thorough=False) or read_manifest(path)["files"]
+    everybody = runtime.gather((socket.gethostname(), found))
+    for rank, (host, theirs) in enumerate(everybody):
+        if theirs != everybody[0][1]:
+            raise ValueError(
+                f"rank {rank} on {host} does not see in {path or folder} what rank 0 on {everybody[0][0]} sees: give a "
+                "--save_dir on a disk that all machines share, or copy the folder to each of them"
+            )
+
+
 def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig, say: Callable) -> None:
     expected = manifest["fingerprints"]
     if config.allow_data_change:
@@ -109,7 +130,7 @@ def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig
         if any(expected[name] != found[name] for name in data):
             say("the training data has changed since the checkpoint: going on at the same place of its new order")
         found = {**found, **{name: expected[name] for name in data}}
-    wrong = [_short(line) for line in differences(expected, found)]
+    wrong = [shortened(line) for line in differences(expected, found)]
     if wrong:
         rest = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         data_only = all(line.startswith(("data:", "samples:")) for line in wrong)
@@ -118,11 +139,6 @@ def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig
             f"{path} is of another run: {'; '.join(wrong[:SHOWN])}{rest}. Give the same data and flags again{cure}; or "
             "start anew: --from_resume 0"
         )
-
-
-def _short(line: str) -> str:
-    """Digests at a length that can be compared by eye."""
-    return " ".join(word[:12] + word[64:] if len(word.rstrip(",")) == 64 else word for word in line.split(" "))
 
 
 def _set_aside(folder: Path, say: Callable) -> None:

@@ -21,6 +21,7 @@ from trainer.resplit import ResplitOrder
 from trainer.run_folder import Fatal, RunFolder
 from trainer.run_state import RunState
 from trainer.runtime import Runtime
+from trainer.sharding import whole_tensors
 from trainer.signals import Stopped, StopRequest
 
 MOST_FAILURES = 3  # saves in a row that may fail before the run gives up
@@ -92,10 +93,11 @@ class Saver:
         if is_best:
             paths.append(self.config.weight_path.with_name(f"{self.config.weight_name}_best.safetensors"))
         whole, started = True, time.perf_counter()
+        tensors = whole_tensors(self.model.state_dict().items(), keep=self.runtime.is_main)
         if self.runtime.is_main:
             try:
                 for path in paths:
-                    save_weights(self.model, path, facts)
+                    save_weights(self.model, path, facts, tensors)
             except (OSError, RuntimeError, SafetensorError) as error:
                 self._failed(error)
                 whole = False
@@ -112,13 +114,14 @@ class Saver:
         if self.runtime.is_main:
             self.wait()
         self.check()
+        facts = {
+            "stage": self.config.name, "step": state.step, "position": state.position, "val_loss": val_loss,
+            "order_batch": getattr(self.order, "whole", self.order).global_batch,
+            "world_size": self.runtime.world_size, "versions": versions(), "fingerprints": self.found,
+        }  # fmt: skip
+        contents = state.to_json(self.scaler, ranks)
+        snapshot = take_snapshot(self.model, self.optimizer, contents, facts, keep=self.runtime.is_main)
         if self.runtime.is_main:
-            facts = {
-                "stage": self.config.name, "step": state.step, "position": state.position, "val_loss": val_loss,
-                "order_batch": getattr(self.order, "whole", self.order).global_batch,
-                "world_size": self.runtime.world_size, "versions": versions(), "fingerprints": self.found,
-            }  # fmt: skip
-            snapshot = take_snapshot(self.model, self.optimizer, state.to_json(self.scaler, ranks), facts)
             self._writer = threading.Thread(target=self._write, args=(snapshot, whole), name="checkpoint")
             self._writer.start()
         self.seconds += time.perf_counter() - started

@@ -11,7 +11,6 @@ from pathlib import Path
 from traceback import clear_frames
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 
 from dataset.batching import PackedRows
@@ -26,7 +25,7 @@ from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
 from model.weights import PROJECTOR_PREFIX, build_vlm, init_embeddings, load_weights, read_sizes
 from trainer.config import SIZES, StageConfig
-from trainer.fingerprint import fingerprints
+from trainer.fingerprint import check_same_on_all_ranks, fingerprints
 from trainer.finite import NumberWatch
 from trainer.loop import batches_of, train, validation_loss
 from trainer.metrics import Metrics
@@ -36,6 +35,7 @@ from trainer.run_folder import RunFolder
 from trainer.run_state import begin, resumes
 from trainer.runtime import RanksLost, Runtime, start_runtime, stop_runtime
 from trainer.saving import Saver
+from trainer.sharding import distribute
 from trainer.signals import Stopped, StopRequest
 from trainer.steady_batches import WorkersLost, steady_batches
 
@@ -89,11 +89,13 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
         compile_layers(model, runtime.device)
     if config.with_vision and config.cache_features != "none":
         encode_once(config, model, data, validation, runtime, say)
+    found = fingerprints(config, model, processor, data)
+    runtime.wait_for_all()
+    check_same_on_all_ranks(found, config, model, runtime)
+    wrapped = distribute(model, config, runtime, say)
     optimizer = build_optimizer(model, config, runtime.dtype)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     torch.manual_seed(config.seed + runtime.rank)  # dropout differs from rank to rank
-    found = fingerprints(config, model, processor, data)
-    runtime.wait_for_all()
     state, order = begin(config, model, optimizer, scaler, order, found, runtime, say)
 
     metrics = Metrics(config, model, runtime, state.step, order.total_steps, state.tracker_id)
@@ -101,9 +103,6 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     validate = validation and partial(validation_loss, model, validation, config.batch_size, runtime, quarantine.take)
     saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, folder, stop, runtime)
     numbers = NumberWatch(config, order, partial(where_is, rows), state, scaler, metrics, runtime)
-    wrapped = model
-    if runtime.world_size > 1:
-        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     stop.training = True
     batches = steady_batches(partial(batches_of, rows, order, config, runtime), state.step)
     batches = map(quarantine.take, batches)
@@ -210,7 +209,10 @@ def encode_once(
             dataset, encode, f"{model.config.vision_sha256}:{runtime.dtype}", config.cache_features,
             Path(config.save_dir) / "features", runtime.rank, runtime.world_size, say,
         )  # fmt: skip
-    runtime.barrier()
+    runtime.wait_for_all()
+    for dataset in sets:
+        if dataset.features is not None:
+            dataset.features.check_whole()
 
 
 @torch.no_grad()

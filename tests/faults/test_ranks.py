@@ -14,7 +14,7 @@ from harness import outcome, run_ranks, small_run, start_ranks, wait_for
 from test_training import records
 
 from dataset.vlm_dataset import ConversationDataset
-from trainer import finite, loop, runtime, saving, steady_batches
+from trainer import finite, loop, run_state, runtime, saving, stage, steady_batches
 from trainer.checkpoint import checkpoints_in
 from trainer.signals import STOPPING
 
@@ -161,6 +161,53 @@ def test_no_number_on_one_rank_is_skipped_on_both(config, monkeypatch):
     assert [record["step"] for record in records(config)] == [1, 2, 3, *range(5, 25)]
     (named,) = [json.loads(line) for line in (config.run_dir / finite.SKIPPED).read_text().splitlines()]
     assert named["step"] == 4 and named["ranks"] == [1] and named["losses"][1] == "nan" and len(named["samples"]) == 1
+
+
+@pytest.fixture
+def machines(monkeypatch, tmp_path):
+    """Give rank 1 other flags than rank 0, as on a machine of its own."""
+
+    def give(**changes):
+        original = stage.run_stage
+        monkeypatch.setattr(
+            stage, "run_stage",
+            lambda config: original(dataclasses.replace(config, **(changes if os.environ["RANK"] == "1" else {}))),
+        )  # fmt: skip
+
+    return give
+
+
+def test_machines_that_differ_are_refused_with_what_differs(config, machines, tmp_path):
+    lines = Path(config.data_path).read_text().splitlines(keepends=True)
+    (tmp_path / "other.jsonl").write_text("".join(lines[:-2]))
+    machines(data_path=str(tmp_path / "other.jsonl"), save_interval=3)
+    assert run_ranks(config, 2) == [1, 1]
+    for rank in range(2):
+        said = said_by(config, rank)
+        for part in ("rank 1 on", "is not like rank 0 on", "data: expected", "samples: expected 24, found 22",
+                     "--save_interval: expected 2, found 3"):  # fmt: skip
+            assert part in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("rank_that_has_checkpoints", [0, 1])
+def test_machines_with_a_disk_each_do_not_resume(rank_that_has_checkpoints, config, machines, tmp_path, monkeypatch):
+    """Else one would fail, or all would start anew in silence."""
+    config = dataclasses.replace(config, epochs=1)
+    if rank_that_has_checkpoints == 0:
+        assert run_ranks(config, 2) == [0, 0]
+        original = run_state.damage
+        absent = lambda path, **_: original(tmp_path / "nowhere" if os.environ["RANK"] == "1" else path)  # noqa: E731
+        monkeypatch.setattr(run_state, "damage", absent)
+    else:
+        other = str(tmp_path / "other")
+        assert run_ranks(dataclasses.replace(config, save_dir=other), 2) == [0, 0]
+        machines(save_dir=other)
+    assert run_ranks(resumed(config), 2) == [1, 1]
+    for rank in range(2):
+        said = said_by(config, rank)
+        assert "rank 1 on" in said and "give a --save_dir on a disk that all machines share" in said
+        assert "Traceback" not in said
 
 
 def test_one_then_two_then_one_rank_read_the_same_samples_in_the_same_order(config, tmp_path, monkeypatch):
