@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from conftest import write_jsonl
 from safetensors.torch import load_file
 from test_training import SPEEDS, tiny
+from tqdm import tqdm
 
 from model import weights
 from trainer import checkpoint, stage
@@ -56,6 +58,9 @@ def start_child(work: Callable[[], object], log: Path) -> int:
     child = os.fork()
     if child == 0:
         os.setsid()
+        tqdm.set_lock(
+            threading.RLock()
+        )  # its own is shared with forks: whoever is killed holding it stops all later ones
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
