@@ -138,7 +138,7 @@ def report(step: Step, options: argparse.Namespace) -> dict:
         flops = flops_of(step, model)
         speed = Speed(options.tflops * 1e12, 0.0) if options.tflops else calibrate(step)
         seconds = speed.seconds(flops, options.accumulation_steps)
-        source = "as told" if options.tflops else "measured here on steps of two rows"
+        source = "as told" if options.tflops else "measured here on steps of four rows"
         rows, flops = options.accumulation_steps * step.rows, options.accumulation_steps * flops
         print(
             f"\nstep: {flops / 1e9:,.1f} GFLOP, {seconds:.3g} s, {rows / seconds:,.1f} rows/s at "

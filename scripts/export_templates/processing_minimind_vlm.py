@@ -14,7 +14,8 @@ from model.config import IMAGE_TOKEN_ID
 from model.processing import IMAGE_TAG, Rendered, SampleError, VLMProcessor, open_picture
 
 # pipeline("image-text-to-text") knows its models by their names and complains about others, though they work
-MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault("minimind_vlm", ("MiniMindVLM", "MiniMindVLMWithoutVision"))
+MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault("minimind_vlm", "MiniMindVLM")
+MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault("minimind_vlm_without_vision", "MiniMindVLMWithoutVision")
 PICTURE_KEYS = ("image", "path", "url", "base64")  # where a message's part keeps its picture
 
 
