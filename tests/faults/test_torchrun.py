@@ -62,15 +62,16 @@ def unbroken_outcome(folder: Path) -> dict:
 def test_torchrun_restarts_by_itself_and_hands_a_stop_on(tmp_path):
     expected = unbroken_outcome(tmp_path)
     config = small_run(tmp_path, batch_size=1, epochs=2, log_interval=3, num_workers=1)
-    kills = [[1, 5, 0, signal.SIGKILL, "self"], [0, 9, 1, signal.SIGKILL, "self"], [0, 15, 2, signal.SIGTERM, "agent"]]
-    done = launch(config, kills, restarts=3)
+    ranks = [[1, 4], [0, 8], [1, 11], [0, 14]]  # and the step after which each is killed
+    kills = [[rank, step, attempt, signal.SIGKILL, "self"] for attempt, (rank, step) in enumerate(ranks)]
+    done = launch(config, [*kills, [0, 17, len(kills), signal.SIGTERM, "agent"]], restarts=5)
     assert done.returncode != 0 and "rank 0 at step" in done.stderr + done.stdout, done.stderr[-3000:]
     status = status_of(config)
     assert (status["state"], status["reason"]) == ("stopped-resumable", "stopped by SIGTERM"), done.stderr[-3000:]
-    assert 15 <= status["step"] <= 17 and status["last_checkpoint"].endswith(f"step-{status['step']:08d}")
+    assert 17 <= status["step"] <= 19 and status["last_checkpoint"].endswith(f"step-{status['step']:08d}")
     assert run_ranks(dataclasses.replace(config, from_resume=1), 2) == [0, 0]
     assert outcome(config) == expected
-    assert len(seconds_to_come_back(config)) == 2 and max(seconds_to_come_back(config)) < 60
+    assert len(seconds_to_come_back(config)) == len(kills) and max(seconds_to_come_back(config)) < 60
 
 
 @pytest.mark.soak
