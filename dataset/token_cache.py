@@ -27,6 +27,7 @@ import transformers
 
 from dataset.formats import BadSample, Sample
 from model.processing import VLMProcessor
+from model.weights import sync_to_disk
 
 WORTH_KEEPING = 200  # samples; fewer are rendered sooner than a file is made safe
 CODE = ("model/config.py", "model/processing.py", "dataset/formats.py", "dataset/batching.py", "dataset/vlm_dataset.py",
@@ -258,13 +259,8 @@ def _write(path: Path, found: Checked) -> None:
                     file.write(part)
                     digest.update(part)
             file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
+        sync_to_disk(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_to_disk(path.parent)

@@ -115,9 +115,7 @@ def attend_written_out(
     if causal:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     hidden = query.new_zeros(())
-    if (
-        mask is not None
-    ):  # the lowest number, not minus infinity: a row that may look nowhere gives numbers all the same
+    if mask is not None:  # the lowest number, not minus infinity: a row that may look nowhere still gives numbers
         hidden = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min).unsqueeze(-3)
     query = (query * query.shape[-1] ** -0.5).unflatten(1, (-1, groups)).flatten(2, 3)  # heads that share a key in one
     scores = (query @ key.transpose(2, 3)).unflatten(2, (groups, -1))  # [batch, key/value heads, groups, n, seq]
@@ -150,9 +148,6 @@ class Attention(nn.Module):
             projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, seq, head_dim]
             for projection, inputs in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
         )
-        rotary = tuple(
-            angles.to(value.dtype) for angles in rotary
-        )  # autocast would turn them in fp32, at twice the bytes
         key = rotate(key, *rotary)
         if positions is not None:
             rotary = tuple(take(angles.expand(len(x), -1, -1, -1).squeeze(1), positions)[:, None] for angles in rotary)

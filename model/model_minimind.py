@@ -168,7 +168,7 @@ class MiniMindModel(nn.Module):
                 config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
                 past_key_values=cache, position_ids=position_ids, **({"cache_position": places} if OLD_MASKS else {}),
             )  # fmt: skip
-        rotary = self.rotary(position_ids, inputs_embeds.dtype)
+        rotary = self.rotary(position_ids, product_dtype(inputs_embeds))
         x, balance_losses = inputs_embeds, []
         for number, layer in enumerate(self.layers, 1):
             only = positions if number == len(self.layers) and not self.config.use_moe else None

@@ -29,9 +29,10 @@ from model.device import choose_dtype, compile_layers
 from model.model_vlm import MiniMindVLM
 from model.processing import Rendered, collate
 from scripts.benchmark_generation import measure_generation
+from scripts.step_memory import freeze_as_in
 
 PADDED = 640  # tokens, MiniMind-V's max_seq_len
-TRAINED = {"stage1": ("vision_proj.", "model.layers.{last}."), "stage2": ("vision_proj.", "model.")}
+STAGES = {"stage1": "pretrain_vlm", "stage2": "sft_vlm"}
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,7 @@ class Trainer:
     def __init__(self, stage: str, config: VLMConfig, device: torch.device, compiled: bool = False):
         torch.manual_seed(0)
         self.model = MiniMindVLM(config).to(device).train()
-        last = config.num_hidden_layers - 1
-        prefixes = tuple(prefix.format(last=last) for prefix in TRAINED[stage])
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name.startswith(prefixes))
+        freeze_as_in(STAGES[stage], self.model)
         learnt = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizers = {
             fused: torch.optim.AdamW(learnt, lr=1e-5, fused=fused, foreach=False if not fused else None)
@@ -199,7 +197,7 @@ def generation(dtype: torch.dtype, say: Callable) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--parts", nargs="+", choices=(*TRAINED, "answers"), default=[*TRAINED, "answers"])
+    parser.add_argument("--parts", nargs="+", choices=(*STAGES, "answers"), default=[*STAGES, "answers"])
     parser.add_argument("--text", choices=("short", "mixed"), default="short")
     parser.add_argument("--batch_size", type=int, default=8, help="samples a step")
     parser.add_argument("--batches", type=int, default=1, help="steps a turn")

@@ -33,6 +33,13 @@ AFTER_START = 3  # tokens of a row before its picture
 NOT_FUSED = {"cpu": (), "cuda": (), "old_cuda": ("plain",)}
 
 
+def freeze_as_in(stage: str, model: MiniMindForCausalLM) -> None:
+    """Let only those parameters of the model learn that learn in the stage, one of LEARNS."""
+    prefixes = tuple(prefix.format(last=model.config.num_hidden_layers - 1) for prefix in LEARNS[stage])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+
+
 @dataclass(frozen=True)
 class Step:
     """One micro-batch: rows alike, each with one picture if the model sees, and labels at its end."""
@@ -54,9 +61,7 @@ class Step:
 
     def make_model(self) -> MiniMindForCausalLM:
         model = (MiniMindVLM if self.sees else MiniMindForCausalLM)(self.config).train()
-        prefixes = tuple(prefix.format(last=self.config.num_hidden_layers - 1) for prefix in LEARNS[self.stage])
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(prefixes))
+        freeze_as_in(self.stage, model)
         if self.sees:
             model.round_tower(self.dtype)
         return model

@@ -23,8 +23,6 @@ from trainer.sharding import whole
 from trainer.signals import ignore_stopping
 from trainer.steady_batches import POLL
 
-Batch = dict[str, torch.Tensor]
-
 
 def train(
     model: nn.Module,  # as it is, or what trainer.sharding.distribute made of it
@@ -73,7 +71,7 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    micro_batches: list[Batch],
+    micro_batches: list[dict],  # of model.processing.collate
     supervised_tokens: int,
     sequences: int,
     grad_clip: float,
