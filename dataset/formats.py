@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from model.errors import UserError
 from model.processing import SampleError, open_picture
 from model.text import plain
 
@@ -26,7 +27,7 @@ MAX_GROUP = 10**8  # rows of a parquet's row group; a damaged file may claim any
 MAX_TEXT = 1_000_000  # letters of a text: far more than any --max_seq_len keeps, half a second of the tokenizer's time
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Data that cannot be trained on; the message names file, line, reason and cure."""
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
 from model.config import MiniMindConfig
+from model.errors import UserError
 
 SHORT = 1024  # tokens of a row up to which attend_written_out is worth its memory
 
@@ -25,7 +26,7 @@ def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
     if scaling["rope_type"] == "default":
         return frequencies, 1.0
     if scaling["rope_type"] != "yarn":
-        raise ValueError(f"rope_parameters {scaling} are not understood: rope_type must be 'default' or 'yarn'")
+        raise UserError(f"rope_parameters {scaling} are not understood: rope_type must be 'default' or 'yarn'")
     factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
 
     def pair_that_turns(times: float) -> float:

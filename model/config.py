@@ -2,6 +2,8 @@
 
 from transformers import PretrainedConfig
 
+from model.errors import UserError
+
 IGNORE_INDEX = -100  # label of a position that the loss skips
 IMAGE_TOKEN = "@"  # one character and one token; a picture is a span of config.image_tokens of them
 IMAGE_TOKEN_ID = 34
@@ -47,14 +49,14 @@ class MiniMindConfig(PretrainedConfig):
         **kwargs,
     ):
         if hidden_size % num_attention_heads or num_attention_heads % num_key_value_heads:
-            raise ValueError(
+            raise UserError(
                 f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads}, "
                 f"and that a multiple of num_key_value_heads {num_key_value_heads}"
             )
         if hidden_size // num_attention_heads % 2:
-            raise ValueError(f"the head size {hidden_size // num_attention_heads} is odd; RoPE turns pairs")
+            raise UserError(f"the head size {hidden_size // num_attention_heads} is odd; RoPE turns pairs")
         if use_moe and not 1 <= num_experts_per_tok <= num_experts:
-            raise ValueError(f"num_experts_per_tok {num_experts_per_tok} is not within 1..num_experts {num_experts}")
+            raise UserError(f"num_experts_per_tok {num_experts_per_tok} is not within 1..num_experts {num_experts}")
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads

@@ -3,17 +3,19 @@
 import torch
 from torch import nn
 
+from model.errors import UserError
+
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """auto, cpu, cuda, cuda:N or mps. Raises ValueError where there is no such device."""
+    """auto, cpu, cuda, cuda:N or mps. Raises UserError where there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
+        raise UserError(f"--device {name}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
     try:
         return torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
     except RuntimeError:
-        raise ValueError(f"--device {name}: choose from auto, cpu, cuda, cuda:N, mps") from None
+        raise UserError(f"--device {name}: choose from auto, cpu, cuda, cuda:N, mps") from None
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -36,13 +38,13 @@ def compile_layers(model: nn.Module, device: torch.device) -> None:
     """Let torch.compile fuse what each layer of the decoder and of the tower does, for batches of any shape.
 
     Raises:
-        ValueError: this machine has no compiler for the device.
+        UserError: this machine has no compiler for the device.
     """
     try:
         torch.compile(lambda x: x.exp() + 1)(torch.ones(8, device=device))  # fails now, not in the first step
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0][:150]
-        raise ValueError(
+        raise UserError(
             f"--compile 1: torch.compile does not work here ({reason}): install a C++ compiler (apt-get install g++), "
             "or use --compile 0"
         ) from error

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from transformers import PreTrainedTokenizerFast
 
 from model.config import END_ID, END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, START_ID, MiniMindConfig, VLMConfig
+from model.errors import UserError
 from model.model_minimind import positions_before
 
 IMAGE_TAG = "<image>"
@@ -33,7 +34,7 @@ DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.
                  LookupError, ArithmeticError, TypeError)  # fmt: skip
 
 
-class SampleError(ValueError):
+class SampleError(UserError):
     """A sample that cannot be used; the message says why, without saying where: the reader knows that."""
 
 

@@ -8,6 +8,8 @@ from safetensors import SafetensorError
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 from transformers.utils import logging
 
+from model.errors import UserError
+
 # OpenAI CLIP's channel statistics, RGB in 0..1 (https://github.com/openai/CLIP)
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -38,13 +40,13 @@ def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
     folder: as transformers saves it; text and vision together (openai/clip-vit-base-patch16) or vision alone.
 
     Raises:
-        ValueError: no such folder, or its weights are not those of a whole CLIP vision tower.
+        UserError: no such folder, or its weights are not those of a whole CLIP vision tower.
     """
     folder = find_folder(folder)
     weights = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
     if weights is None or not (folder / "config.json").is_file():
         reason = "no weights in it" if folder.is_dir() else "the folder does not exist"
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no CLIP vision tower: {reason}. Fetch openai's with `python "
             f"scripts/download.py clip --to {folder}`, or name the small shipped one: "
             f"--vision_model {SHIPPED_TOWER}"
@@ -58,10 +60,10 @@ def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
             key_mapping=names,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged ({str(error)[:200]}): copy or download it again") from error
+        raise UserError(f"{folder} is damaged ({str(error)[:200]}): copy or download it again") from error
     wrong = [*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])]
     if wrong:
-        raise ValueError(f"{weights} lacks {len(wrong)} of the vision tower's tensors, the first is {wrong[0]}")
+        raise UserError(f"{weights} lacks {len(wrong)} of the vision tower's tensors, the first is {wrong[0]}")
     return _unwrap(tower).requires_grad_(False).eval(), file_sha256(weights)
 
 

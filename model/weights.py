@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from model.config import MiniMindConfig, VLMConfig
+from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.vision_encoder import file_sha256, portable_path, read_tower
@@ -42,11 +43,11 @@ def read_weights(path: str | Path) -> tuple[dict | None, dict[str, torch.Tensor]
     """The config (None in a .pth) and the tensors of a file, under MiniMind's names, whatever wrapped the model.
 
     Raises:
-        ValueError: the file is missing, cut off, or holds something else than tensors.
+        UserError: the file is missing, cut off, or holds something else than tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: train the stage before this one, or name a file with --from_weight")
+        raise UserError(f"{path} does not exist: train the stage before this one, or name a file with --from_weight")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -55,14 +56,12 @@ def read_weights(path: str | Path) -> tuple[dict | None, dict[str, torch.Tensor]
         else:
             config, tensors = None, torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} is damaged or no weights file ({str(error)[:200]}): copy or train it again"
-        ) from error
+        raise UserError(f"{path} is damaged or no weights file ({str(error)[:200]}): copy or train it again") from error
     except Exception as error:  # torch raises pickle.UnpicklingError, which this project never imports
-        raise ValueError(f"{path} holds more than tensors and is refused: {str(error)[:200]}") from error
+        raise UserError(f"{path} holds more than tensors and is refused: {str(error)[:200]}") from error
     named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
     if not named or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise ValueError(f"{path} is not a dictionary of tensors")
+        raise UserError(f"{path} is not a dictionary of tensors")
     return config, {_canonical(name): value for name, value in tensors.items()}
 
 
@@ -89,7 +88,7 @@ def load_weights(
     ignore: prefixes of tensors in the file that the model does not want.
 
     Raises:
-        ValueError: any other difference; the message lists it.
+        UserError: any other difference; the message lists it.
     """
     config, tensors = read_weights(path)
     wanted = model.state_dict()
@@ -108,7 +107,7 @@ def load_weights(
         problems.append(f"{HEAD} is not {EMBEDDINGS}, the model ties the two")
     if problems:
         sizes = f" The file says of itself: {_sizes(config)}." if config else ""
-        raise ValueError(
+        raise UserError(
             f"{path} does not fit the model in {len(problems)} tensors: {'; '.join(problems[:6])}. "
             f"Check --hidden_size, --num_hidden_layers, --use_moe and the file's stage.{sizes}"
         )
@@ -130,10 +129,10 @@ def _derived(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def _check_tower(path: str | Path, config: dict | None, model: torch.nn.Module) -> None:
-    """A projector understands one tower only. Raises ValueError where the model has another."""
+    """A projector understands one tower only. Raises UserError where the model has another."""
     trained_with, present = (config or {}).get("vision_sha256"), getattr(model.config, "vision_sha256", None)
     if trained_with and present and trained_with != present:
-        raise ValueError(
+        raise UserError(
             f"{path} was trained with another tower (sha256 {trained_with[:12]}) than {model.config.vision_source} "
             f"({present[:12]}): name the right one with --vision_model"
         )
@@ -187,7 +186,7 @@ def infer_config(
     try:
         return _infer_config(tensors, num_attention_heads)
     except KeyError as error:
-        raise ValueError(f"{path} is no MiniMind decoder: {error} is missing") from error
+        raise UserError(f"{path} is no MiniMind decoder: {error} is missing") from error
 
 
 def _infer_config(tensors: Mapping[str, torch.Tensor], num_attention_heads: int) -> dict:
@@ -217,7 +216,7 @@ def init_embeddings(model: MiniMindForCausalLM, path: str | Path) -> str:
     table = model.model.embed_tokens.weight
     if set(tensors) != {"token_ids", "embeddings"} or tensors["embeddings"].shape[1] != table.shape[1]:
         shapes = {name: list(value.shape) for name, value in tensors.items()}
-        raise ValueError(f"{path} holds {shapes}: it must be token_ids [n] and embeddings [n, {table.shape[1]}]")
+        raise UserError(f"{path} holds {shapes}: it must be token_ids [n] and embeddings [n, {table.shape[1]}]")
     with torch.no_grad():
         table[tensors["token_ids"]] = tensors["embeddings"].to(table)
     return f"{len(tensors['token_ids'])} token embeddings from {path}"
@@ -253,13 +252,13 @@ def load_model(
     num_attention_heads: for MiniMind's .pth, which does not say.
 
     Raises:
-        ValueError: the file does not fit, or the tower is missing or another than the one trained with.
+        UserError: the file does not fit, or the tower is missing or another than the one trained with.
     """
     config, tensors = read_weights(path)
     sees = any(name.startswith(PROJECTOR_PREFIX) for name in tensors)
     sizes = dict(config or infer_config(tensors, num_attention_heads, path))
     if config and vision_model and any(name.startswith(TOWER_PREFIX) for name in tensors):
-        raise ValueError(f"{path} holds a tower of its own: leave --vision_model {vision_model} out")
+        raise UserError(f"{path} holds a tower of its own: leave --vision_model {vision_model} out")
     tower_folder = vision_model or sizes.pop("vision_source", None)
     for name in NOT_DECODER:
         sizes.pop(name, None)
@@ -270,6 +269,6 @@ def load_model(
     elif config:  # a tower that came from nowhere travels in the file
         model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **sizes))
     else:
-        raise ValueError(f"{path} does not say which tower it was trained with: name it with --vision_model DIR")
+        raise UserError(f"{path} does not say which tower it was trained with: name it with --vision_model DIR")
     load_weights(model, path, ignore=() if config else (TOWER_PREFIX,))  # a .pth may hold a CLIP: the folder's serves
     return model.eval()

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from model.device import choose_device, choose_dtype
+from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import SampleError, VLMProcessor
 from model.weights import load_model
@@ -81,12 +82,12 @@ class Answerer:
     def from_weight(
         cls, path: str | Path, vision_model: str | None = None, device: str = "auto", dtype: str = "auto"
     ) -> "Answerer":
-        """path: a file in out/, MiniMind's .pth, or a folder with config.json. Raises ValueError as load_model does."""
+        """path: a file in out/, MiniMind's .pth, or a folder with config.json. Raises UserError as load_model does."""
         chosen = choose_device(device)
         arithmetic, processor = choose_dtype(dtype, chosen), None
         if Path(path).is_dir():
             if vision_model:
-                raise ValueError(f"{path} is a folder and holds a tower of its own: leave --vision_model out")
+                raise UserError(f"{path} is a folder and holds a tower of its own: leave --vision_model out")
             model, processor = load_folder(Path(path))
         else:
             model = load_model(path, vision_model)
@@ -174,7 +175,7 @@ class Answerer:
         rendered = self.processor.render(messages, add_generation_prompt=True)
         self.processor.check_pictures(rendered, len(pictures))
         if pictures and not self.reader.sees:
-            raise ValueError("these weights are a decoder without eyes: train the stages, or ask without a picture")
+            raise UserError("these weights are a decoder without eyes: train the stages, or ask without a picture")
         if len(rendered.input_ids) >= self.max_length:
             raise SampleError(
                 f"the conversation takes {len(rendered.input_ids)} tokens and the model reads {self.max_length}: "

@@ -23,6 +23,7 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from model.config import END_ID, END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, START_ID, MiniMindConfig
+from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import load_tokenizer
 from model.vision_encoder import file_sha256, find_folder
@@ -42,7 +43,7 @@ def convert(options: argparse.Namespace) -> dict:
     """The whole way, as the options of `parse_arguments` say; returns what the manifest says.
 
     Raises:
-        ValueError: what the user can mend, and a proof that failed; nothing at --output has changed then.
+        UserError: what the user can mend, and a proof that failed; nothing at --output has changed then.
     """
     source, facts, score = read_source(options), read_facts(options.weight), read_score(options.score)
     output = options.output.resolve()
@@ -77,7 +78,7 @@ def read_source(options: argparse.Namespace) -> Source:
         and not tower_included(source, options.to)
         and not model.config.vision_source
     ):
-        raise ValueError("the tower came from no folder and travels with the model: it cannot be left out")
+        raise UserError("the tower came from no folder and travels with the model: it cannot be left out")
     round_weights(source, options.to)
     return source
 
@@ -132,20 +133,20 @@ def read_score(path: Path | None) -> dict | None:
         if not {"exact_match", "by_kind"} <= set(score):
             raise ValueError("exact_match or by_kind is missing")
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"--score {path} is no report of scripts/score.py ({error})") from error
+        raise UserError(f"--score {path} is no report of scripts/score.py ({error})") from error
     return score
 
 
 def read_tokenizer(folder: Path | None, vocab_size: int) -> PreTrainedTokenizerFast:
     """The shipped tokenizer, or MiniMind's from a folder; its special tokens must stand where the model knows them."""
     if folder is not None and not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"--tokenizer {folder} holds no tokenizer.json: name MiniMind's `model` folder")
+        raise UserError(f"--tokenizer {folder} holds no tokenizer.json: name MiniMind's `model` folder")
     tokenizer = load_tokenizer(folder)
     wrong = [f"{text!r} is not token {number}" for text, number in IDS.items() if tokenizer.encode(text) != [number]]
     if len(tokenizer) > vocab_size:
         wrong.append(f"it has {len(tokenizer)} tokens and the model {vocab_size}")
     if wrong:
-        raise ValueError(f"--tokenizer {folder or 'model'} does not fit these weights: {'; '.join(wrong)}")
+        raise UserError(f"--tokenizer {folder or 'model'} does not fit these weights: {'; '.join(wrong)}")
     return tokenizer
 
 
@@ -170,7 +171,7 @@ def main() -> None:
     try:
         manifest = convert(options)
         address = push_folder(options.output, options.push_to_hub) if options.push_to_hub else None
-    except (ValueError, OSError, HubError) as error:
+    except (UserError, OSError, HubError) as error:
         raise SystemExit(f"convert_vlm: {error}") from error
     print(f"largest difference of a logit, from a fresh process: {manifest['largest_logit_difference']:.2g}")
     print(f"{options.output}: {manifest['format']}, the same greedy text")

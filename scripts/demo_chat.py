@@ -9,6 +9,7 @@ from random import Random
 from PIL import Image
 
 from dataset import emoji_world as world
+from model.errors import UserError
 from model.processing import SampleError, open_picture
 from scripts.answer import Answer, assistant_turn, user_turn
 from scripts.attention import Looked
@@ -23,7 +24,7 @@ EXAMPLE_CONCEPTS = 128  # those of the quickstart
 _decoding = threading.BoundedSemaphore(2)  # pictures at a time: one may take 300 MB
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """What a person is told and can mend: a key of scripts.demo_words, and the numbers in its sentence."""
 
     def __init__(self, key: str, **facts: object):

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from model.errors import UserError
 from model.vision_encoder import ROOT
 from scripts.answer import Answerer, Interrupted, Options
 from scripts.attention import look, words
@@ -208,7 +209,7 @@ class Engine:
                 self._loaded.popitem(last=False)
             try:
                 self._loaded[weight] = Answerer.from_weight(weight.path, self.vision_model, self.device)
-            except ValueError as error:  # its sentence names files of this machine: for the terminal, not the page
+            except UserError as error:  # its sentence names files of this machine: for the terminal, not the page
                 log.warning("weights cannot be used: %s", _in_a_line(error))
                 raise Refused("bad_weights") from error
         self._loaded.move_to_end(weight)

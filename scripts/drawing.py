@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from model.errors import UserError
+
 UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are no whole character yet
 
 
 @dataclass(frozen=True)
 class Options:
-    """How an answer is drawn. Raises ValueError for what cannot be."""
+    """How an answer is drawn. Raises UserError for what cannot be."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0: always the likeliest token
@@ -21,13 +23,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: an answer has at least 1")
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}: an answer has at least 1")
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}: it must be 0 (the likeliest token) or above")
+            raise UserError(f"temperature is {self.temperature}: it must be 0 (the likeliest token) or above")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: it is a share, above 0 and up to 1")
+            raise UserError(f"top_p is {self.top_p}: it is a share, above 0 and up to 1")
         if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}: it must be 0 (all tokens) or above")
+            raise UserError(f"top_k is {self.top_k}: it must be 0 (all tokens) or above")
 
 
 class Drawing:

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 
-from dataset.formats import DataError, read_samples
+from dataset.formats import read_samples
 from dataset.vlm_dataset import ConversationDataset
 from model.config import MiniMindConfig, VLMConfig
 from model.device import choose_dtype
+from model.errors import UserError
 from model.flops import StepFlops
 from model.processing import VLMProcessor
 from model.vision_encoder import find_folder
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         step = step_of(options)
         found = report(step, options)
-    except (ValueError, DataError, OSError) as error:
+    except (UserError, OSError) as error:
         raise SystemExit(f"estimate: {error}") from error
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -83,13 +84,13 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def step_of(options: argparse.Namespace) -> Step:
-    """The micro-batch that the options describe. Raises ValueError where there is none."""
+    """The micro-batch that the options describe. Raises UserError where there is none."""
     for name in (*SIZES, "epochs", "accumulation_steps"):
         if getattr(options, name) < 1:
-            raise ValueError(f"--{name} {getattr(options, name)} must be at least 1")
+            raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
     for name in ("max_seq_len", "supervised", "batch_size", "tflops"):
         if getattr(options, name) < 0:
-            raise ValueError(f"--{name} {getattr(options, name)} must not be below 0")
+            raise UserError(f"--{name} {getattr(options, name)} must not be below 0")
     sizes = {name: getattr(options, name) for name in SIZES} | {"use_moe": bool(options.use_moe)}
     config = MiniMindConfig(**sizes)
     taken = 1  # a first token has none before it that could predict it
@@ -100,7 +101,7 @@ def step_of(options: argparse.Namespace) -> Step:
         (options.max_seq_len, options.batch_size), DEFAULTS[options.stage], strict=True))  # fmt: skip
     supervised = options.supervised or tokens - taken
     if not 0 < supervised <= tokens - taken:
-        raise ValueError(
+        raise UserError(
             f"a row of {tokens} tokens has {max(0, tokens - taken)} that can be learnt beside its picture, not "
             f"{max(supervised, 0)}: change --max_seq_len or --supervised"
         )
@@ -114,10 +115,10 @@ def step_of(options: argparse.Namespace) -> Step:
 
 
 def tower_config(folder: str) -> dict:
-    """The sizes of a tower. Raises ValueError where the folder holds none."""
+    """The sizes of a tower. Raises UserError where the folder holds none."""
     folder = find_folder(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"--vision_model {folder} has no config.json: leave it out for CLIP-ViT-B/16's sizes")
+        raise UserError(f"--vision_model {folder} has no config.json: leave it out for CLIP-ViT-B/16's sizes")
     return CLIPVisionConfig.from_pretrained(folder, local_files_only=True).to_dict()
 
 
@@ -217,7 +218,7 @@ def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed
 def check(step: Step, model: nn.Module) -> dict:
     """Parameters, memory and seconds of real steps, each in a process of its own, beside what was predicted."""
     if step.optimizer != "adamw" or not Path("/proc/self/clear_refs").exists():
-        raise ValueError("--check runs AdamW's steps, on Linux: leave out --optimizer, or --check")
+        raise UserError("--check runs AdamW's steps, on Linux: leave out --optimizer, or --check")
     step = replace(step, accumulates=False, device="cpu")
     memory = step_memory(step)
     parameters, taken = in_a_process(memory_here, step, GIVE_BACK)

@@ -13,6 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
+from model.errors import UserError
 from model.vision_encoder import file_sha256
 from model.weights import sync_to_disk
 
@@ -25,12 +26,12 @@ def claim(target: Path) -> Path:
     """An empty folder beside the target to write into, after clearing up what killed conversions left.
 
     Raises:
-        ValueError: the target holds something that no conversion wrote.
+        UserError: the target holds something that no conversion wrote.
     """
     recover(target)
     occupied = target.is_file() or (target.is_dir() and any(target.iterdir()))
     if occupied and not (target / MANIFEST).is_file():
-        raise ValueError(
+        raise UserError(
             f"--output {target} exists and is no converted model ({MANIFEST} is missing): nothing was written. "
             "Name another folder, or remove this one yourself"
         )

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from model.config import MiniMindConfig, VLMConfig
+from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import IMAGE_TAG
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).resolve().parent / "export_templates"
 # What a `transformers` folder ships, and which file of this project it is. Only import lines differ.
 SHIPPED_CODE = {
+    "errors.py": ROOT / "model/errors.py",
     "configuration_minimind_vlm.py": ROOT / "model/config.py",
     "attention.py": ROOT / "model/attention.py",
     "modeling_minimind.py": ROOT / "model/model_minimind.py",
@@ -133,13 +135,13 @@ def export_minimind(source: Source, folder: Path) -> None:
     """A .pth as MiniMind2-V's trainer writes it: half precision, their names, head and embeddings, no tower.
 
     Raises:
-        ValueError: a setting that such a file cannot tell, and that is not MiniMind's.
+        UserError: a setting that such a file cannot tell, and that is not MiniMind's.
     """
     config = source.model.config
     told = MiniMindConfig(**infer_config(source.model.state_dict(), config.num_attention_heads)).to_dict()
     lost = [f"{n} {getattr(config, n)}" for n in MINIMIND_SETTINGS if getattr(config, n) != told[n]]
     if lost:
-        raise ValueError(f"--to minimind: a .pth cannot tell {', '.join(lost)}: choose another format")
+        raise UserError(f"--to minimind: a .pth cannot tell {', '.join(lost)}: choose another format")
     tensors = {n: v.detach().half() for n, v in source.model.state_dict().items() if not n.startswith(TOWER_PREFIX)}
     if source.model.config.tie_word_embeddings:
         tensors[HEAD] = tensors[EMBEDDINGS]  # one tensor under both names, as there
@@ -180,7 +182,7 @@ def portable_name(config: VLMConfig) -> str | None:
 
 def _needs_vision(source: Source, format_name: str) -> None:
     if not source.sees:
-        raise ValueError(f"--to {format_name}: these weights are a decoder without eyes; --to llm takes them")
+        raise UserError(f"--to {format_name}: these weights are a decoder without eyes; --to llm takes them")
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -20,6 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from model.errors import UserError
+
 MAX_NEW_TOKENS = 16
 TOLERANCE = 1e-4  # of fp32 logits
 PICTURES = {"wide.png": (320, 200), "tall.png": (97, 131), "square.png": (224, 224)}  # width, height
@@ -145,7 +147,7 @@ def prove(folder: Path, reference: Path, vision_model: str | None = None) -> flo
     """Run this file in a fresh process; returns the largest difference.
 
     Raises:
-        ValueError: it does not load, differs by more than TOLERANCE, or answers otherwise.
+        UserError: it does not load, differs by more than TOLERANCE, or answers otherwise.
     """
     environment = {**os.environ, "HF_MODULES_CACHE": str(reference / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [
@@ -157,13 +159,13 @@ def prove(folder: Path, reference: Path, vision_model: str | None = None) -> flo
     ]
     process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     if process.returncode:
-        raise ValueError(f"the converted folder does not load in a fresh process:\n{process.stderr[-2000:]}")
+        raise UserError(f"the converted folder does not load in a fresh process:\n{process.stderr[-2000:]}")
     result = json.loads((reference / "result.json").read_text())
     largest = result["largest_logit_difference"]
     if not largest <= TOLERANCE:
-        raise ValueError(f"the converted model's logits differ by {largest:.2g}, more than {TOLERANCE}")
+        raise UserError(f"the converted model's logits differ by {largest:.2g}, more than {TOLERANCE}")
     if result["texts"] != result["expected"]:
-        raise ValueError(f"the converted model answers {result['texts']} and not {result['expected']}")
+        raise UserError(f"the converted model answers {result['texts']} and not {result['expected']}")
     return largest
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset.formats import DataError, Sample, read_samples
+from model.errors import UserError
 from model.processing import IMAGE_TAG
 from scripts.answer import Answerer, Conversation, Options
 
@@ -174,7 +175,7 @@ def main() -> None:
         questions = read_questions(options.data, options.images_path, options.limit)
         answerer = Answerer.from_weight(options.weight, options.vision_model, options.device, options.dtype)
         report, records = score(answerer, questions, options.batch_size)
-    except ValueError as error:
+    except UserError as error:
         raise SystemExit(f"score: {error}") from error
     print(table(report))
     if options.json:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration, Pr
 from transformers.cache_utils import Cache, DynamicCache
 
 from model.config import MiniMindConfig, VLMConfig
+from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor, load_tokenizer
@@ -29,15 +30,15 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel, VLMProcessor]:
     """A model with its processor from a folder with config.json, model.safetensors and a tokenizer.
 
     Raises:
-        ValueError: something of that is missing, damaged, or of another kind than OURS and STOCK.
+        UserError: something of that is missing, damaged, or of another kind than OURS and STOCK.
     """
     try:
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = facts.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder} is no model folder: its config.json cannot be read ({error})") from error
+        raise UserError(f"{folder} is no model folder: its config.json cannot be read ({error})") from error
     if kind not in (*OURS, *STOCK):
-        raise ValueError(f"{folder} holds a model of type {kind!r}: this reads {', '.join((*OURS, *STOCK))}")
+        raise UserError(f"{folder} holds a model of type {kind!r}: this reads {', '.join((*OURS, *STOCK))}")
     try:
         tokenizer = load_tokenizer(folder)
         if kind in OURS:
@@ -45,7 +46,7 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel, VLMProcessor]:
         else:
             model = STOCK[kind].from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} is incomplete or damaged ({str(error)[:200]}): convert or copy it again") from error
+        raise UserError(f"{folder} is incomplete or damaged ({str(error)[:200]}): convert or copy it again") from error
     vision = getattr(model.config, "vision_config", None)
     if vision is None:
         return model.eval(), VLMProcessor(tokenizer)

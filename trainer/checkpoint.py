@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from model.errors import UserError
 from model.vision_encoder import file_sha256
 from model.weights import sync_to_disk
 from trainer.sharding import own_part, whole_tensors
@@ -59,16 +60,16 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def read_manifest(path: Path) -> dict:
-    """The manifest of a checkpoint. Raises ValueError saying what is wrong where its own digest does not fit."""
+    """The manifest of a checkpoint. Raises UserError saying what is wrong where its own digest does not fit."""
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
         digest = manifest.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{MANIFEST}: {getattr(error, 'strerror', None) or 'unreadable'}") from error
+        raise UserError(f"{MANIFEST}: {getattr(error, 'strerror', None) or 'unreadable'}") from error
     if digest != _digest(manifest):
-        raise ValueError(f"{MANIFEST}: its content is not what its own sha256 says")
+        raise UserError(f"{MANIFEST}: its content is not what its own sha256 says")
     if manifest["format"] != FORMAT:
-        raise ValueError(f"{MANIFEST}: format {manifest['format']}, this program reads {FORMAT}")
+        raise UserError(f"{MANIFEST}: format {manifest['format']}, this program reads {FORMAT}")
     return manifest
 
 
@@ -82,7 +83,7 @@ def damage(path: Path, thorough: bool = True) -> str | None:
                 return f"{name} has {size} of {expected['bytes']} bytes"
             if thorough and file_sha256(path / name) != expected["sha256"]:
                 return f"{name} differs from its sha256"
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     except OSError as error:
         return f"{Path(error.filename or path).name}: {error.strerror}"
@@ -93,7 +94,7 @@ def newest_checkpoint(folder: Path, say: Callable = print) -> Path | None:
     """The newest one that is whole; damaged ones are named and passed over.
 
     Raises:
-        ValueError: there are checkpoints and none is whole; the message says why, one by one.
+        UserError: there are checkpoints and none is whole; the message says why, one by one.
     """
     reasons = []
     for path in reversed(checkpoints_in(folder)):
@@ -103,7 +104,7 @@ def newest_checkpoint(folder: Path, say: Callable = print) -> Path | None:
         reasons.append(f"{path.name} ({reason})")
         say(f"checkpoint {path} is damaged ({reason}): trying the one before")
     if reasons:
-        raise ValueError(
+        raise UserError(
             f"no checkpoint in {folder} is whole: {'; '.join(reasons)}. Put a copy back, or start anew: --from_resume 0"
         )
     return None
@@ -225,7 +226,7 @@ def _remove(path: Path, say: Callable) -> None:
 
 
 def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill what learns and the optimizer's state. Raises ValueError naming what does not fit.
+    """Fill what learns and the optimizer's state. Raises UserError naming what does not fit.
 
     The groups with their rates and decays stay as the flags of this run made them.
     """
@@ -233,18 +234,18 @@ def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     expected = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if set(trained) != set(expected):
         differing = sorted(set(trained) ^ set(expected))
-        raise ValueError(f"{path} is of another model or stage: {len(differing)} tensors differ, first {differing[0]}")
+        raise UserError(f"{path} is of another model or stage: {len(differing)} tensors differ, first {differing[0]}")
     with torch.no_grad():
         for name, parameter in expected.items():
             if trained[name].shape != parameter.shape:
-                raise ValueError(f"{path}: {name} is {[*trained[name].shape]}, the model's is {[*parameter.shape]}")
+                raise UserError(f"{path}: {name} is {[*trained[name].shape]}, the model's is {[*parameter.shape]}")
             parameter.copy_(own_part(trained[name], parameter))
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in moments.items():
         kind, name = key.split("/", 1)
         by_name.setdefault(name, {})[kind] = own_part(value, expected[name]) if name in expected else value
     if unknown := set(by_name) - set(expected):
-        raise ValueError(f"{path}: the optimizer knows {sorted(unknown)[0]}, which does not learn here")
+        raise UserError(f"{path}: the optimizer knows {sorted(unknown)[0]}, which does not learn here")
     names = {parameter: name for name, parameter in expected.items()}
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     state = {number: by_name[name] for number, name in enumerate(ordered) if name in by_name}
@@ -259,7 +260,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no safetensors file ({error}): it is not one of our checkpoints") from error
+        raise UserError(f"{path} is no safetensors file ({error}): it is not one of our checkpoints") from error
 
 
 def differences(expected: dict, found: dict) -> Iterator[str]:

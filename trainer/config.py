@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset.quarantine import MAX_BAD_SHARE
+from model.errors import UserError
 from trainer.presets import PRESETS, preset_values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,27 +96,27 @@ class StageConfig:
     def __post_init__(self) -> None:
         unknown = set(self.trainable) - set(PARTS)
         if unknown or not self.trainable:
-            raise ValueError(f"--trainable {','.join(self.trainable)}: choose from {', '.join(PARTS)}")
+            raise UserError(f"--trainable {','.join(self.trainable)}: choose from {', '.join(PARTS)}")
         for name in ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "keep_last",
                      "max_seq_len"):  # fmt: skip
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+                raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{name} {getattr(self, name)} must be a number above 0")
+                raise UserError(f"--{name} {getattr(self, name)} must be a number above 0")
         for name in (*SIZES, "val_samples", "num_workers", "seed", "projector_learning_rate", "weight_decay",
                      "pack_tokens", "batch_tokens", "profile"):  # fmt: skip
             if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must not be below 0")
+                raise UserError(f"--{name} {getattr(self, name)} must not be below 0")
         for name in ("warmup_ratio", "dropout", "max_bad_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must lie within 0 and 1")
+                raise UserError(f"--{name} {getattr(self, name)} must lie within 0 and 1")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"--{name} {getattr(self, name)}: choose from {', '.join(choices)}")
+                raise UserError(f"--{name} {getattr(self, name)}: choose from {', '.join(choices)}")
 
         if self.shard and self.optimizer == "muon":
-            raise ValueError("--shard 1 cannot go with --optimizer muon, which needs each matrix whole: take adamw")
+            raise UserError("--shard 1 cannot go with --optimizer muon, which needs each matrix whole: take adamw")
 
     @property
     def token_budget(self) -> int:
@@ -145,7 +146,7 @@ class StageConfig:
         found = [path for path in sorted(Path(self.save_dir).glob("*.safetensors")) if fits.fullmatch(path.name)]
         if len(found) != 1:
             choice = f"{len(found)} files fit: {', '.join(map(str, found))}" if found else "there is none"
-            raise ValueError(
+            raise UserError(
                 f"--from_weight {self.from_weight} looks for {self.from_weight}_<hidden_size>.safetensors in "
                 f"{self.save_dir} and {choice}: train that stage first, or name one file"
             )
@@ -166,7 +167,7 @@ def parse_config(stage: StageConfig, arguments: list[str] | None = None) -> Stag
         values = vars(parser.parse_args(arguments))
         del values["preset"]
         return StageConfig(**values)
-    except ValueError as error:
+    except UserError as error:
         parser.error(str(error))
 
 

@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 from torch.utils.data import Subset
 
+from model.errors import UserError
 from model.processing import VLMProcessor
 from model.vision_encoder import file_sha256
 from trainer.checkpoint import differences
@@ -87,7 +88,7 @@ def fingerprints(config: StageConfig, model: nn.Module, processor: VLMProcessor,
 def check_same_on_all_ranks(found: dict, config: StageConfig, model: nn.Module, runtime: Runtime) -> None:
     """Before training, every rank calls: they may be started by hand on machines with files of their own.
 
-    found: this rank's fingerprints. Raises ValueError on all ranks, naming the first that differs from rank 0 and how.
+    found: this rank's fingerprints. Raises UserError on all ranks, naming the first that differs from rank 0 and how.
     """
     own = {**found, **{f"--{name}": getattr(config, name) for name in SAME_ON_RANKS}, "torch": torch.__version__}
     if config.shard:  # else rank 0 sends what learns
@@ -95,7 +96,7 @@ def check_same_on_all_ranks(found: dict, config: StageConfig, model: nn.Module, 
     everybody = runtime.gather((socket.gethostname(), own))
     for rank, (host, theirs) in enumerate(everybody):
         if wrong := [shortened(line) for line in differences(everybody[0][1], theirs)]:
-            raise ValueError(
+            raise UserError(
                 f"rank {rank} on {host} is not like rank 0 on {everybody[0][0]} in {len(wrong)} things: "
                 f"{'; '.join(wrong[:SHOWN])}. Give every machine the same command and the same files"
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset.shares import Counts
+from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from trainer.config import StageConfig
 from trainer.meter import Meter, useful_flops
@@ -106,7 +107,7 @@ def _start_wandb(config: StageConfig, run_id: str):
     try:
         import wandb
     except ImportError:
-        raise ValueError("--use_wandb 1 needs the package: pip install wandb") from None
+        raise UserError("--use_wandb 1 needs the package: pip install wandb") from None
     config.run_dir.mkdir(parents=True, exist_ok=True)
     has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _text(Path.home() / ".netrc")
     mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from model.errors import UserError
 from trainer.config import StageConfig
 
 FINAL_SHARE = 0.1  # of the peak learning rate, at the last step
@@ -23,7 +24,7 @@ def freeze_all_but(model: nn.Module, trainable: tuple[str, ...]) -> None:
     parts = parts_of(model)
     absent = set(trainable) - set(parts)
     if absent:
-        raise ValueError(f"--trainable {','.join(trainable)}: this model has no {', '.join(sorted(absent))}")
+        raise UserError(f"--trainable {','.join(trainable)}: this model has no {', '.join(sorted(absent))}")
     model.requires_grad_(False)
     for name in trainable:
         parts[name].requires_grad_(True)

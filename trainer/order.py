@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from model.errors import UserError
+
 POOL = 16  # steps whose samples are sorted together: fewer pad more, more make steps too alike
 
 
@@ -26,7 +28,7 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.samples < self.global_batch:
-            raise ValueError(
+            raise UserError(
                 f"{self.samples} samples do not fill one step of {self.global_batch} (--batch_size {self.batch_size} x "
                 f"--accumulation_steps {self.accumulation_steps} x {self.world_size} ranks): make one of these smaller"
             )

@@ -7,6 +7,8 @@ samples a step on every card: a preset decides where a run fits, never what it l
 twice the batch would not fit.
 """
 
+from model.errors import UserError
+
 STEP = 64  # samples of one rank
 
 
@@ -23,9 +25,9 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {  # rows of 640 tokens in pretr
 
 
 def preset_values(preset: str, stage: str) -> dict[str, int]:
-    """The flags that a preset sets for a stage. Raises ValueError where it has none for that stage."""
+    """The flags that a preset sets for a stage. Raises UserError where it has none for that stage."""
     if stage not in PRESETS[preset]:
-        raise ValueError(
+        raise UserError(
             f"--preset {preset} is for {', '.join(PRESETS[preset])}, not for {stage}: find its --batch_size with "
             f"`python scripts/estimate.py --stage {stage} --memory_gb {preset.removesuffix('gb')}`"
         )

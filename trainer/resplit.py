@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from model.errors import UserError
 from trainer.order import Order
 
 
@@ -27,7 +28,7 @@ class ResplitOrder:
     def __post_init__(self) -> None:
         left = self.whole.total_steps * self.whole.global_batch - self.first_position
         if left % self.global_batch:
-            raise ValueError(
+            raise UserError(
                 f"{left} samples are left, which steps of {self.global_batch} (--batch_size {self.batch_size} x "
                 f"--accumulation_steps {self.accumulation_steps} x {self.world_size} ranks) do not divide: choose them "
                 f"so that a step takes {self.whole.global_batch} as before, or another divisor of {left}; or start "
@@ -81,7 +82,7 @@ def order_after(
     """The order of a run that has taken `step` steps and `position` samples; a plain Order where nothing changed.
 
     Raises:
-        ValueError: what is left does not divide into the new steps; the message has the numbers.
+        UserError: what is left does not divide into the new steps; the message has the numbers.
     """
     if batch_size * accumulation_steps * world_size == whole.global_batch and position == step * whole.global_batch:
         return Order(whole.lengths, batch_size, accumulation_steps, world_size, whole.epochs, whole.seed)

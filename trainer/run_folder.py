@@ -7,6 +7,7 @@ import os
 import socket
 import time
 
+from model.errors import UserError
 from trainer.config import StageConfig
 from trainer.runtime import RanksLost, Runtime
 from trainer.signals import Stopped
@@ -15,7 +16,7 @@ LOCK, STATUS, FAILURES = "lock", "status.json", "failures.jsonl"
 EVERY = 5.0  # seconds between updates of status.json while all goes well
 
 
-class Fatal(ValueError):
+class Fatal(UserError):
     """What a restart would meet again; `state` is what status.json says then."""
 
     state = "fatal-input"
@@ -137,6 +138,6 @@ def _ending(error: BaseException | None) -> tuple[str, str | None]:
         return "stopped-resumable", str(error)
     if isinstance(error, RanksLost):
         return "crashed", str(error)
-    if isinstance(error, ValueError):
+    if isinstance(error, UserError):
         return getattr(error, "state", "fatal-input"), str(error)
     return "crashed", f"{type(error).__name__}: {error}"

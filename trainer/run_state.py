@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from model.errors import UserError
 from trainer.checkpoint import (
     checkpoints_in,
     damage,
@@ -78,7 +79,7 @@ def begin(
     found: this run's fingerprints.
 
     Raises:
-        ValueError: the checkpoint is of another run, every checkpoint is damaged, or the new steps do not divide what
+        UserError: the checkpoint is of another run, every checkpoint is damaged, or the new steps do not divide what
             is left; the same on every rank.
     """
     folder = config.run_dir / "checkpoints"
@@ -106,7 +107,7 @@ def begin(
 
 
 def _check_that_all_see(path: Path | None, folder: Path, runtime: Runtime) -> None:
-    """Raises ValueError on all ranks where one has another checkpoint than rank 0, or rank 0 alone has none.
+    """Raises UserError on all ranks where one has another checkpoint than rank 0, or rank 0 alone has none.
 
     torchrun may give rank 0 to another machine each time; with folders of their own they would start anew in silence.
     """
@@ -117,7 +118,7 @@ def _check_that_all_see(path: Path | None, folder: Path, runtime: Runtime) -> No
     everybody = runtime.gather((socket.gethostname(), found))
     for rank, (host, theirs) in enumerate(everybody):
         if theirs != everybody[0][1]:
-            raise ValueError(
+            raise UserError(
                 f"rank {rank} on {host} does not see in {path or folder} what rank 0 on {everybody[0][0]} sees: give a "
                 "--save_dir on a disk that all machines share, or copy the folder to each of them"
             )
@@ -135,7 +136,7 @@ def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig
         rest = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         data_only = all(line.startswith(("data:", "samples:")) for line in wrong)
         cure = ", or --allow_data_change 1 to go on with the new data" if data_only else ""
-        raise ValueError(
+        raise UserError(
             f"{path} is of another run: {'; '.join(wrong[:SHOWN])}{rest}. Give the same data and flags again{cure}; or "
             "start anew: --from_resume 0"
         )

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from model.device import choose_device, choose_dtype
+from model.errors import UserError
 
 START_TIMEOUT = datetime.timedelta(seconds=600)  # ranks may read their data at different speeds
 TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("DIST_TIMEOUT_SECONDS", "120")))  # once they train
@@ -64,16 +65,16 @@ class Runtime:
         return values
 
     def from_main(self, find: Callable[[], object]) -> object:
-        """What `find` returns on rank 0, on every rank; a ValueError that it raises there is raised on all."""
+        """What `find` returns on rank 0, on every rank; a UserError that it raises there is raised on all."""
         outcome = None
         if self.is_main:
             try:
                 outcome = (find(), None)
-            except ValueError as error:
+            except UserError as error:
                 outcome = (None, str(error))
         value, refusal = self.gather(outcome)[0]
         if refusal is not None:
-            raise ValueError(refusal)
+            raise UserError(refusal)
         return value
 
     def most(self, value: int) -> int:

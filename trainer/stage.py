@@ -20,6 +20,7 @@ from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.vlm_dataset import ConversationDataset, text_only
 from model.config import MiniMindConfig
 from model.device import compile_layers
+from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
@@ -50,7 +51,7 @@ def run_stage(config: StageConfig) -> None:
             config = with_sizes(config)
             with RunFolder(config, runtime) as folder, runtime.watching():
                 _run(config, runtime, folder, stop)
-        except (ValueError, RanksLost, WorkersLost) as error:  # DataError and all that flags and machines get wrong
+        except (UserError, RanksLost, WorkersLost) as error:
             clear_frames(error.__traceback__)
             raise SystemExit(f"{config.name}: {error}") from error
         except Stopped as stopped:
@@ -150,7 +151,7 @@ def build_model(config: StageConfig, say: Callable = print) -> MiniMindForCausal
         build_vlm(sizes, config.vision_model) if config.with_vision else MiniMindForCausalLM(MiniMindConfig(**sizes))
     )
     if config.start_path and config.init_embeddings:
-        raise ValueError("--init_embeddings is for --from_weight none: weights bring their own embeddings")
+        raise UserError("--init_embeddings is for --from_weight none: weights bring their own embeddings")
     if config.start_path:
         may_miss, ignore = ((PROJECTOR_PREFIX,), ()) if config.with_vision else ((), (PROJECTOR_PREFIX,))
         say(load_weights(model, config.start_path, may_miss, ignore))
@@ -217,7 +218,7 @@ def encode_once(
 
 @torch.no_grad()
 def check_text_loss(model: MiniMindForCausalLM, data: Subset, say: Callable = print) -> None:
-    """Weights that speak at all know the answers' language without the picture. Raises ValueError where they do not.
+    """Weights that speak at all know the answers' language without the picture. Raises UserError where they do not.
 
     A decoder that was never trained has a loss of ln(vocabulary) = 8.76; this is the first sign of weights that did not
     load, and it costs a second instead of a night.
@@ -226,7 +227,7 @@ def check_text_loss(model: MiniMindForCausalLM, data: Subset, say: Callable = pr
     loss, limit = float(model.eval()(**text_only(rows)).loss), 0.8 * math.log(model.config.vocab_size)
     say(f"text loss before training, pictures left out: {loss:.2f}")
     if loss > limit:
-        raise ValueError(
+        raise UserError(
             f"the text loss of the loaded weights is {loss:.2f}, above {limit:.2f} = 0.8 ln(vocabulary): they have not "
             "learnt this language or belong to another tokenizer; check --from_weight, or train from --from_weight none"
         )

@@ -246,6 +246,24 @@ def test_an_error_that_comes_back_is_tried_twice(tmp_path, restarted, monkeypatc
     assert status_of(config)["state"] == "done" and len((config.run_dir / FAILURES).read_text().splitlines()) >= 2
 
 
+def test_a_slip_of_ours_is_not_taken_for_the_users(tmp_path, restarted, monkeypatch):
+    """Python and torch raise ValueError too: it keeps its traceback, and a restart tries again."""
+    config = small_run(tmp_path)
+
+    def unpack_too_few(*_):
+        one, other = [1]
+
+    monkeypatch.setattr(loop, "train_step", unpack_too_few)
+    restarted(0)
+    with pytest.raises(ValueError, match="not enough values to unpack"):
+        stage.run_stage(config)
+    assert status_of(config)["state"] == "crashed" and status_of(config)["reason"].startswith("ValueError: not enough")
+    monkeypatch.setattr(loop, "train_step", ORIGINAL_TRAIN_STEP)
+    restarted(1)
+    stage.run_stage(config)
+    assert status_of(config)["state"] == "done"
+
+
 def test_lock_is_not_inherited_by_reading_processes(tmp_path):
     """The reason for a lock of the process (lockf) instead of one of the open file (flock)."""
     path = tmp_path / LOCK

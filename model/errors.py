@@ -1,0 +1,9 @@
+"""UserError: what a user can mend, told in one sentence. Whatever else is raised is a slip of ours, and shows where."""
+
+
+class UserError(ValueError):
+    """Wrong flags, data, files or machines; the message says what is wrong, where, and what to do.
+
+    Programs catch it and print the sentence alone. Every other exception goes through with its traceback, ValueError
+    too: torch and Python raise those over mistakes that no flag will cure.
+    """
