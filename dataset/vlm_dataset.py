@@ -254,4 +254,6 @@ def text_only(rows: Sequence[Rendered]) -> dict[str, torch.Tensor]:
         kept = [number for number, is_image in enumerate(row.image_mask) if not is_image]
         columns = (row.input_ids, row.trained, row.image_mask, row.branch, row.trunk)
         stripped.append((Rendered(*([column[number] for number in kept] for column in columns)), []))
-    return collate(stripped)
+    batch = collate(stripped)
+    del batch["attention_mask"]  # branches say where a token looks; padding is on the right
+    return batch

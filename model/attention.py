@@ -67,6 +67,41 @@ def visible(branches: torch.Tensor) -> torch.Tensor:
     return ((branch == seen) | (trunk == seen)).tril()
 
 
+def causal_mask(
+    attention_mask: torch.Tensor | None, seen: int | torch.Tensor, length: int, device: torch.device
+) -> torch.Tensor | None:
+    """True where `length` tokens may look that come after `seen` others: back, and not at padding.
+
+    attention_mask: [batch, seen + length], 0 at padding; or [batch, 1, length, keys], what generate() makes for a cache
+        of fixed size: booleans, or numbers of which 0 is visible.
+
+    Returns [batch or 1, 1, length, seen + length or keys]; None where is_causal, or a single token, says the same.
+    """
+    if attention_mask is not None and attention_mask.dim() == 4:
+        return attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+    if attention_mask is None or attention_mask.all():
+        if length == 1 or not seen:
+            return None
+        return back_from(length, int(seen) + length, device)
+    keys = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return attention_mask[:, None, None].bool() & (keys <= keys[-length:, None])
+
+
+def back_from(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """[1, 1, queries, keys], true where the last `queries` of `keys` tokens may look: back."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None]
+
+
+def over_all_places(
+    mask: torch.Tensor | None, query: torch.Tensor, known: int, key: torch.Tensor
+) -> torch.Tensor | None:
+    """The mask for the keys of a cache of fixed size, which gives all its places: from `known` on nothing is there."""
+    queries, places = query.shape[2], key.shape[2]
+    if mask is None and places > known:
+        mask = back_from(queries, known, key.device)
+    return mask if mask is None or mask.shape[-1] == places else F.pad(mask, (0, places - mask.shape[-1]))
+
+
 def take(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """x [batch, seq, size] at positions [batch, n] -> [batch, n, size]."""
     return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
@@ -114,7 +149,7 @@ def attend_written_out(
     """
     groups = query.shape[1] // key.shape[1]
     if causal:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        mask = back_from(query.shape[2], key.shape[2], query.device)
     hidden = query.new_zeros(())
     if mask is not None:  # the lowest number, not minus infinity: a row that may look nowhere still gives numbers
         hidden = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min).unsqueeze(-3)
@@ -155,6 +190,8 @@ class Attention(nn.Module):
             mask = _rows_of(mask, positions, x.shape[1])
         query = rotate(query, *rotary)
         if cache is not None:
+            known = cache.get_seq_length(self.layer) + key.shape[2]
             key, value = cache.update(key, value, self.layer)
+            mask = over_all_places(mask, query, known, key)
         mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))

@@ -3,31 +3,20 @@
 Dense it is exactly Llama, with experts exactly Qwen2-MoE (see MiniMindConfig). Parameters are named as MiniMind2's.
 """
 
-from dataclasses import dataclass
-from inspect import Parameter, signature
+from dataclasses import fields
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
-from model.attention import Attention, RotaryEmbedding, rope_frequencies, take, visible
+from model.attention import Attention, RotaryEmbedding, causal_mask, rope_frequencies, take, visible
 from model.config import IGNORE_INDEX, MiniMindConfig
 
-# transformers 5.3 must be told where in the cache a token goes; 5.23 no longer takes it
-_PLACE = signature(create_causal_mask).parameters.get("cache_position")
-OLD_MASKS = _PLACE is not None and _PLACE.default is Parameter.empty
-
-
-@dataclass
-class CausalLMOutput(ModelOutput):
-    loss: torch.Tensor | None = None  # cross-entropy and balance loss, to be minimised
-    aux_loss: torch.Tensor | None = None  # the balance loss alone, weighted; None when dense
-    logits: torch.Tensor | None = None  # [batch, kept positions, vocabulary]
-    past_key_values: Cache | None = None
+# What the installed transformers calls the cache: in what a model returns, and in what generate() hands to it.
+CACHE_NAME = {"cache", "past_key_values"}.intersection(field.name for field in fields(MoeCausalLMOutputWithPast)).pop()
 
 
 class RMSNorm(nn.Module):
@@ -154,7 +143,7 @@ class MiniMindModel(nn.Module):
         attention_mask: None says that what padding there is stands on the right, where causal attention never looks.
         token_mask: [batch, seq], 0 at padding, for the balance loss alone.
         branches: [batch, 2, seq], of rows that hold several conversations, the numbers of branch and trunk (see
-            model.processing.Rendered); instead of attention_mask, and with position_ids.
+            model.processing.Rendered); instead of attention_mask and cache, and with position_ids.
         positions: [batch, n], the only ones whose hidden states are wanted; the last layer is then computed there alone
             (an expert layer everywhere, because its balance counts every token).
         """
@@ -162,12 +151,12 @@ class MiniMindModel(nn.Module):
         places = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
         if position_ids is None:
             position_ids = places[None]
-        mask = None if branches is None else visible(branches)
-        if attention_mask is not None or cache is not None:
-            mask = create_causal_mask(
-                config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                past_key_values=cache, position_ids=position_ids, **({"cache_position": places} if OLD_MASKS else {}),
-            )  # fmt: skip
+        if branches is not None and (attention_mask is not None or cache is not None):
+            raise ValueError("branches say by themselves where a token looks: leave attention_mask and the cache out")
+        if branches is not None:
+            mask = visible(branches)
+        else:
+            mask = causal_mask(attention_mask, seen, inputs_embeds.shape[1], inputs_embeds.device)
         rotary = self.rotary(position_ids, product_dtype(inputs_embeds))
         x, balance_losses = inputs_embeds, []
         for number, layer in enumerate(self.layers, 1):
@@ -221,9 +210,9 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
         branches: torch.Tensor | None = None,
         loss_positions: torch.Tensor | None = None,
         return_dict: bool = True,  # generate() sends it; there is no other way to answer
-        cache_position: torch.Tensor | None = None,  # generate() of transformers 5.3 sends it; the cache knows
+        cache: Cache | None = None,
         **inputs,
-    ) -> CausalLMOutput:
+    ) -> MoeCausalLMOutputWithPast:
         """Logits of the next token, or with labels the loss.
 
         Args:
@@ -237,18 +226,22 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
             branches: [batch, 2, seq], with position_ids; see MiniMindModel.
             loss_positions: [batch, n], the positions before a label, each row filled up with its last position; without
                 them they are found in the labels, for which a GPU must be waited for.
+            past_key_values, cache: one thing under the name before transformers 5.24 and since.
             inputs: what `embed` takes; MiniMindVLM's image_mask and pixel_values.
+
+        Returns with labels the loss to minimise, cross-entropy and balance loss; in aux_loss the balance loss alone,
+        weighted (None: dense); logits [batch, kept positions, vocabulary]; the cache, where there is one.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         token_mask = input_ids != self.config.pad_token_id if labels is not None and self.config.use_moe else None
         if labels is not None and loss_positions is None:
             loss_positions = positions_before(labels)
         positions = loss_positions if labels is not None and logits_to_keep is None else None
         hidden, balance_losses = self.model(
-            self.embed(input_ids, **inputs), attention_mask, position_ids, past_key_values, token_mask, branches,
-            positions,
-        )  # fmt: skip
+            self.embed(input_ids, **inputs), attention_mask, position_ids, cache, token_mask, branches, positions
+        )
         loss = aux_loss = logits = None
         if labels is not None:
             at_labels = hidden if positions is not None else take(hidden, loss_positions)
@@ -258,7 +251,13 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
                 loss = loss + aux_loss
         if labels is None or logits_to_keep is not None:
             logits = self.lm_head(_keep(hidden, logits_to_keep))
-        return CausalLMOutput(loss=loss, aux_loss=aux_loss, logits=logits, past_key_values=past_key_values)
+        return MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, logits=logits, **{CACHE_NAME: cache})
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs) -> dict:
+        """As transformers does, without what 5.3 adds: where in the cache a token goes, which the cache knows."""
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs.pop("cache_position", None)
+        return inputs
 
     def _cross_entropy(
         self, hidden: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, supervised_tokens: int | None

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from model.config import MiniMindConfig, VLMConfig
 from model.errors import UserError
-from model.model_minimind import MiniMindForCausalLM
+from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor, load_tokenizer
 from model.vision_encoder import normalize_pixels
@@ -111,7 +111,7 @@ class StockReader:
     def _forward(self, ids: torch.Tensor, memory: StockMemory, **inputs) -> torch.Tensor:
         positions = (memory.attention_mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = self.model(
-            input_ids=ids, attention_mask=memory.attention_mask, position_ids=positions, past_key_values=memory.cache,
-            use_cache=True, logits_to_keep=1, **inputs,
+            input_ids=ids, attention_mask=memory.attention_mask, position_ids=positions, use_cache=True,
+            logits_to_keep=1, **{CACHE_NAME: memory.cache}, **inputs,
         )  # fmt: skip
         return output.logits[:, -1].float()

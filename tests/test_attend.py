@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from model import attention
-from model.attention import attend, attend_written_out
+from model.attention import attend, attend_written_out, causal_mask, over_all_places
 
 
 def heads(groups: int, asking: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -57,3 +57,41 @@ def test_a_row_that_may_look_nowhere_gives_numbers():
     assert all(found.isfinite().all() for found in outcome(
         lambda q, k, v: attend_written_out(q, k, v, mask, False), heads(2, 24, torch.float32)
     ))  # fmt: skip
+
+
+@pytest.mark.parametrize("seen", (0, 7))
+@pytest.mark.parametrize("length", (1, 5))
+@pytest.mark.parametrize("padded", (False, True))
+def test_causal_mask_looks_back_and_not_at_padding(seen, length, padded):
+    attention_mask = torch.ones(2, seen + length, dtype=torch.long)
+    attention_mask[1, :3] = 0 if padded and seen else 1
+    found = causal_mask(attention_mask, seen, length, torch.device("cpu"))
+    without = causal_mask(None, seen, length, torch.device("cpu"))
+    for row in range(2):
+        for query in range(length):
+            for key in range(seen + length):
+                back = key <= seen + query
+                assert bool(back and attention_mask[row, key]) == looks(found, row, query, key, seen)
+                assert back == looks(without, row, query, key, seen)
+
+
+def looks(mask: torch.Tensor | None, row: int, query: int, key: int, seen: int) -> bool:
+    """None means is_causal over the tokens alone, or everything for a single one."""
+    if mask is None:
+        return key <= seen + query
+    return bool(mask.expand(2, -1, -1, -1)[row, 0, query, key])
+
+
+def test_a_mask_that_generate_made_is_taken_as_it_is():
+    allowed = torch.rand(1, 1, 3, 5) < 0.5
+    added = torch.zeros(1, 1, 3, 5).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    for mask in (allowed, added):
+        assert torch.equal(causal_mask(mask, 2, 3, torch.device("cpu")), allowed)
+
+
+def test_places_of_a_fixed_cache_that_nothing_was_written_to_are_hidden():
+    query, key = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 6, 4)
+    expected = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]).bool()[None, None]
+    assert torch.equal(over_all_places(None, query, 4, key), expected)
+    assert torch.equal(over_all_places(expected[..., :4], query, 4, key), expected)
+    assert over_all_places(None, query, 6, key) is None

@@ -7,7 +7,7 @@ from test_training import losses, tiny
 
 from dataset.batching import PackedRows, fill_rows, grouped, pack, share_prefix
 from dataset.formats import read_samples
-from dataset.vlm_dataset import ConversationDataset
+from dataset.vlm_dataset import ConversationDataset, text_only
 from model.processing import Rendered, collate
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
@@ -81,6 +81,19 @@ def test_rows_with_and_without_branches_share_a_batch(make_vlm, processor, talks
     losses = [model(**{k: v for k, v in one.items() if k != "attention_mask"}).loss for one in separate]
     mean = sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
     torch.testing.assert_close(model(**batch).loss, mean, rtol=0, atol=1e-6)
+
+
+def test_the_text_loss_of_a_shared_row_is_that_of_its_conversations(make_vlm, talks):
+    """Without their picture siblings are still apart: none sees the answer of another."""
+    model = make_vlm()
+    [(_, row)] = grouped(((number, "a.png", talk) for number, talk in enumerate(talks)), 400)
+    torch.testing.assert_close(model(**text_only([row])).loss, model(**text_only(talks)).loss, rtol=0, atol=1e-6)
+
+
+def test_branches_and_an_attention_mask_are_refused_together(make_vlm, processor, talks):
+    batch = collate([(share_prefix(talks[:2], 9), [processor.pixels(make_picture(1))])])
+    with pytest.raises(ValueError, match="leave attention_mask and the cache out"):
+        make_vlm()(**batch)
 
 
 def test_positions_go_on_where_the_shared_part_ends():

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from dataset import vlm_dataset
 from dataset.formats import DataError, read_samples
 from dataset.vlm_dataset import text_only
-from model.config import IGNORE_INDEX
+from model.config import END_OF_TEXT_ID, IGNORE_INDEX
 from model.processing import VLMProcessor, collate
 
 
@@ -138,7 +138,7 @@ def test_text_only_removes_exactly_the_placeholders(mixed, processor):
     before = [list(row.input_ids) for row in rows]
     batch = text_only(rows)
     assert set(batch.pop("pictures_a_row")) == {0}
-    assert sorted(batch) == ["attention_mask", "image_mask", "input_ids", "labels", "loss_positions"]
+    assert sorted(batch) == ["image_mask", "input_ids", "labels", "loss_positions"]
     assert not batch["image_mask"].any()
     for number, sample in enumerate(read_samples(mixed)):
         if sample.text is None:
@@ -146,8 +146,9 @@ def test_text_only_removes_exactly_the_placeholders(mixed, processor):
             wanted = processor.render(parts)
         else:
             wanted = processor.render_text(sample.text)
-        size = int(batch["attention_mask"][number].sum())
+        size = len(wanted.input_ids)
         assert batch["input_ids"][number, :size].tolist() == wanted.input_ids
+        assert (batch["input_ids"][number, size:] == END_OF_TEXT_ID).all()
         assert batch["labels"][number, :size].tolist() == wanted.labels
         assert batch["labels"][number, size:].eq(-100).all()
     assert [row.input_ids for row in rows] == before  # the rows themselves keep their pictures

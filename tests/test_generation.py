@@ -9,7 +9,7 @@ from transformers.cache_utils import StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 from model.config import END_OF_TEXT_ID, MiniMindConfig
-from model.model_minimind import MiniMindForCausalLM
+from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 
 NEW_TOKENS = 8
 # every row of the same length: END_ID is out until then, and where it ends a row has its own test
@@ -93,7 +93,7 @@ def test_static_cache_changes_nothing(model, singles, batch):
         dynamic = answers(model, inputs)
         options = {"cache_implementation": "static", "return_dict_in_generate": True}
         static = model.generate(**inputs, do_sample=False, **LENGTH, **options)
-        assert isinstance(static.past_key_values, StaticCache)
+        assert isinstance(static[CACHE_NAME], StaticCache)
         assert torch.equal(dynamic, static.sequences[:, inputs["input_ids"].shape[1] :])
 
 

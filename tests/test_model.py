@@ -9,7 +9,7 @@ from conftest import SIZES
 from torch.nn import functional as F
 
 from model.config import IGNORE_INDEX, MiniMindConfig, VLMConfig
-from model.model_minimind import MiniMindForCausalLM
+from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 
 
@@ -323,8 +323,8 @@ def test_a_prompt_fed_in_pieces_through_the_cache(masked):
     cache, pieces = None, []
     for start, end in ((0, 5), (5, 11), (11, 12)):
         mask = torch.ones(2, end, dtype=torch.long) if masked else None
-        output = model(ids[:, start:end], attention_mask=mask, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(ids[:, start:end], attention_mask=mask, use_cache=True, **{CACHE_NAME: cache})
+        cache = output[CACHE_NAME]
         pieces.append(output.logits)
     torch.testing.assert_close(torch.cat(pieces, 1), model(ids).logits, rtol=0, atol=1e-5)
 

@@ -251,7 +251,7 @@ def test_a_slip_of_ours_is_not_taken_for_the_users(tmp_path, restarted, monkeypa
     config = small_run(tmp_path)
 
     def unpack_too_few(*_):
-        one, other = [1]
+        _one, _other = [1]
 
     monkeypatch.setattr(loop, "train_step", unpack_too_few)
     restarted(0)
