@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-browser soak lint format clean
+.PHONY: quickstart test test-browser test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
@@ -13,11 +13,15 @@ test: $(VENV)/.installed-dev lint
 
 # The demo in a headless Chromium, then under load. Installs playwright, and Chromium where apt-get may.
 test-browser: $(VENV)/.installed-dev
-	$(RUN) -m pip install --quiet -e '.[browser]'
+	$(RUN) -m pip install --quiet -r requirements/browser.txt
 	command -v chromium chromium-browser google-chrome >/dev/null || apt-get install -y -qq chromium || \
 		echo "no Chromium, and apt-get cannot install it here: the tests that need it are skipped"
 	$(RUN) -m pytest tests/browser -rs $(ARGS)
 	$(RUN) tests/browser/load_test.py
+
+# The whole suite at either end of the ranges of pyproject.toml, in a venv of its own; ends with a table of versions.
+test-oldest test-newest:
+	$(PYTHON) tests/versions.py $(@:test-%=%) -- $(ARGS)
 
 # Kills and faults by the hundred, minutes of them; the results stand in docs/reliability.md.
 soak: $(VENV)/.installed-dev
@@ -31,14 +35,18 @@ format: $(VENV)/.installed-dev
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
+# Exact versions of all that the commands above install. ARGS=--upgrade: the newest that pyproject.toml's ranges allow.
+lock:
+	$(PYTHON) tests/versions.py lock $(ARGS)
+
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(RUN) -m pip install --quiet -e '.[dev]'
+$(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
+	$(RUN) -m pip install --quiet -r requirements/dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) out/quickstart *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* out/quickstart *.egg-info .pytest_cache .ruff_cache
