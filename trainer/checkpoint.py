@@ -13,6 +13,7 @@ name `step-...` is either whole or was damaged later, which the manifest shows. 
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -88,6 +89,17 @@ def damage(path: Path, thorough: bool = True) -> str | None:
     except OSError as error:
         return f"{Path(error.filename or path).name}: {error.strerror}"
     return None
+
+
+def whole_in(folder: Path) -> list[Path]:
+    """Those that have all their files, oldest first; the content is not read."""
+    return [path for path in checkpoints_in(folder) if damage(path, thorough=False) is None]
+
+
+def losses_of(checkpoints: list[Path]) -> dict[Path, float]:
+    """The validation loss of those that have a finite one: older versions wrote NaN too, which is below nothing."""
+    losses = {path: read_manifest(path)["val_loss"] for path in checkpoints}
+    return {path: loss for path, loss in losses.items() if loss is not None and math.isfinite(loss)}
 
 
 def newest_checkpoint(folder: Path, say: Callable = print) -> Path | None:
@@ -197,11 +209,10 @@ def _write(path: Path, content: bytes) -> dict:
 
 def _rotate(folder: Path, keep_last: int, say: Callable) -> None:
     """Keep the last keep_last that have all their files, and the one of the lowest validation loss."""
-    whole = [path for path in checkpoints_in(folder) if damage(path, thorough=False) is None]
+    whole = whole_in(folder)
     kept = whole[-keep_last:]
-    losses = {path: read_manifest(path)["val_loss"] for path in whole}
-    measured = [path for path in whole if losses[path] is not None]
-    best = min(measured, key=lambda path: losses[path], default=None)
+    losses = losses_of(whole)
+    best = min(losses, key=losses.get, default=None)
     for path in checkpoints_in(folder):
         if path < kept[0] and path != best:
             gone = folder / f".tmp-gone-{path.name}"

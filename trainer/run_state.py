@@ -19,9 +19,11 @@ from trainer.checkpoint import (
     differences,
     load_state,
     load_tensors,
+    losses_of,
     newest_checkpoint,
     read_manifest,
     remove_litter,
+    whole_in,
 )
 from trainer.config import StageConfig
 from trainer.fingerprint import SHOWN, shortened
@@ -102,6 +104,9 @@ def begin(
     state = load_state(path)
     scaler.load_state_dict(state["scaler"])
     window = restore_rank(state["ranks"], config.seed, state["step"], runtime)
+    if not math.isfinite(state["best"]):  # older versions took NaN for the best
+        until_then = [one for one in whole_in(folder) if one <= path]
+        state["best"] = min(losses_of(until_then).values(), default=math.inf)
     say(f"resumed from {path}")
     return RunState(**{name: state[name] for name in SHARED}, window=window, resumed_from=path), order
 

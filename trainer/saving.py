@@ -1,6 +1,7 @@
 """Saver: validates, and writes weights and checkpoints while training goes on."""
 
 import json
+import math
 import os
 import threading
 import time
@@ -115,7 +116,8 @@ class Saver:
             self.wait()
         self.check()
         facts = {
-            "stage": self.config.name, "step": state.step, "position": state.position, "val_loss": val_loss,
+            "stage": self.config.name, "step": state.step, "position": state.position,
+            "val_loss": val_loss if val_loss is not None and math.isfinite(val_loss) else None,
             "order_batch": getattr(self.order, "whole", self.order).global_batch,
             "world_size": self.runtime.world_size, "versions": versions(), "fingerprints": self.found,
         }  # fmt: skip
@@ -154,9 +156,12 @@ class Saver:
         if self.validate is None:
             return None, False
         loss = self.validate()
-        is_best, state.best = loss < state.best, min(loss, state.best)
+        is_best = math.isfinite(loss) and loss < state.best
+        if is_best:
+            state.best = loss
+        remark = ", the best" if is_best else "" if math.isfinite(loss) else ", which is never the best"
         self.metrics.write({"step": state.step, "val_loss": loss})
-        self.metrics.say(f"step {state.step}: validation loss {loss:.4f}{', the best' if is_best else ''}")
+        self.metrics.say(f"step {state.step}: validation loss {loss:.4f}{remark}")
         return loss, is_best
 
     def _progress(self, state: RunState) -> dict:

@@ -1,6 +1,7 @@
 """Checkpoints on a disk that fails: whatever happens, the old or the new one loads, and damage is never loaded."""
 
 import errno
+import math
 import os
 import random
 import resource
@@ -240,6 +241,13 @@ def test_what_reads_back_differently_is_no_checkpoint(tmp_path, monkeypatch):
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for step, loss in enumerate([3.0, 1.0, 2.0, None, 1.5, 1.0], 1):
+        write_checkpoint(tmp_path, snapshot(step, loss), keep_last=2)
+    assert steps_in(tmp_path) == [2, 5, 6]
+
+
+def test_rotation_keeps_the_best_beside_losses_that_are_no_number(tmp_path):
+    """As older versions wrote them: NaN is below nothing, yet `min` returns it where it comes first."""
+    for step, loss in enumerate([math.nan, 1.0, 2.0, math.nan, math.inf, 3.0], 1):
         write_checkpoint(tmp_path, snapshot(step, loss), keep_last=2)
     assert steps_in(tmp_path) == [2, 5, 6]
 

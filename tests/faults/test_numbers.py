@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
 from harness import outcome, small_run
 from test_training import ORIGINAL_BUILD_MODEL, losses, records, run_until
 
+from model.weights import read_facts
 from trainer import finite, loop, stage
-from trainer.checkpoint import checkpoints_in, damage
+from trainer.checkpoint import checkpoints_in, damage, read_manifest
 from trainer.optim import Muon
+from trainer.run_state import RunState
 
 
 def spoil(monkeypatch, steps: set[int], value: float = math.nan, where: str = "loss") -> None:
@@ -158,3 +161,42 @@ def test_spike_of_the_loss_is_told_once(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert said.count("the loss jumped") == 1 and "step 15: the loss jumped to 2" in said
     assert [record["step"] for record in records(config) if "loss_spike" in record] == [15]
+
+
+# ---- validation losses
+
+
+def validating_run(tmp_path, values: list[float], monkeypatch):
+    """A run that saves and validates after each of its five steps, and finds these losses."""
+    found = iter(values)
+    monkeypatch.setattr(stage, "validation_loss", lambda *_: next(found))
+    return small_run(tmp_path, batch_size=4, save_interval=1, keep_last=1, val_samples=2)
+
+
+def best_of(config) -> tuple[str, str]:
+    facts = read_facts(config.weight_path.with_name(f"{config.weight_name}_best.safetensors"))
+    return facts["step"], facts["val_loss"]
+
+
+def test_only_a_finite_validation_loss_becomes_the_best(tmp_path, monkeypatch, capsys):
+    config = validating_run(tmp_path, [math.nan, 2.0, -math.inf, math.nan, 2.5], monkeypatch)
+    stage.run_stage(config)
+    assert best_of(config) == ("2", "2.0000")
+    said = capsys.readouterr().out
+    assert "step 2: validation loss 2.0000, the best\n" in said and said.count(", the best\n") == 1
+    assert "step 4: validation loss nan, which is never the best\n" in said
+    assert read_facts(config.weight_path)["val_loss"] == "2.5000"
+    kept = {path.name: read_manifest(path)["val_loss"] for path in checkpoints_in(config.run_dir / "checkpoints")}
+    assert kept == {"step-00000002": 2.0, "step-00000005": 2.5}
+
+
+def test_a_checkpoint_whose_best_is_no_number_heals(tmp_path, monkeypatch, capsys):
+    config = validating_run(tmp_path, [2.0, math.nan, 3.0, 2.5, 1.5], monkeypatch)
+    whole = RunState.to_json
+    with monkeypatch.context() as patch:  # as older versions wrote it
+        patch.setattr(RunState, "to_json", lambda *arguments: {**whole(*arguments), "best": math.nan})
+        run_until(config, 2, monkeypatch)
+    stage.run_stage(dataclasses.replace(config, from_resume=1))
+    # 2.5 is the lowest since the resumption, and no better than the 2.0 of step 1
+    assert re.findall("step (.): .*, the best", capsys.readouterr().out) == ["1", "5"]
+    assert best_of(config) == ("5", "1.5000")
