@@ -131,6 +131,10 @@ class StageConfig:
         return Path(self.save_dir) / f"{self.weight_name}.safetensors"
 
     @property
+    def best_path(self) -> Path:
+        return Path(self.save_dir) / f"{self.weight_name}_best.safetensors"
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.save_dir) / self.weight_name
 

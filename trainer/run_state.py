@@ -41,7 +41,7 @@ SHARED = (
     "skipped_in_a_row",
     "recent_losses",
 )  # fields that are the same on every rank
-SET_ASIDE = "checkpoints.before"  # what a run that starts anew finds there
+SET_ASIDE = "checkpoints.before"  # an earlier run's, and its best weights, moved by one that starts anew
 
 
 @dataclass
@@ -89,9 +89,9 @@ def begin(
     if resumes(config):
         path = runtime.from_main(lambda: newest_checkpoint(folder, say))
         _check_that_all_see(path, folder, runtime)
-    elif runtime.is_main:
-        _set_aside(folder, say)
     if runtime.is_main:
+        if path is None:
+            _set_aside(config, say)
         remove_litter(folder, say)
     if path is None:
         return RunState(), order
@@ -147,18 +147,32 @@ def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig
         )
 
 
-def _set_aside(folder: Path, say: Callable) -> None:
-    """Move an earlier run's checkpoints out of the way, or a restart would take them for this run's."""
-    if checkpoints_in(folder):
-        before = folder.with_name(SET_ASIDE)
+def _set_aside(config: StageConfig, say: Callable) -> None:
+    """Move an earlier run's checkpoints and best weights out of the way.
+
+    Else a restart would take the ones for this run's, and everybody the others: a run that never validates would leave
+    them beside its own weights for good.
+    """
+    before, best = config.run_dir / SET_ASIDE, config.best_path
+    checkpoints = checkpoints_in(config.run_dir / "checkpoints")
+    found = list(checkpoints)
+    if config.start_path and best.exists() and best.samefile(config.start_path):  # a resumption will read it again
+        say(f"{best} is an earlier run's and stays until this run, which starts from it, has a best of its own")
+    elif best.exists():
+        found.append(best)
+    if not found:
+        return
+    if checkpoints:
         for path in checkpoints_in(before):
             for file in path.iterdir():
                 file.unlink()
             path.rmdir()
-        before.mkdir(exist_ok=True)
-        for path in checkpoints_in(folder):
-            os.rename(path, before / path.name)
-        say(f"an earlier run's checkpoints were moved to {before}; the next run that starts anew deletes them")
+        (before / best.name).unlink(missing_ok=True)
+    before.mkdir(exist_ok=True)
+    for path in found:
+        os.replace(path, before / path.name)
+    names = ", ".join(path.name for path in found)
+    say(f"an earlier run's {names} moved to {before}; the next run that starts anew deletes what it finds there")
 
 
 # ---- what differs from rank to rank

@@ -92,7 +92,7 @@ class Saver:
         }  # fmt: skip
         paths = [self.config.weight_path]
         if is_best:
-            paths.append(self.config.weight_path.with_name(f"{self.config.weight_name}_best.safetensors"))
+            paths.append(self.config.best_path)
         whole, started = True, time.perf_counter()
         tensors = whole_tensors(self.model.state_dict().items(), keep=self.runtime.is_main)
         if self.runtime.is_main:

@@ -10,6 +10,7 @@ from harness import outcome, small_run
 from test_distributed import make_order, steps_of
 from test_training import records, run_until
 
+from model.weights import read_facts
 from trainer import run_state, stage
 from trainer.order import Order
 from trainer.resplit import ResplitOrder, order_after
@@ -68,6 +69,29 @@ def test_new_run_moves_an_earlier_runs_checkpoints_out_of_the_way(tmp_path, monk
     assert names == ["step-00000004", "step-00000006"]
     run_until(dataclasses.replace(config, from_resume=1), 1, monkeypatch)  # nothing of its own: it starts at step 0
     assert [record["step"] for record in records(config)] == [1]
+
+
+def test_new_run_that_never_validates_leaves_no_best_of_another_run(tmp_path, capsys):
+    first = small_run(tmp_path, val_samples=2)
+    stage.run_stage(first)
+    assert first.best_path.is_file()
+    capsys.readouterr()
+    again = dataclasses.replace(first, val_samples=0, from_resume=0)
+    stage.run_stage(again)
+    aside = first.run_dir / run_state.SET_ASIDE / first.best_path.name
+    assert not first.best_path.exists() and read_facts(aside)["val_loss"]
+    assert f"{first.best_path.name} moved to {aside.parent}" in capsys.readouterr().out
+    stage.run_stage(again)  # sets the second run's checkpoints aside in the place of the first one's
+    assert not aside.exists() and len(list(aside.parent.glob("step-*"))) == 2
+
+
+def test_best_that_a_run_starts_from_stays_for_its_resumption(tmp_path, monkeypatch, capsys):
+    first = small_run(tmp_path, val_samples=2)
+    stage.run_stage(first)
+    again = dataclasses.replace(first, val_samples=0, from_weight=str(first.best_path))
+    run_until(again, 3, monkeypatch)
+    assert f"{first.best_path} is an earlier run's and stays" in capsys.readouterr().out
+    stage.run_stage(dataclasses.replace(again, from_resume=1))
 
 
 # ---- steps of another size
