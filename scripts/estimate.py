@@ -66,7 +66,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--supervised", type=int, default=0, help="of which so many are learnt; 0: all but the picture")
     parser.add_argument("--batch_size", type=int, default=0, help="rows a micro-batch; 0: the stage's")
     parser.add_argument("--accumulation_steps", type=int, default=1, help="micro-batches a step")
-    parser.add_argument("--cache_features", choices=("none", "float16", "int8"), default="none")
+    parser.add_argument("--cache_features", choices=("none", "float16", "int8", "pixels"), default="none")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto",
                         help="auto: bfloat16 for --memory_gb, else this machine's")  # fmt: skip
@@ -108,7 +108,7 @@ def step_of(options: argparse.Namespace) -> Step:
     dtype = torch.bfloat16 if options.dtype == "auto" and options.memory_gb else None
     return Step(
         config=config, stage=options.stage, rows=rows, tokens=tokens, supervised=supervised,
-        cached=options.cache_features != "none", dtype=dtype or choose_dtype(options.dtype, torch.device("cpu")),
+        cached=options.cache_features in ("float16", "int8"), dtype=dtype or choose_dtype(options.dtype, torch.device("cpu")),
         optimizer=options.optimizer, accumulates=options.accumulation_steps > 1,
         device=options.device if options.device != "auto" else "cuda" if options.memory_gb else "cpu",
     )  # fmt: skip

@@ -131,6 +131,12 @@ def test_flags_win_over_the_preset_and_a_stage_without_one_says_so(capsys):
     assert "scripts/estimate.py --stage llm --memory_gb 8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("kind", "cached"), [("none", False), ("float16", True), ("int8", True), ("pixels", False)])
+def test_the_tower_runs_in_every_step_where_only_pixels_are_cached(kind, cached):
+    step = estimate.step_of(estimate.parse_options(["--cache_features", kind]))
+    assert step.cached == cached
+
+
 def test_the_report_holds_the_same_figures_as_the_file(data_folder, tower_folder, tmp_path, capsys, monkeypatch):
     path = tmp_path / "found.json"
     monkeypatch.setattr(estimate, "largest_batch", lambda step, limit: int(limit / 1e6))

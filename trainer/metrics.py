@@ -25,7 +25,7 @@ class Metrics:
     ):  # fmt: skip
         """model: with requires_grad as it will be trained, before it is wrapped."""
         self.active = runtime.is_main
-        self.meter = Meter(runtime, useful_flops(model, encodes=config.cache_features == "none"))
+        self.meter = Meter(runtime, useful_flops(model, encodes=config.cache_features in ("none", "pixels")))
         self.tracker = self.profiler = None
         if not self.active:
             return
