@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
-from model.config import MiniMindConfig
-from model.errors import UserError
+from model.config import YARN_NUMBERS, MiniMindConfig, check_rope
 
 SHORT = 1024  # tokens of a row up to which attend_written_out is worth its memory
 
@@ -18,25 +17,37 @@ def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
 
     RoPE: Su et al. 2021, arXiv 2104.09864. With rope_parameters {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
     "original_max_position_embeddings": 2048} (YaRN: Peng et al. 2023, arXiv 2309.00071) pairs that turn slowly over the
-    original context are stretched by `factor`, fast ones are kept, those between are blended.
+    original context are stretched by `factor`, fast ones are kept, those between are blended. YARN_OPTIONS mean what
+    they do in transformers.
+
+    Raises:
+        UserError: rope_parameters hold something else, which would otherwise turn other angles in silence.
     """
     scaling = config.rope_parameters
+    check_rope(scaling)  # again: from_pretrained(rope_parameters=...) sets them on a config that is made already
     size, base = config.head_dim, scaling["rope_theta"]
     frequencies = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)  # to the bit as Llama rounds it
     if scaling["rope_type"] == "default":
         return frequencies, 1.0
-    if scaling["rope_type"] != "yarn":
-        raise UserError(f"rope_parameters {scaling} are not understood: rope_type must be 'default' or 'yarn'")
-    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+    factor, original = (scaling[name] for name in YARN_NUMBERS)
+    edge_down, edge_up = (math.floor, math.ceil) if scaling.get("truncate", True) else (float, float)
 
     def pair_that_turns(times: float) -> float:
         return size * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(math.floor(pair_that_turns(scaling.get("beta_fast", 32.0))), 0)
-    high = min(math.ceil(pair_that_turns(scaling.get("beta_slow", 1.0))), size - 1)
-    stretched = ((torch.arange(size // 2) - low) / max(high - low, 1e-3)).clamp(0, 1)
-    frequencies = frequencies * (1 - stretched) + frequencies / factor * stretched
-    return frequencies, scaling.get("attention_factor") or 0.1 * math.log(factor) + 1.0
+    low = max(edge_down(pair_that_turns(scaling.get("beta_fast") or 32.0)), 0)
+    high = min(edge_up(pair_that_turns(scaling.get("beta_slow") or 1.0)), size - 1)
+    stretched = ((torch.arange(size // 2) - low) / (high - low or 1e-3)).clamp(0, 1)
+    return frequencies * (1 - stretched) + frequencies / factor * stretched, _attention_factor(scaling)
+
+
+def _attention_factor(scaling: dict) -> float:
+    """YaRN's factor on cos and sin: as given, or from how far the context is stretched."""
+    if scaling.get("attention_factor") is not None:
+        return scaling["attention_factor"]
+    growth = 0.1 * math.log(max(scaling["factor"], 1.0))
+    above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return (above * growth + 1.0) / (below * growth + 1.0) if above and below else growth + 1.0
 
 
 class RotaryEmbedding(nn.Module):

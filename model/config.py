@@ -1,5 +1,7 @@
 """Sizes and special ids of the decoder and of the vision-language model."""
 
+import math
+
 from transformers import PretrainedConfig
 
 from model.errors import UserError
@@ -11,6 +13,8 @@ END_OF_TEXT_ID = 0  # <|endoftext|>, also the padding
 START_ID = 1  # <|im_start|>
 END_ID = 2  # <|im_end|>, ends every turn and every generation
 ROPE_DEFAULT = {"rope_type": "default", "rope_theta": 1e6}
+YARN_NUMBERS = ("factor", "original_max_position_embeddings")
+YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
 CLIP_VIT_B16 = {  # the sizes of openai/clip-vit-base-patch16's vision half
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -38,7 +42,8 @@ class MiniMindConfig(PretrainedConfig):
         vocab_size: int = 6400,
         intermediate_size: int | None = None,  # None: 64 * ceil(int(8/3 * hidden_size) / 64)
         max_position_embeddings: int = 32768,  # tokens
-        rope_parameters: dict | None = None,  # None: ROPE_DEFAULT; or with YaRN, see rope_frequencies
+        rope_parameters: dict | None = None,  # over ROPE_DEFAULT; with YaRN see rope_frequencies
+        rope_theta: float | None = None,  # short for rope_parameters={"rope_theta": ...}
         rms_norm_eps: float = 1e-5,
         dropout: float = 0.0,
         use_moe: bool = False,
@@ -65,7 +70,8 @@ class MiniMindConfig(PretrainedConfig):
         self.vocab_size = vocab_size
         self.intermediate_size = intermediate_size or 64 * -(-int(8 / 3 * hidden_size) // 64)
         self.max_position_embeddings = max_position_embeddings
-        self.rope_parameters = dict(rope_parameters or ROPE_DEFAULT)
+        given = kwargs.pop("rope_scaling", None) or rope_parameters or {}  # the first as before transformers 5
+        self.rope_parameters = _whole_rope(given, rope_theta, max_position_embeddings)
         self.rms_norm_eps = rms_norm_eps
         self.dropout = dropout
         self.use_moe = use_moe
@@ -77,6 +83,38 @@ class MiniMindConfig(PretrainedConfig):
         kwargs.setdefault("eos_token_id", END_ID)
         kwargs.setdefault("pad_token_id", END_OF_TEXT_ID)
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+
+def _whole_rope(given: dict, rope_theta: float | None, max_position_embeddings: int) -> dict:
+    """What was given, under today's names, over the defaults. Raises UserError."""
+    given = dict(given)
+    if old_name := given.pop("type", None):
+        given.setdefault("rope_type", old_name)
+    if rope_theta is not None and given.setdefault("rope_theta", rope_theta) != rope_theta:
+        raise UserError(f"rope_theta {rope_theta} is not that of rope_parameters {given}: give it once")
+    if given.keys() - {"rope_theta"} and "rope_type" not in given:
+        raise UserError(f"rope_parameters {given} lack their rope_type: 'default' or 'yarn'")
+    if given.get("rope_type") == "yarn":
+        given.setdefault("original_max_position_embeddings", max_position_embeddings)
+    whole = {**ROPE_DEFAULT, **given}
+    check_rope(whole)
+    return whole
+
+
+def check_rope(scaling: dict) -> None:
+    """Raises UserError where rope_parameters hold what would turn other angles in silence, or none at all."""
+    kind = scaling.get("rope_type")
+    if kind not in ("default", "yarn"):
+        raise UserError(f"rope_parameters {scaling} are not understood: rope_type must be 'default' or 'yarn'")
+    if unknown := scaling.keys() - {"rope_type", "rope_theta", *YARN_NUMBERS, *YARN_OPTIONS}:
+        raise UserError(
+            f"rope_parameters hold {', '.join(sorted(unknown))}, which is not known: leave it out, or choose from "
+            f"rope_type, rope_theta, {', '.join((*YARN_NUMBERS, *YARN_OPTIONS))}"
+        )
+    for name in ("rope_theta", *(YARN_NUMBERS if kind == "yarn" else ())):
+        value = scaling.get(name)
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise UserError(f"rope_parameters {scaling}: {name} {value} must be a number above 0")
 
 
 class VLMConfig(MiniMindConfig):

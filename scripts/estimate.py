@@ -108,7 +108,8 @@ def step_of(options: argparse.Namespace) -> Step:
     dtype = torch.bfloat16 if options.dtype == "auto" and options.memory_gb else None
     return Step(
         config=config, stage=options.stage, rows=rows, tokens=tokens, supervised=supervised,
-        cached=options.cache_features in ("float16", "int8"), dtype=dtype or choose_dtype(options.dtype, torch.device("cpu")),
+        cached=options.cache_features in ("float16", "int8"),
+        dtype=dtype or choose_dtype(options.dtype, torch.device("cpu")),
         optimizer=options.optimizer, accumulates=options.accumulation_steps > 1,
         device=options.device if options.device != "auto" else "cuda" if options.memory_gb else "cpu",
     )  # fmt: skip

@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from model.attention import rope_frequencies
-from model.config import MiniMindConfig
+from model.config import ROPE_DEFAULT, MiniMindConfig
+from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from scripts.export_stock import stock_decoder
 
@@ -16,7 +17,15 @@ from scripts.export_stock import stock_decoder
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512}
 
 
-@pytest.mark.parametrize("rope", [None, YARN], ids=["plain", "yarn"])
+YARN_WITH_ALL = {**YARN, "factor": 8.0, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False, "mscale": 2.0,
+                 "mscale_all_dim": 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [None, {"rope_theta": 1e4}, YARN, YARN_WITH_ALL, {**YARN, "attention_factor": 1.5}],
+    ids=["plain", "theta", "yarn", "yarn with all", "attention factor"],
+)
 @torch.no_grad()
 def test_dense_decoder_is_llama(rope):
     model = make_decoder(rope_parameters=rope)
@@ -56,6 +65,11 @@ def test_number_of_experts_a_token_matters():
         {"beta_fast": 8.0, "beta_slow": 2.0},
         {"attention_factor": 1.25},
         {"factor": 1.0},
+        {"truncate": False},
+        {"mscale": 1.5, "mscale_all_dim": 0.7},
+        {"mscale": 1.5},  # alone it means nothing
+        {"attention_factor": None, "beta_fast": None, "beta_slow": None},
+        {"factor": 0.5},
         {"original_max_position_embeddings": 32768},  # more than the slowest pair turns: the blend ends past the head
     ],
     ids=str,
@@ -75,9 +89,46 @@ def test_yarn_is_that_of_transformers(changes, head_size):
         assert not torch.allclose(frequencies, plain)
 
 
-def test_unknown_rope_is_refused():
-    with pytest.raises(ValueError, match="yarn"):
-        MiniMindForCausalLM(MiniMindConfig(**SIZES, rope_parameters={**YARN, "rope_type": "linear"}))
+@pytest.mark.parametrize(
+    ("rope", "reason"),
+    [
+        ({**YARN, "rope_type": "linear"}, "rope_type must be 'default' or 'yarn'"),
+        ({**YARN, "betafast": 8.0}, "betafast, which is not known.* beta_fast"),
+        ({"partial_rotary_factor": 0.5, "rope_type": "default"}, "partial_rotary_factor, which is not known"),
+        ({"rope_type": "yarn"}, "factor None must be a number above 0"),
+        ({**YARN, "factor": "4"}, "factor 4 must be a number above 0"),
+        ({"rope_theta": 0}, "rope_theta 0 must be a number above 0"),
+        ({"factor": 4.0}, "lack their rope_type"),
+    ],
+    ids=str,
+)
+def test_unknown_rope_is_refused(rope, reason):
+    with pytest.raises(UserError, match=reason):
+        MiniMindForCausalLM(MiniMindConfig(**SIZES, rope_parameters=rope))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ROPE_DEFAULT),
+        ({"rope_theta": 1e4}, {"rope_type": "default", "rope_theta": 1e4}),
+        ({"rope_parameters": {**YARN, "rope_theta": 1e4}, "rope_theta": 1e4}, {**YARN, "rope_theta": 1e4}),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}, "max_position_embeddings": 512},
+         {**YARN, "rope_theta": 1e6, "original_max_position_embeddings": 512}),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, "rope_theta": 1e4},
+         YARN),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_not_said_of_rope_is_as_in_minimind(given, expected):
+    config = MiniMindConfig(**SIZES, **given)
+    assert config.rope_parameters == expected
+    assert MiniMindConfig(**config.to_dict()).rope_parameters == expected
+
+
+def test_two_thetas_are_refused():
+    with pytest.raises(UserError, match="rope_theta 10000.0 is not that of rope_parameters"):
+        MiniMindConfig(**SIZES, rope_parameters=ROPE_DEFAULT, rope_theta=1e4)
 
 
 def test_angles_stay_exact_in_a_half_precision_model():
