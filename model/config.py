@@ -53,7 +53,7 @@ class MiniMindConfig(PretrainedConfig):
         tie_word_embeddings: bool = True,
         **kwargs,
     ):
-        if hidden_size % num_attention_heads or num_attention_heads % num_key_value_heads:
+        if num_key_value_heads < 1 or hidden_size % num_attention_heads or num_attention_heads % num_key_value_heads:
             raise UserError(
                 f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads}, "
                 f"and that a multiple of num_key_value_heads {num_key_value_heads}"

@@ -147,6 +147,11 @@ class VLMProcessor:
     @classmethod
     def for_config(cls, config: MiniMindConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> "VLMProcessor":
         tokenizer = tokenizer or load_tokenizer()
+        if len(tokenizer) > config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer)} tokens and the weights know {config.vocab_size}: put the "
+                "tokenizer.json that they were trained with in the place of model/tokenizer.json"
+            )
         if isinstance(config, VLMConfig):
             return cls(tokenizer, config.image_tokens, config.image_size)
         return cls(tokenizer)

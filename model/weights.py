@@ -1,5 +1,6 @@
 """Strict saving and loading: nothing is left at random in silence. Our safetensors, and MiniMind's .pth, come in."""
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -226,6 +227,12 @@ def read_sizes(path: str | Path, num_attention_heads: int = 8) -> dict:
     """The config of a file, or for MiniMind's .pth what its tensors tell."""
     config, tensors = read_weights(path)
     return config or infer_config(tensors, num_attention_heads, path)
+
+
+def decoder_arguments(config: dict) -> dict:
+    """Of a whole config what a new decoder is made from; all else follows from it, or is the tower's."""
+    names = (*inspect.signature(MiniMindConfig).parameters, "bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if name in config}
 
 
 def build_vlm(sizes: dict, tower_folder: str | Path) -> MiniMindVLM:

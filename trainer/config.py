@@ -21,6 +21,7 @@ CHOICES = {
 }
 SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
          "use_moe": 0, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
+OPEN = {**dict.fromkeys(SIZES, 0), "dropout": -1.0}  # values that leave it to the file to start from
 
 
 def flag(default: object, help: str) -> object:
@@ -50,7 +51,7 @@ class StageConfig:
     vision_model: str = flag(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the CLIP tower")
     strict_data: int = flag(0, "1: stop at the first bad sample; 0: leave bad samples out, named in quarantine.jsonl")
     max_bad_share: float = flag(MAX_BAD_SHARE, "of a file's samples: where more are bad, the run stops")
-    # sizes of the decoder; 0: as the file of --from_weight says, and without one MiniMind2-Small's
+    # the decoder; 0, for dropout -1: as the file of --from_weight says, and without one MiniMind2-Small's
     hidden_size: int = flag(0, "width, 512; 768 with 16 layers is the larger MiniMind")
     num_hidden_layers: int = flag(0, "layers, 8")
     num_attention_heads: int = flag(0, "query heads, 8")
@@ -58,7 +59,7 @@ class StageConfig:
     use_moe: int = flag(0, "1: mixture of experts")
     num_experts: int = flag(0, "routed experts a layer, 4")
     num_experts_per_tok: int = flag(0, "of which a token takes, 2")
-    dropout: float = flag(0.0, "share of activations dropped in training")
+    dropout: float = flag(-1.0, "share of activations dropped in training, none; -1: as the weights to start from say")
     max_seq_len: int = flag(640, "tokens a sample; what is longer loses its end, never a part of a picture")
     # how it learns
     epochs: int = flag(1, "passes over the data")
@@ -109,7 +110,7 @@ class StageConfig:
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)} must not be below 0")
         for name in ("warmup_ratio", "dropout", "max_bad_share"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= getattr(self, name) <= 1 and getattr(self, name) != OPEN.get(name):
                 raise UserError(f"--{name} {getattr(self, name)} must lie within 0 and 1")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:

@@ -13,8 +13,9 @@ from torch.utils.data import Subset
 from model.errors import UserError
 from model.processing import VLMProcessor
 from model.vision_encoder import file_sha256
+from model.weights import decoder_arguments
 from trainer.checkpoint import differences
-from trainer.config import StageConfig
+from trainer.config import OPEN, StageConfig
 from trainer.runtime import Runtime
 
 # Flags that change where or how fast a run goes, not what is learnt; how a step is split has its own rule (resplit.py).
@@ -91,6 +92,7 @@ def check_same_on_all_ranks(found: dict, config: StageConfig, model: nn.Module, 
     found: this rank's fingerprints. Raises UserError on all ranks, naming the first that differs from rank 0 and how.
     """
     own = {**found, **{f"--{name}": getattr(config, name) for name in SAME_ON_RANKS}, "torch": torch.__version__}
+    own |= {name: value for name, value in decoder_arguments(model.config.to_dict()).items() if name not in OPEN}
     if config.shard:  # else rank 0 sends what learns
         own["weights to start from"] = _weights_fingerprint(model, learning=True)
     everybody = runtime.gather((socket.gethostname(), own))

@@ -13,7 +13,8 @@ FINAL_SHARE = 0.1  # of the peak learning rate, at the last step
 
 def parts_of(model: nn.Module) -> dict[str, nn.Module]:
     """The parts that a stage names in `trainable`, and the tower, which none may."""
-    parts = {"language_model": model.model, "last_layer": model.model.layers[-1]}
+    decoder = nn.ModuleList([model.model, model.lm_head])  # the head is a tensor of its own where the config says so
+    parts = {"language_model": decoder, "last_layer": model.model.layers[-1]}
     for part, name in (("projector", "vision_proj"), ("vision_encoder", "vision_encoder")):
         if hasattr(model, name):
             parts[part] = getattr(model, name)

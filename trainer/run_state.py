@@ -1,5 +1,6 @@
 """What a run carries from step to step beside its tensors, and how it goes on from a checkpoint."""
 
+import contextlib
 import math
 import os
 import random
@@ -70,6 +71,18 @@ class RunState:
 def resumes(config: StageConfig) -> bool:
     """Whether a run goes on from its last checkpoint: told to, or restarted by torchrun after a failure."""
     return bool(config.from_resume) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def kept_settings(config: StageConfig) -> dict | None:
+    """What the decoder of the run that is gone on with was built from; None where there is nothing to go on from.
+
+    Checkpoints of older versions do not say; their decoders were MiniMind's in all that has no flag.
+    """
+    if resumes(config):
+        for path in reversed(checkpoints_in(config.run_dir / "checkpoints")):
+            with contextlib.suppress(ValueError):  # damaged: begin names it
+                return read_manifest(path).get("decoder", {})
+    return None
 
 
 def begin(

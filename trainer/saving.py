@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from model.model_minimind import MiniMindForCausalLM
-from model.weights import save_weights
+from model.weights import decoder_arguments, save_weights
 from trainer.checkpoint import Snapshot, take_snapshot, write_checkpoint
 from trainer.config import StageConfig
 from trainer.fingerprint import versions
@@ -120,6 +120,7 @@ class Saver:
             "val_loss": val_loss if val_loss is not None and math.isfinite(val_loss) else None,
             "order_batch": getattr(self.order, "whole", self.order).global_batch,
             "world_size": self.runtime.world_size, "versions": versions(), "fingerprints": self.found,
+            "decoder": decoder_arguments(self.model.config.to_dict()),
         }  # fmt: skip
         contents = state.to_json(self.scaler, ranks)
         snapshot = take_snapshot(self.model, self.optimizer, contents, facts, keep=self.runtime.is_main)

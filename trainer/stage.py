@@ -24,8 +24,8 @@ from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
-from model.weights import PROJECTOR_PREFIX, build_vlm, init_embeddings, load_weights, read_sizes
-from trainer.config import SIZES, StageConfig
+from model.weights import PROJECTOR_PREFIX, build_vlm, decoder_arguments, init_embeddings, load_weights, read_sizes
+from trainer.config import OPEN, SIZES, StageConfig
 from trainer.fingerprint import check_same_on_all_ranks, fingerprints
 from trainer.finite import NumberWatch
 from trainer.loop import batches_of, train, validation_loss
@@ -33,7 +33,7 @@ from trainer.metrics import Metrics
 from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
 from trainer.order import Order
 from trainer.run_folder import RunFolder
-from trainer.run_state import begin, resumes
+from trainer.run_state import begin, kept_settings, resumes
 from trainer.runtime import RanksLost, Runtime, start_runtime, stop_runtime
 from trainer.saving import Saver
 from trainer.sharding import distribute
@@ -136,20 +136,47 @@ def where_is(rows: Subset | PackedRows, number: int) -> str:
 
 
 def with_sizes(config: StageConfig) -> StageConfig:
-    """The config with its open sizes filled in: from the file to start from, or MiniMind2-Small's."""
-    known = dict(SIZES)
-    if config.start_path:
-        known |= {name: int(value) for name, value in read_sizes(config.start_path).items() if name in SIZES}
-    return replace(config, **{name: getattr(config, name) or size for name, size in known.items()})
+    """The config with its open flags filled in: from the file to start from, or MiniMind2-Small's."""
+    known = {**SIZES, "dropout": 0.0}
+    known |= {name: type(known[name])(value) for name, value in start_settings(config).items() if name in known}
+    return replace(config, **{name: value for name, value in known.items() if getattr(config, name) == OPEN[name]})
+
+
+def start_settings(config: StageConfig) -> dict:
+    """What the file to start from says of its decoder, as arguments of MiniMindConfig."""
+    if not config.start_path:
+        return {}
+    heads = config.num_attention_heads or SIZES["num_attention_heads"]  # which a .pth does not tell
+    return decoder_arguments(read_sizes(config.start_path, heads))
+
+
+def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
+    """Arguments of MiniMindConfig: the flags, and what these leave open as the file to start from says.
+
+    A run that is gone on with keeps what it was built from. What comes out other than in the file is told.
+    """
+    said, kept = start_settings(config), kept_settings(config)
+    flags = {name: getattr(config, name) for name in OPEN if getattr(config, name) != OPEN[name]}
+    settings = {**(said if kept is None else kept), **flags}
+    settings["use_moe"] = bool(settings.get("use_moe"))
+    if kept is not None:
+        made = decoder_arguments(MiniMindConfig(**settings).to_dict())
+        for name in said.keys() - flags.keys():
+            if made.get(name, said[name]) != said[name]:
+                say(f"{name} {made[name]} as in this run's checkpoints, where {config.start_path} says {said[name]}")
+    for name, value in flags.items():
+        if said.get(name, value) != value:
+            say(f"--{name} {value} where {config.start_path} says {said[name]}")
+    return settings
 
 
 def build_model(config: StageConfig, say: Callable = print) -> MiniMindForCausalLM:
-    """The model at the config's sizes, with its tower, filled from config.start_path."""
-    sizes = {name: getattr(config, name) for name in (*SIZES, "dropout")}
-    sizes["use_moe"] = bool(config.use_moe)
-    model = (
-        build_vlm(sizes, config.vision_model) if config.with_vision else MiniMindForCausalLM(MiniMindConfig(**sizes))
-    )
+    """The model that flags and start file describe, with its tower, filled from that file."""
+    settings = decoder_settings(config, say)
+    if config.with_vision:
+        model = build_vlm(settings, config.vision_model)
+    else:
+        model = MiniMindForCausalLM(MiniMindConfig(**settings))
     if config.start_path and config.init_embeddings:
         raise UserError("--init_embeddings is for --from_weight none: weights bring their own embeddings")
     if config.start_path:
