@@ -30,8 +30,8 @@ from model.processing import VLMProcessor
 from model.weights import sync_to_disk
 
 WORTH_KEEPING = 200  # samples; fewer are rendered sooner than a file is made safe
-CODE = ("model/config.py", "model/processing.py", "dataset/formats.py", "dataset/batching.py", "dataset/vlm_dataset.py",
-        "dataset/token_cache.py")  # fmt: skip  # what decides how a sample is read, checked and rendered
+CODE = ("model/config.py", "model/processing.py", "dataset/formats.py", "dataset/parquet_rows.py",
+        "dataset/batching.py", "dataset/vlm_dataset.py", "dataset/token_cache.py")  # fmt: skip  # what decides how a sample is read, checked and rendered
 ALIGNED = 64  # bytes, where each column begins
 DIGEST = 32  # bytes
 FULLEST = 0.5  # of the free disk space: checkpoints need theirs
