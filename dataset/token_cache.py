@@ -14,11 +14,10 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -26,16 +25,17 @@ import tokenizers
 import transformers
 
 from dataset.formats import BadSample, Sample
+from dataset.one_writer import open_lock, show_life, take, wait
 from model.processing import VLMProcessor
 from model.weights import sync_to_disk
 
 WORTH_KEEPING = 200  # samples; fewer are rendered sooner than a file is made safe
+# what decides how a sample is read, checked and rendered
 CODE = ("model/config.py", "model/processing.py", "dataset/formats.py", "dataset/parquet_rows.py",
-        "dataset/batching.py", "dataset/vlm_dataset.py", "dataset/token_cache.py")  # fmt: skip  # what decides how a sample is read, checked and rendered
+        "dataset/batching.py", "dataset/vlm_dataset.py", "dataset/token_cache.py")  # fmt: skip
 ALIGNED = 64  # bytes, where each column begins
 DIGEST = 32  # bytes
 FULLEST = 0.5  # of the free disk space: checkpoints need theirs
-PATIENCE, POLL = 300, 0.2  # seconds: without a sign of life from whom we wait for; between two looks
 ABSENT, EMBEDDED = (-1, -1), (-2, -2)  # stamps of pictures that are no files
 BAD, DROPPED = "bad", "dropped"
 
@@ -130,22 +130,21 @@ def read_or_render(
     if found is not None:
         return found, True
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("a+b")
+        lock = open_lock(path.with_suffix(".lock"))
     except OSError as error:
         _say_not_kept(path, error, say)
         return render(lambda: None), False
     with lock:
-        if not _take(lock, alone=True):
+        if not take(lock):
             say(f"another process renders the same data: waiting for {path}")
-            _wait(lock)
+            wait(lock)
             found = _read(path, samples, say)
             return (found, True) if found is not None else (render(lambda: None), False)
         try:
             found = _read(path, samples, lambda _: None)  # of whoever held the lock a moment ago
             if found is not None:
                 return found, True
-            found = render(lambda: os.utime(lock.fileno()))
+            found = render(partial(show_life, lock))
             try:
                 _write(path, found)
                 found = _load(path, thorough=False)
@@ -159,34 +158,6 @@ def read_or_render(
 
 def _say_not_kept(path: Path, error: OSError, say: Callable) -> None:
     say(f"the rendered tokens cannot be kept in {path.parent} ({error.strerror}): the next start renders them again")
-
-
-# ---- one renders, the others wait
-
-
-def _take(lock: BinaryIO, alone: bool) -> bool:
-    """Whether the lock could be had, alone or beside others who only wait. It ends with the process that holds it."""
-    import fcntl
-
-    try:
-        fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: each for itself, the rename at the end is safe
-        pass
-    return True
-
-
-def _wait(lock: BinaryIO) -> None:
-    """Until whoever renders is done, or has shown no sign of life for PATIENCE seconds."""
-    sign, since = None, time.monotonic()
-    while not _take(lock, alone=False):
-        now = os.fstat(lock.fileno()).st_mtime_ns
-        if now != sign:
-            sign, since = now, time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
-            return
-        time.sleep(POLL)
 
 
 # ---- the file

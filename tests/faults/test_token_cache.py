@@ -20,7 +20,7 @@ from harness import in_child, run_ranks, start_child, wait_for
 from test_formats import turns, write_parquet
 from test_training import losses, tiny
 
-from dataset import formats, token_cache, vlm_dataset
+from dataset import formats, one_writer, token_cache, vlm_dataset
 from dataset.formats import BadSample, DataError, read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.token_cache import Checked
@@ -295,8 +295,8 @@ def test_a_process_that_shows_no_life_is_not_waited_for(start, tmp_path, monkeyp
     start()
     (file,) = (tmp_path / "tokens").iterdir()
     file.unlink()
-    monkeypatch.setattr(token_cache, "PATIENCE", 0.3)
-    monkeypatch.setattr(token_cache, "POLL", 0.02)
+    monkeypatch.setattr(one_writer, "PATIENCE", 0.3)
+    monkeypatch.setattr(one_writer, "POLL", 0.02)
     with file.with_suffix(".lock").open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         found = start()
