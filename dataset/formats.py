@@ -12,6 +12,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from model.text import plain
 
 MAX_LINE = 16 * 1024 * 1024  # bytes of a line; what is longer is never read into memory
 MAX_PICTURES = 1000  # of a sample
+PLACEHOLDER_BYTES, PLACEHOLDER_SIDE = 4096, 16  # at most; and pixels of one colour
 MAX_TEXT = 1_000_000  # letters of a text: far more than any --max_seq_len keeps, half a second of the tokenizer's time
 
 
@@ -202,12 +204,27 @@ def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) ->
             raise BadSample(where, f"a message's 'content' must be text, it is {shown(message.get('content'))}")
         _check_length(where, message["content"])
     tags = sum(message["content"].count("<image>") for message in messages)
+    if not tags and len(pictures) == 1 and isinstance(pictures[0], bytes) and is_placeholder(pictures[0]):
+        pictures = []
     if tags != len(pictures):
         raise BadSample(
             where, f"the text holds {tags} <image> but the sample has {len(pictures)} pictures: make them equal"
         )
     extra = {name: value for name, value in record.items() if name not in ("conversations", "image")}
     return Sample(where, messages, tuple(pictures), extra=extra)
+
+
+@lru_cache(maxsize=64)  # MiniMind's are all the same
+def is_placeholder(content: bytes) -> bool:
+    """Whether a picture only fills a column: MiniMind's parquet has 8 x 8 black pixels beside talks of text alone."""
+    if len(content) > PLACEHOLDER_BYTES:
+        return False
+    try:
+        if max(open_picture(io.BytesIO(content), decode=False).size) > PLACEHOLDER_SIDE:
+            return False
+        return all(low == high for low, high in open_picture(io.BytesIO(content)).getextrema())
+    except SampleError:
+        return False
 
 
 def check_number(where: str, pictures: list) -> None:
