@@ -1,4 +1,4 @@
-"""Readers: each turns one public format into the same Sample. A new format is one function and its line in READERS.
+"""Readers: each turns one public format into the same Sample. A new format is one class and its line in read_samples.
 
 *.jsonl     MiniMind's: {"conversations": [{"role", "content"}, ...], "image": "a.jpg, b.jpg"} beside a folder of
             images, or {"text": "..."} for the base decoder
@@ -22,6 +22,8 @@ from model.errors import UserError
 from model.processing import SampleError, open_picture
 from model.text import plain
 
+ENDINGS = (".jsonl", ".parquet")
+COPIES = Path(__file__).parent.parent / "out" / "rows"
 MAX_LINE = 16 * 1024 * 1024  # bytes of a line; what is longer is never read into memory
 MAX_PICTURES = 1000  # of a sample
 PLACEHOLDER_BYTES, PLACEHOLDER_SIDE = 4096, 16  # at most; and pixels of one colour
@@ -72,20 +74,28 @@ class Sample:
             raise BadSample(self.where, f"{name}: {error}") from error
 
 
-def read_samples(path: str | Path, images_path: str | Path | None = None) -> Sequence[Sample]:
+def read_samples(
+    path: str | Path, images_path: str | Path | None = None, copies: Path = COPIES, say: Callable = print
+) -> Sequence[Sample]:
     """Open a data file by its ending; samples are parsed when they are asked for.
 
-    images_path: the folder of a JSONL's pictures; by default `images` beside the file.
+    images_path: the folder of a JSONL's pictures; by default `images` beside the file. copies: where a parquet's copy
+    goes if the folder that it lies in takes none.
     """
     path = Path(path)
-    if path.suffix not in READERS:
-        raise DataError(f"{path}: the ending {path.suffix!r} is none of {', '.join(READERS)}")
+    if path.suffix not in ENDINGS:
+        raise DataError(f"{path}: the ending {path.suffix!r} is none of {', '.join(ENDINGS)}")
     if not path.is_file():
         raise DataError(
             f"{path} does not exist: check --data_path and --val_path, or make Emoji World: "
             "python scripts/build_emoji_world.py"
         )
-    samples = READERS[path.suffix](path, Path(images_path) if images_path else path.parent / "images")
+    if path.suffix == ".parquet":
+        from dataset.parquet_rows import ParquetRows  # it loads pyarrow, which few runs need, and imports this file
+
+        samples = ParquetRows(path, copies, say)
+    else:
+        samples = JsonLines(path, Path(images_path) if images_path else path.parent / "images")
     if not len(samples):
         raise DataError(f"{path} holds no sample")
     return samples
@@ -183,12 +193,6 @@ def _all_different(pairs: list[tuple[str, object]]) -> dict:
     return record
 
 
-def read_parquet(path: Path, images_path: Path) -> Sequence[Sample]:
-    from dataset.parquet_rows import ParquetRows  # it loads pyarrow, which few runs need, and imports this file
-
-    return ParquetRows(path)
-
-
 def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) -> Sample:
     """Check what can be checked without the tokenizer. Raises BadSample."""
     if "text" in record:
@@ -235,6 +239,3 @@ def check_number(where: str, pictures: list) -> None:
 def _check_length(where: str, text: str) -> None:
     if len(text) > MAX_TEXT:
         raise BadSample(where, f"a text of {len(text):,} letters, more than {MAX_TEXT:,}: split or delete it")
-
-
-READERS: dict[str, Callable[[Path, Path], Sequence[Sample]]] = {".jsonl": JsonLines, ".parquet": read_parquet}

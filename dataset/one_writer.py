@@ -1,5 +1,6 @@
 """One process makes a file that several need; the others wait for it, as long as it shows that it lives."""
 
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -16,15 +17,21 @@ def open_lock(path: Path) -> BinaryIO:
 
 def take(lock: BinaryIO, alone: bool = True) -> bool:
     """Whether the lock could be had, alone or beside others who only wait. It ends with the process that holds it."""
-    import fcntl
-
     try:
         fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks: each for itself, the rename at the end is safe
         pass
-    return True
+    return not alone or _still_there(lock)
+
+
+def _still_there(lock: BinaryIO) -> bool:
+    """False where whoever was done has deleted the file after we opened it: a third process may lock another."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
+    except FileNotFoundError:
+        return False
 
 
 def show_life(lock: BinaryIO) -> None:

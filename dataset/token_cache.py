@@ -32,7 +32,8 @@ from model.weights import sync_to_disk
 WORTH_KEEPING = 200  # samples; fewer are rendered sooner than a file is made safe
 # what decides how a sample is read, checked and rendered
 CODE = ("model/config.py", "model/processing.py", "dataset/formats.py", "dataset/parquet_rows.py",
-        "dataset/batching.py", "dataset/vlm_dataset.py", "dataset/token_cache.py")  # fmt: skip
+        "dataset/parquet_copy.py", "dataset/batching.py", "dataset/vlm_dataset.py",
+        "dataset/token_cache.py")  # fmt: skip
 ALIGNED = 64  # bytes, where each column begins
 DIGEST = 32  # bytes
 FULLEST = 0.5  # of the free disk space: checkpoints need theirs

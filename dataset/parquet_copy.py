@@ -1,0 +1,314 @@
+"""The Arrow copy of a parquet, whose rows can be read in any order: where it lies, who writes it, what it takes.
+
+Each picture stands in it once, however many rows show it, and is named by its number: `pictures` holds those that a
+row is the first to show, `shows` the numbers of all that it shows, in order. The rows of a group that cannot be read
+are empty, with the reason in `damage`, so that all others keep their numbers.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import shutil
+from array import array
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+from pyarrow import parquet, types
+
+from dataset.formats import DataError, shown
+from dataset.one_writer import PATIENCE, open_lock, show_life, take, wait
+from model.text import plain
+from model.weights import sync_to_disk
+
+TEXTS, PICTURES = "conversations", "image_bytes"
+BYTES, NUMBER = pyarrow.large_binary(), pyarrow.int64()
+FORMAT = 2  # of the copy, a part of its name
+MAX_GROUP = 10**8  # rows of a row group; a damaged file may claim any number
+AT_ONCE = 2 << 20  # bytes that are read, and bytes that are written, together
+ROWS_AT_ONCE = 128  # that are read together: all may show one picture, which is then there as often
+EMPTY_AT_ONCE = 1 << 14  # rows of a damaged group
+BYTES_A_ROW = 32  # for numbers and ends, beside the text and the pictures
+READ_BUFFER = 1 << 16  # bytes; without one pyarrow reads a whole column of a group ahead
+FULLEST = 0.95  # of the free disk space
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+UNREADABLE = (pyarrow.ArrowException, OSError, ValueError)  # what pyarrow raises over damage
+
+
+class DamagedGroup(Exception):
+    """A row group that cannot be read."""
+
+
+def copy_of(path: Path, copies: Path, say: Callable) -> Path:
+    """The copy beside the parquet or, where that cannot be, in the folder `copies`; written where there is none yet.
+
+    Where processes start side by side, one writes and the others wait. Raises DataError.
+    """
+    facts = path.stat()
+    state = f"{facts.st_size}-{facts.st_mtime_ns}.rows-{FORMAT}.arrow"
+    folder = hashlib.sha256(os.fsencode(path.resolve().parent)).hexdigest()[:12]
+    stems = [path, copies / f"{folder}-{path.name}"]
+    places = [stem.with_name(f"{stem.name}.{state}") for stem in stems]
+    for place in places:
+        if is_whole(place):
+            return place
+    file = _open(path)
+    needed, refused = _bytes_needed(file), []
+    for stem, place in zip(stems, places, strict=True):
+        try:
+            return _write_or_wait(path, stem, place, needed, say)
+        except OSError as error:
+            why = plain(error.strerror or str(error))
+            if error.errno in NO_ROOM:
+                why += f", {shutil.disk_usage(place.parent).free / 1e6:,.1f} MB are free"
+            refused.append(f"{place.parent} cannot take it ({why})")
+    raise DataError(
+        f"{path}: a copy of it, to read rows in any order, needs about {needed / 1e6:,.1f} MB, but "
+        f"{' and '.join(refused)}: make room, or give a --save_dir on a disk that has it"
+    )
+
+
+def is_whole(place: Path) -> bool:
+    try:
+        with pyarrow.memory_map(str(place)) as source:
+            pyarrow.ipc.open_file(source)
+    except UNREADABLE:
+        return False
+    return True
+
+
+def _open(path: Path) -> parquet.ParquetFile:
+    """Raises DataError where it is no parquet, or none with the columns that are needed."""
+    try:
+        # Without a map of the file, whose pages would count as memory, and without reading ahead.
+        file = parquet.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True)
+        groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        if sum(groups) != file.metadata.num_rows or any(not 0 <= rows <= MAX_GROUP for rows in groups):
+            raise ValueError(f"row groups of {shown(groups)} rows, together {file.metadata.num_rows}")
+        schema = file.schema_arrow
+        for name in (TEXTS, PICTURES):
+            if name not in schema.names:
+                raise DataError(f"{path}: column {name!r} is missing; it has {schema.names}")
+        kind = schema.field(PICTURES).type
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read as parquet ({plain(str(error)[:200])}): download it again") from error
+    if not _holds_bytes(kind):
+        raise DataError(
+            f"{path}: column {PICTURES!r} must be bytes of pictures, or lists of them, it is {plain(str(kind))}: "
+            "write the file again with the pictures' files as bytes"
+        )
+    return file
+
+
+def _holds_bytes(kind: pyarrow.DataType) -> bool:
+    """Whether a column of this type is of bytes, or of lists of them."""
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    kinds_of_bytes = types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_null
+    return any(is_kind(kind) for is_kind in kinds_of_bytes)
+
+
+def _bytes_needed(file: parquet.ParquetFile) -> int:
+    """About what the copy takes: pictures as they are in the file, where hardly one is smaller; texts unpacked."""
+    needed = file.metadata.num_rows * BYTES_A_ROW
+    for group in range(file.num_row_groups):
+        for name, column in _columns_of(file, group):
+            needed += column.total_uncompressed_size if name == TEXTS else column.total_compressed_size
+    return needed
+
+
+def _columns_of(file: parquet.ParquetFile, group: int) -> list[tuple[str, parquet.ColumnChunkMetaData]]:
+    """What is stored of the two columns; their names are the schema's, a damaged group may know them by others."""
+    names = [file.schema.column(number).path.split(".")[0] for number in range(len(file.schema))]
+    facts = file.metadata.row_group(group)
+    return [(name, facts.column(number)) for number, name in enumerate(names) if name in (TEXTS, PICTURES)]
+
+
+# ---- one writes, the others wait
+
+
+def _write_or_wait(path: Path, stem: Path, place: Path, needed: int, say: Callable) -> Path:
+    """Raises OSError where this place cannot be written or is too small, DataError where another's writer hangs."""
+    while not is_whole(place):
+        with open_lock(place.with_name(f".{place.name}.lock")) as lock:
+            if not take(lock):
+                say(f"another process copies {path}: waiting for {place}")
+                if not wait(lock):
+                    raise DataError(
+                        f"{path}: the process that copies it to {place} has shown no sign of life for {PATIENCE} "
+                        "seconds: end it, and start again"
+                    )
+                continue  # and see what has become of it
+            try:
+                if not is_whole(place):
+                    _make_room(stem, place, needed, say)
+                    say(f"{path}: copied once, to read rows in any order: {needed / 1e6:,.1f} MB in {place.parent}")
+                    _write(path, place, partial(show_life, lock))
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(lock.name)
+    return place
+
+
+def _make_room(stem: Path, place: Path, needed: int, say: Callable) -> None:
+    """Delete what nothing will read again, and raise OSError where there still is too little room."""
+    for litter in place.parent.glob(f".{place.name}.*.tmp"):  # of a process that was killed; we hold the lock
+        litter.unlink(missing_ok=True)
+    former = re.compile(re.escape(stem.name) + r"\.\d+-\d+\.rows(-\d+)?\.arrow")
+    for old in place.parent.iterdir():
+        if former.fullmatch(old.name) and old != place:
+            say(f"deleting {old}, a copy of what {stem.name} was, or of a former format")
+            old.unlink(missing_ok=True)
+    if needed > FULLEST * shutil.disk_usage(place.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _write(path: Path, place: Path, alive: Callable[[], None]) -> None:
+    """Aside, fsynced, renamed. Raises OSError, with nothing left behind."""
+    aside, damaged = place.with_name(f".{place.name}.{os.getpid()}.tmp"), {}
+    try:
+        while found := _write_once(_open(path), aside, damaged, alive):
+            damaged |= found  # some of their rows have been written: once more, without them
+        sync_to_disk(aside)
+        os.replace(aside, place)
+    finally:
+        aside.unlink(missing_ok=True)
+        _give_back_memory()
+    sync_to_disk(place.parent)
+
+
+def _write_once(file: parquet.ParquetFile, aside: Path, damaged: dict[int, str], alive: Callable) -> dict[int, str]:
+    """Every row, but for those of groups known to be damaged; returns the others that turned out to be, and why."""
+    found, kind = {}, file.schema_arrow.field(TEXTS).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    schema = pyarrow.schema([
+        pyarrow.field(TEXTS, kind), pyarrow.field("pictures", pyarrow.large_list(BYTES)),
+        pyarrow.field("shows", pyarrow.large_list(NUMBER)), pyarrow.field("damage", pyarrow.string()),
+    ])  # fmt: skip
+    with pyarrow.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
+        rows = Rows(writer, schema)
+        for group in range(file.num_row_groups):
+            if group in damaged:
+                rows.add_empty(file.metadata.row_group(group).num_rows, damaged[group])
+                continue
+            try:
+                for texts, pictures in _read(file, group, kind):
+                    rows.add(texts, pictures)
+                    _give_back_memory()
+                    alive()
+            except DamagedGroup as error:
+                found[group] = str(error)
+        rows.flush()
+    return found
+
+
+def _read(
+    file: parquet.ParquetFile, group: int, kind: pyarrow.DataType
+) -> Iterator[tuple[pyarrow.Array, list[list[pyarrow.Buffer]]]]:
+    """Texts and pictures of a row group, some rows at a time. Raises DamagedGroup, maybe after the first rows."""
+    rows, read = file.metadata.row_group(group).num_rows, 0
+    size = sum(column.total_uncompressed_size for _, column in _columns_of(file, group))
+    step = max(1, min(ROWS_AT_ONCE, AT_ONCE * rows // max(1, size)))
+    is_dictionary = any(types.is_dictionary(file.schema_arrow.field(name).type) for name in (TEXTS, PICTURES))
+    together = max(1, rows) if is_dictionary else step  # a dictionary comes whole with each batch
+    try:
+        for batch in file.iter_batches(together, [group], [TEXTS, PICTURES], use_threads=False):
+            batch.validate()
+            for start in range(0, batch.num_rows, step):
+                part = batch.slice(start, step)
+                read += part.num_rows
+                if read > rows:
+                    raise ValueError(f"it has more than {rows} rows")
+                texts = part.column(TEXTS)
+                yield texts if texts.type == kind else texts.cast(kind), _pictures(part.column(PICTURES))
+        if read != rows:
+            raise ValueError(f"it has {read} rows instead of {rows}")
+    except UNREADABLE as error:
+        reason = f"row group {group} cannot be read ({str(error)[:160]}): download the file again"
+        raise DamagedGroup(reason) from error
+
+
+def _pictures(column: pyarrow.Array) -> list[list[pyarrow.Buffer]]:
+    """The bytes of the pictures of each row, empty ones left out."""
+    rows = ((cell.values or ()) if isinstance(cell, pyarrow.ListScalar) else (cell,) for cell in column)
+    return [[content for cell in row if (content := _content(cell))] for row in rows]
+
+
+def _content(cell: pyarrow.Scalar) -> pyarrow.Buffer | None:
+    cell = cell.value if isinstance(cell, pyarrow.DictionaryScalar) and cell.is_valid else cell
+    return cell.as_buffer() if cell.is_valid else None
+
+
+def _give_back_memory() -> None:
+    """Arrow's own pool would keep a multiple of what is ever used at a time."""
+    pyarrow.default_memory_pool().release_unused()
+
+
+class Rows:
+    """Rows on their way into a copy, written in batches of about AT_ONCE bytes."""
+
+    def __init__(self, writer: pyarrow.ipc.RecordBatchFileWriter, schema: pyarrow.Schema):
+        self.writer, self.schema = writer, schema
+        self.numbers: dict[bytes, int] = {}  # of each picture, by the sha256 of its bytes
+        self._begin()
+
+    def _begin(self) -> None:
+        self.texts: list[pyarrow.Array] = []
+        self.contents, self.lengths = bytearray(), array("q")  # of new pictures
+        self.new, self.shows, self.shown = array("q"), array("q"), array("q")  # pictures a row; numbers of all
+
+    def add(self, texts: pyarrow.Array, pictures: list[list[pyarrow.Buffer]]) -> None:
+        """Raises OSError, as all that writes here does."""
+        self.texts.append(texts)
+        for row in pictures:
+            before = len(self.lengths)
+            for picture in row:
+                digest = hashlib.sha256(picture).digest()
+                if digest not in self.numbers:
+                    self.numbers[digest] = len(self.numbers)
+                    self.contents += picture
+                    self.lengths.append(len(picture))
+                self.shown.append(self.numbers[digest])
+            self.new.append(len(self.lengths) - before)
+            self.shows.append(len(row))
+        if len(self.contents) + sum(texts.nbytes for texts in self.texts) > AT_ONCE:
+            self.flush()
+
+    def add_empty(self, rows: int, reason: str) -> None:
+        """Rows of which nothing is known but why."""
+        self.flush()
+        for start in range(0, rows, EMPTY_AT_ONCE):
+            count = min(EMPTY_AT_ONCE, rows - start)
+            self.texts = [pyarrow.nulls(count, self.schema.field(TEXTS).type)]
+            self.new = self.shows = array("q", bytes(8 * count))
+            self.flush(pyarrow.array([reason] * count, pyarrow.string()))
+
+    def flush(self, damage: pyarrow.Array | None = None) -> None:
+        if self.texts:
+            texts = pyarrow.concat_arrays(self.texts)
+            ends, contents = _ends(self.lengths), pyarrow.py_buffer(self.contents)
+            pictures = pyarrow.Array.from_buffers(BYTES, len(self.lengths), [None, ends, contents])
+            shown = pyarrow.Array.from_buffers(NUMBER, len(self.shown), [None, pyarrow.py_buffer(self.shown)])
+            damage = pyarrow.nulls(len(texts), pyarrow.string()) if damage is None else damage
+            columns = [texts, _lists(self.new, pictures), _lists(self.shows, shown), damage]
+            self.writer.write_batch(pyarrow.record_batch(columns, schema=self.schema))
+        self._begin()
+
+
+# Out of buffers: pyarrow.array looks whether it is given something of pandas, and loads it for that, which takes 30 MB.
+
+
+def _ends(lengths: array) -> pyarrow.Buffer:
+    return pyarrow.py_buffer(np.cumsum([0, *lengths], dtype=np.int64))
+
+
+def _lists(lengths: array, values: pyarrow.Array) -> pyarrow.Array:
+    kind = pyarrow.large_list(values.type)
+    return pyarrow.Array.from_buffers(kind, len(lengths), [None, _ends(lengths)], children=[values])
