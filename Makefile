@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-browser test-oldest test-newest soak lint format lock clean
+.PHONY: quickstart gpu-check test test-browser test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
+
+# Eight minutes at most on a CUDA machine; docs/gpu.md tells how to read the report.
+gpu-check: $(VENV)/.installed
+	$(RUN) scripts/gpu_check.py $(ARGS)
 
 test: $(VENV)/.installed-dev lint
 	$(RUN) -m pytest $(ARGS)

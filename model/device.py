@@ -1,9 +1,16 @@
 """Where a model runs and in which arithmetic: one rule for training and for answering."""
 
+import functools
+import math
+import time
+
 import torch
 from torch import nn
 
 from model.errors import UserError
+
+MEASURING = 0.1  # seconds, for the peak
+SIDES = {"cpu": 768, "cuda": 8192}  # of matrices whose product takes some milliseconds; elsewhere 2048
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -52,3 +59,29 @@ def compile_layers(model: nn.Module, device: torch.device) -> None:
     tower = getattr(model, "vision_encoder", None)
     for layer in (*model.model.layers, *(tower.encoder.layers if tower is not None else ())):
         layer.compile(dynamic=True)
+
+
+@functools.cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in a large product of matrices, the best of some tries; 0 where none works.
+
+    Measured, as tables do not know how many cores a container has, or what a cooled GPU does. Once a process.
+    """
+    side = SIDES.get(device.type, 2048)
+    try:
+        own = torch.Generator(device)  # the stream that dropout draws from must stay where it is
+        left, right = (torch.rand(side, side, generator=own, device=device, dtype=dtype) for _ in range(2))
+        best, tries, started = math.inf, 0, time.perf_counter()
+        while tries < 3 or time.perf_counter() - started < MEASURING:
+            begun = time.perf_counter()
+            torch.mm(left, right)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            best, tries = min(best, time.perf_counter() - begun), tries + 1
+    except RuntimeError:  # a device without this arithmetic, or without the memory
+        return 0.0
+    if device.type == "cuda":
+        del left, right
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    return 2 * side**3 / best

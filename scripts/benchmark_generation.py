@@ -135,7 +135,7 @@ def measure_generation(
         "own_pictures": lambda turn, row: 2000 + ROWS * turn + row,
     }
     for name, picture_of in cases.items():
-        found = [_one_batch(engine, options, lambda row, t=t, p=picture_of: p(t, row)) for t in range(batches)]
+        found = [one_batch(engine, options, lambda row, t=t, p=picture_of: p(t, row)) for t in range(batches)]
         result[f"batch_{name}"] = {key: statistics.median(turn[key] for turn in found) for key in found[0]}
     return result
 
@@ -173,7 +173,7 @@ def _speeds(name: str, started: np.ndarray, times: list[np.ndarray]) -> dict[str
     return found
 
 
-def _one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], int | None]) -> dict[str, float]:
+def one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], int | None]) -> dict[str, float]:
     """Tokens a second one after another and together, on different pictures, so that neither finds the other's left."""
 
     def asked(turn: int) -> list[Conversation]:
@@ -203,6 +203,7 @@ def _one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], i
         "one_after_another_decode": single_decode,
         "together_decode": batch_decode,
         "decode_ratio": batch_decode / single_decode,
+        "first_seconds": statistics.median(answer.seconds_to_first for answer in singles),
     }
 
 

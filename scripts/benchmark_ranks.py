@@ -12,65 +12,39 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-COMMON = {"vision_model": ROOT / "model/vision_model/emoji-clip", "batch_size": 8, "num_workers": 0, "val_samples": 0,
+from model.errors import UserError
+from scripts.quickstart import BASE, TOWER
+from scripts.stage_runs import arguments_of, build_data, stage_metrics
+
+COMMON = {"vision_model": TOWER, "batch_size": 8, "num_workers": 0, "val_samples": 0,
           "save_interval": 1_000_000}  # fmt: skip
 SIZES = {  # flags of the stage script, and pictures of Emoji World to learn from
-    "quickstart": ({"from_weight": ROOT / "model/language_model/emoji-llm.safetensors", "optimizer": "muon",
+    "quickstart": ({"from_weight": BASE, "optimizer": "muon",
                     "learning_rate": 2e-3, "log_interval": 4}, 640),
     "26M": ({"from_weight": "none", "hidden_size": 512, "num_hidden_layers": 8, "log_interval": 1}, 144),
 }  # fmt: skip
-WARM_UP = 2  # log lines
-
-
-def build_data(folder: Path, pictures: int) -> Path:
-    """Stage 2 of Emoji World as the quickstart draws it."""
-    flags = {"concepts": 128, "questions": 9, "pretrain": 0, "sft": pictures, "held_out": 0, "output": folder}
-    _run([sys.executable, ROOT / "scripts/build_emoji_world.py", *_arguments(flags)])
-    return folder / "sft.jsonl"
-
-
-def rates(ranks: int, script: Path, flags: dict, folder: Path) -> list[float]:
-    """Samples a second of all processes together, of each log line of a run."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks]
-    _run([*launcher, script, *_arguments({**flags, "save_dir": folder})])
-    (path,) = folder.glob("*/metrics.jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line["samples_per_second"] for line in lines if "samples_per_second" in line][WARM_UP:]
 
 
 def measure(size: str, options: argparse.Namespace, folder: Path) -> dict:
     """{"samples_per_second": {ranks: median}, "ratio": of the most processes to one}."""
     flags, pictures = SIZES[size]
-    data = build_data(folder / "data", round(pictures * options.scale))
-    flags = {**COMMON, **flags, "device": "cpu", "data_path": data}
+    build_data(folder / "data", round(pictures * options.scale))
+    flags = {**COMMON, **flags, "device": "cpu", "data_path": folder / "data/sft.jsonl"}
     found: dict[int, list[float]] = {1: [], options.ranks: []}
     for number in range(options.rounds):
         for ranks, seen in found.items():
             run = folder / f"round_{number}_{ranks}"
-            seen += rates(ranks, ROOT / "trainer" / f"{options.stage}.py", flags, run)
+            lines = stage_metrics(options.stage, arguments_of(flags), run, ranks)
+            seen += [line["samples_per_second"] for line in lines]
             rate = statistics.median(seen)
             print(f"{size}, round {number + 1}, {ranks} x 1 thread: {rate:.2f} samples/s", flush=True)
     medians = {ranks: statistics.median(seen) for ranks, seen in found.items()}
     return {"samples_per_second": medians, "ratio": medians[options.ranks] / medians[1]}
-
-
-def _arguments(flags: dict) -> list:
-    return [part for name, value in flags.items() for part in (f"--{name}", value)]
-
-
-def _run(command: list) -> None:
-    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*map(str, command)], env={**os.environ, **settings}, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{command[-1]}: ended with code {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
 
 
 def main() -> None:
@@ -87,7 +61,10 @@ def main() -> None:
     result: dict = {"stage": options.stage, "torch": torch.__version__, "cores": os.cpu_count()}
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            result[size] = measure(size, options, Path(folder))
+            try:
+                result[size] = measure(size, options, Path(folder))
+            except UserError as error:
+                raise SystemExit(f"benchmark_ranks: {error}") from error
         print(f"{size}: {options.ranks} processes train {result[size]['ratio']:.2f} x as fast as one")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """Real training steps on this machine, for their seconds and their memory."""
 
+import contextlib
 import ctypes
 import gc
 import multiprocessing
@@ -15,8 +16,9 @@ import torch
 from torch import nn
 
 from model.config import CLIP_VIT_B16, MiniMindConfig, VLMConfig
+from model.device import compile_layers
 from model.flops import StepFlops
-from scripts.step_memory import Step
+from scripts.step_memory import Account, Step
 
 CALIBRATING_ROWS = 4  # fewer do not bring a machine to the speed of many
 # glibc keeps what is freed for later, which would be counted as if it were needed.
@@ -44,21 +46,83 @@ def flops_of(step: Step, model: nn.Module) -> float:
 class RealStep:
     """A model of random weights and its AdamW; `take` makes one step and returns what it took."""
 
-    def __init__(self, step: Step):
+    def __init__(self, step: Step, device: str | torch.device = "cpu", compiled: bool = False):
         torch.manual_seed(0)
-        self.model = step.make_model()
+        self.device = torch.device(device)
+        self.model = step.make_model().to(self.device)
+        if compiled:
+            compile_layers(self.model, self.device)
         self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.learning, lr=1e-5, fused=True)
 
+    def batch_of(self, step: Step) -> dict:
+        return {name: v.to(self.device) if torch.is_tensor(v) else v for name, v in step.make_batch().items()}
+
     def take(self, step: Step, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
         """Seconds of forward and backward pass, and of the optimizer."""
-        started = time.perf_counter()
+        started = self._now()
         step.loss(self.model, batch).backward()
-        middle = time.perf_counter()
+        middle = self._now()
+        self._update()
+        return middle - started, self._now() - middle
+
+    def seconds(self, step: Step, batch: dict[str, torch.Tensor], count: int) -> float:
+        """Of a step, the mean of so many in a row: a host that is ahead of its GPU stays so between them."""
+        started = self._now()
+        for _ in range(count):
+            step.loss(self.model, batch).backward()
+            self._update()
+        return (self._now() - started) / count
+
+    def _update(self) -> None:
         nn.utils.clip_grad_norm_(self.learning, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return middle - started, time.perf_counter() - middle
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Throughput:
+    samples_per_second: float
+    flops_per_second: float  # useful ones
+    peak: int | None  # bytes that tensors took, beyond what was there before; None: cannot be counted
+
+
+def throughput(
+    step: Step, device: torch.device, compiled: bool = False, windows: int = 5, count: int = 4
+) -> Throughput:  # fmt: skip
+    """The median of so many windows of `count` steps each, after two that do not count and tell the memory.
+
+    On a GPU its allocator tells the peak; on a CPU, which has none that could, the tensors are counted, unless
+    compiled code hides them.
+    """
+    on_gpu = device.type == "cuda"
+    account = contextlib.nullcontext() if on_gpu or compiled else Account()
+    if on_gpu:
+        gc.collect()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(device)
+    with account:
+        real = RealStep(step, device, compiled)
+        batch = real.batch_of(step)
+        real.take(step, batch)  # the optimizer has its state after it
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        elif not compiled:
+            account.peak = account.live
+        real.take(step, batch)
+    if on_gpu:
+        peak = torch.cuda.max_memory_allocated(device) - before
+    elif compiled:
+        peak = None
+    else:
+        peak = account.peak
+    seconds = statistics.median(real.seconds(step, batch, count) for _ in range(windows))
+    return Throughput(step.rows / seconds, flops_of(step, real.model) / seconds, peak)
 
 
 def calibrate(step: Step, rounds: int = 3) -> Speed:

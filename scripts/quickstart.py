@@ -28,6 +28,7 @@ PICTURES = {"pretrain": 3000, "sft": 8500, "held_out": 200}
 QUESTIONS = 9  # a picture in stage 2
 # Small steps, because looking things up is learnt by their number, and Muon, because it then takes fewer of them.
 FLAGS = ("--batch_size", 8, "--learning_rate", 2e-3, "--optimizer", "muon")
+STAGE_2 = ("--projector_learning_rate", 4e-3, *FLAGS)
 BASE_SIZES = ("--hidden_size", 192, "--num_hidden_layers", 4, "--num_attention_heads", 6)
 
 
@@ -78,7 +79,7 @@ def main() -> None:
                    "--from_weight", base, "--projector_learning_rate", 1e-2, *FLAGS, *common)  # fmt: skip
     seeing = quickstart.weight("pretrain_vlm")
     quickstart.run("stage 2", "trainer/train_sft_vlm.py", "--data_path", data / "sft.jsonl",
-                   "--from_weight", seeing, "--projector_learning_rate", 4e-3, *FLAGS, *common)  # fmt: skip
+                   "--from_weight", seeing, *STAGE_2, *common)  # fmt: skip
     weight = quickstart.weight("sft_vlm")
     quickstart.run("score", "scripts/score.py", "--weight", weight, "--data", data / "held_out.jsonl",
                    "--json", options.output / "score.json", "--answers", options.output / "answers.jsonl")  # fmt: skip

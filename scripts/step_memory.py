@@ -85,7 +85,9 @@ class Step:
         return batch
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with _attention_of(self.device), torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        where = batch["input_ids"].device.type
+        imitated = contextlib.nullcontext() if where == self.device else _attention_of(self.device)
+        with imitated, torch.autocast(where, self.dtype, enabled=self.dtype != torch.float32):
             return model(**batch, supervised_tokens=self.rows * self.supervised).loss
 
 
@@ -107,7 +109,7 @@ class StepMemory:
 
 @contextlib.contextmanager
 def _attention_of(device: str) -> Iterator[None]:
-    """Fake tensors are a CPU's, where attention may be written out; on a GPU it never is."""
+    """Of another device than the tensors': fake ones are a CPU's, where attention may be written out, a GPU's never."""
     with _NotFused(device), mock.patch.object(attention, "SHORT", attention.SHORT if device == "cpu" else 0):
         yield
 

@@ -12,12 +12,14 @@ from test_training import assert_bit_equal, losses, records, tiny, weights_of
 
 from dataset.batching import pack, share_prefix
 from dataset.shares import Counts, Shares, conversations
+from model import device
 from model.config import IGNORE_INDEX
+from model.device import peak_flops
 from model.flops import StepFlops
 from model.model_minimind import visible
 from model.processing import Rendered, collate
 from trainer import meter, profiling
-from trainer.meter import Meter, Stopwatch, peak_flops
+from trainer.meter import Meter, Stopwatch
 from trainer.runtime import Runtime
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
@@ -90,7 +92,7 @@ def test_stopwatch_leaves_out_what_is_no_phase():
 
 
 def test_peak_is_measured_once_and_draws_from_no_stream_of_the_run(monkeypatch):
-    monkeypatch.setattr(meter, "SIDES", {"cpu": 128})
+    monkeypatch.setattr(device, "SIDES", {"cpu": 128})
     peak_flops.cache_clear()
     before = torch.get_rng_state()
     first = peak_flops(torch.device("cpu"), torch.float32)

@@ -4,8 +4,6 @@ Nothing here makes the host wait for a GPU but `read`, which a log line calls.
 """
 
 import contextlib
-import functools
-import math
 import resource
 import sys
 import time
@@ -14,13 +12,12 @@ from collections.abc import Callable, Iterator
 import torch
 
 from dataset.shares import Counts
+from model.device import peak_flops
 from model.flops import StepFlops
 from model.model_minimind import MiniMindForCausalLM
 from trainer.runtime import Runtime
 
 PHASES = ("forward", "backward", "optimizer")
-MEASURING = 0.1  # seconds, for the peak
-SIDES = {"cpu": 768, "cuda": 8192}  # of matrices whose product takes some milliseconds; elsewhere 2048
 
 
 class Stopwatch:
@@ -103,32 +100,6 @@ class Meter:
         if not self.peak:
             return "this device multiplies no matrices that could be timed: mfu is not told"
         return f"mfu is the share of {self.peak / 1e9:,.0f} GFLOP/s, at which large matrices were multiplied here"
-
-
-@functools.cache
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second in a large product of matrices, the best of some tries; 0 where none works.
-
-    Measured, as tables do not know how many cores a container has, or what a cooled GPU does. Once a process.
-    """
-    side = SIDES.get(device.type, 2048)
-    try:
-        own = torch.Generator(device)  # the stream that dropout draws from must stay where it is
-        left, right = (torch.rand(side, side, generator=own, device=device, dtype=dtype) for _ in range(2))
-        best, tries, started = math.inf, 0, time.perf_counter()
-        while tries < 3 or time.perf_counter() - started < MEASURING:
-            begun = time.perf_counter()
-            torch.mm(left, right)
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
-            best, tries = min(best, time.perf_counter() - begun), tries + 1
-    except RuntimeError:  # a device without this arithmetic, or without the memory
-        return 0.0
-    if device.type == "cuda":
-        del left, right
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    return 2 * side**3 / best
 
 
 def useful_flops(model: MiniMindForCausalLM, encodes: bool) -> Callable[[Counts], float]:
