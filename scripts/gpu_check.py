@@ -155,6 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit(
             f"gpu_check: {error}, with --tiny 1: this machine can only show that the check works"
         ) from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     scale, ranks = TINY if options.tiny else FULL, options.ranks or max(1, torch.cuda.device_count())
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(device, choose_dtype("auto", device), scale, ranks, Path(folder))

@@ -78,7 +78,8 @@ class Machine:
             found["card"] = f"{torch.cuda.device_count()} x {card.name}, {card.total_memory / 1e9:.0f} GB"
             found["compute capability"] = f"{card.major}.{card.minor}"
             found["CUDA"] = str(torch.version.cuda)
-            found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+            if dist.is_nccl_available():
+                found["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
         name = str(self.dtype).removeprefix("torch.")
         return {**found, f"{name} products": f"{peak_flops(self.device, self.dtype) / 1e12:,.3g} TFLOP/s"}
 
@@ -130,11 +131,10 @@ def stage_settings(machine: Machine, backend: str) -> list[tuple[str, str, int, 
         ("stage 2, one process, float16", "stage 2", 0, {"dtype": "float16"}),
         ("stage 2, one process, --compile 1", "stage 2", 0, {"compile": 1}),
     ]
-    ranks = 1
-    while ranks <= machine.ranks:
-        settings.append((f"stage 2, torchrun {ranks}, {backend}", "stage 2", ranks, {}))
-        ranks *= 2
-    return settings
+    doubled = {2**power for power in range(machine.ranks.bit_length())}
+    return settings + [
+        (f"stage 2, torchrun {ranks}, {backend}", "stage 2", ranks, {}) for ranks in sorted(doubled | {machine.ranks})
+    ]
 
 
 def _size_of(machine: Machine, size: tuple[int, int]) -> VLMConfig:
@@ -169,6 +169,7 @@ def steps(
     """Steps whose batch lies on the device before the clock starts: neither loader nor host count."""
     if compiled:
         _need_compiler()
+        torch.compiler.reset()  # what other models' layers compiled counts against the same limit
     scale, device = machine.scale, machine.device
     step = Step(_size_of(machine, size), STAGES[stage], scale.rows, scale.tokens, scale.supervised, cached,
                 machine.dtype, device=device.type)  # fmt: skip

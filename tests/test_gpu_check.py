@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,6 +108,12 @@ def test_bars_are_for_the_best_of_a_card_that_has_them(card, said):
               "stage 1, 512 x 8, online": 9000.0, "stage 2, 512 x 8, cached": 3900.0}  # fmt: skip
     rows = [Row("steps", setting, "ok", 1.0, Figures(speed)) for setting, speed in speeds.items()]
     assert all(line.endswith(end) for line, end in zip(bars_of(rows, card), said, strict=True))
+
+
+def test_torchrun_doubles_its_ranks_up_to_all_cards(machine):
+    for most, ranks in ((1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (8, [1, 2, 4, 8])):
+        settings = gpu_checks.stage_settings(replace(machine, ranks=most), "nccl")
+        assert [ranks for _, _, ranks, _ in settings if ranks] == ranks
 
 
 def test_without_a_gpu_it_says_how_to_try_it(monkeypatch):
