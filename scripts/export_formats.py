@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from safetensors.torch import save_file
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from model.config import MiniMindConfig, VLMConfig
 from model.errors import UserError
@@ -18,7 +18,7 @@ from model.model_vlm import MiniMindVLM
 from model.processing import IMAGE_TAG
 from model.vision_encoder import PIXEL_MEAN, PIXEL_STD
 from model.weights import EMBEDDINGS, HEAD, TOWER_PREFIX, infer_config
-from scripts.export_stock import generation_config, stock_decoder, stock_llava
+from scripts.export_stock import decoder_tensors, generation_config, llava_config, llava_tensors, stock_config
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).resolve().parent / "export_templates"
@@ -99,10 +99,10 @@ def export_llava(source: Source, folder: Path) -> None:
     config = source.model.config
     image_token_id = config.vocab_size
     activation = "linear" if source.dtype == torch.float16 else "gelu"
-    llava = stock_llava(source.model, image_token_id, activation).to(source.dtype)
-    llava.save_pretrained(folder)
-    _rename_tower(folder / "model.safetensors")
-    _add_old_names(folder)
+    stock = llava_config(source.model, image_token_id, activation)
+    tensors = llava_tensors(source.model, stock)
+    _write_stock(source, folder, "LlavaForConditionalGeneration", stock, tensors)
+    generation_config(config, suppress_tokens=[image_token_id]).save_pretrained(folder)
     _write_tokenizer(source.tokenizer, folder, {IMAGE_TAG: image_token_id})
     size = {"height": config.image_size, "width": config.image_size}
     _write_json(
@@ -126,8 +126,10 @@ def export_llava(source: Source, folder: Path) -> None:
 
 def export_llm(source: Source, folder: Path) -> None:
     """The decoder alone, as a stock Llama or Qwen2-MoE."""
-    stock_decoder(source.model).to(source.dtype).save_pretrained(folder)
-    _add_old_names(folder)
+    config = source.model.config
+    name = "Qwen2MoeForCausalLM" if config.use_moe else "LlamaForCausalLM"
+    _write_stock(source, folder, name, stock_config(config), decoder_tensors(source.model))
+    generation_config(config).save_pretrained(folder)
     _write_tokenizer(source.tokenizer, folder)
 
 
@@ -206,15 +208,15 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, added: di
     _write_json(folder / "tokenizer_config.json", settings)
 
 
-def _rename_tower(path: Path) -> None:
-    """Name the tower's tensors as in every published Llava.
-
-    What save_pretrained calls them depends on the version of transformers; all versions read these names, and other
-    engines no others.
-    """
-    inner = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
-    tensors = {inner.sub(r"\1vision_model.", name): value for name, value in load_file(path).items()}
-    save_file(tensors, path, {"format": "pt"})
+def _write_stock(
+    source: Source, folder: Path, architecture: str, config: PreTrainedConfig, tensors: dict[str, torch.Tensor]
+) -> None:
+    """config.json and model.safetensors of one of transformers' own classes."""
+    config.architectures, config.dtype = [architecture], str(source.dtype).removeprefix("torch.")
+    config.save_pretrained(folder)
+    _add_old_names(folder)
+    tensors = {name: value.detach().to(source.dtype).contiguous() for name, value in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def _add_old_names(folder: Path) -> None:

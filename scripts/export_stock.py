@@ -5,13 +5,9 @@ from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
-    LlamaForCausalLM,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     PreTrainedConfig,
-    PreTrainedModel,
     Qwen2MoeConfig,
-    Qwen2MoeForCausalLM,
 )
 
 from model.config import MiniMindConfig
@@ -51,73 +47,55 @@ def stock_config(config: MiniMindConfig, vocab_size: int | None = None) -> PreTr
     )  # fmt: skip
 
 
-def stock_tensors(model: MiniMindForCausalLM) -> dict[str, torch.Tensor]:
-    """The decoder's tensors, named as in LlamaForCausalLM or Qwen2MoeForCausalLM."""
-    named = {
-        name: value.detach()
-        for name, value in model.state_dict().items()
-        if name.startswith(("model.", "lm_head.")) and not (model.config.use_moe and ".mlp." in name)
-    }
-    if not model.config.use_moe:
-        return named
-    for number, layer in enumerate(model.model.layers):
-        prefix, mlp = f"model.layers.{number}.mlp", layer.mlp
-        both = [torch.cat([expert.gate_proj.weight, expert.up_proj.weight]) for expert in mlp.experts]
-        named[f"{prefix}.gate.weight"] = mlp.gate.weight.detach()
-        named[f"{prefix}.experts.gate_up_proj"] = torch.stack(both).detach()
-        down = [expert.down_proj.weight for expert in mlp.experts]
-        named[f"{prefix}.experts.down_proj"] = torch.stack(down).detach()
-        for name in ("gate_proj", "up_proj"):
-            named[f"{prefix}.shared_expert.{name}.weight"] = getattr(mlp.shared_experts[0], name).weight.detach()
+def decoder_tensors(model: MiniMindForCausalLM) -> dict[str, torch.Tensor]:
+    """The decoder's tensors as files of Llama or Qwen2-MoE name them, a tied head left out.
+
+    The names of published files, which every version of transformers and every other engine reads; what save_pretrained
+    writes, and what models call their parameters in memory, depends on the version.
+    """
+    named = {}
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings or not name.startswith(("model.", "lm_head.")):
+            continue
+        name = name.replace(".mlp.shared_experts.0.", ".mlp.shared_expert.")
         # their shared expert has a gate of its own: at zero it halves, and a doubled output undoes that
-        named[f"{prefix}.shared_expert.down_proj.weight"] = 2 * mlp.shared_experts[0].down_proj.weight.detach()
-        named[f"{prefix}.shared_expert_gate.weight"] = torch.zeros(1, model.config.hidden_size)
+        named[name] = 2 * value if name.endswith(".shared_expert.down_proj.weight") else value
+        if name.endswith(".mlp.gate.weight"):
+            named[name.replace(".gate.", ".shared_expert_gate.")] = torch.zeros(1, model.config.hidden_size)
     return named
 
 
-def stock_decoder(model: MiniMindForCausalLM) -> PreTrainedModel:
-    """The decoder alone, as LlamaForCausalLM or Qwen2MoeForCausalLM."""
-    stock_class = Qwen2MoeForCausalLM if model.config.use_moe else LlamaForCausalLM
-    stock = stock_class(stock_config(model.config))
-    stock.load_state_dict(stock_tensors(model), strict=True)
-    stock.generation_config = generation_config(model.config)
-    return stock.eval()
-
-
-def stock_llava(model: MiniMindVLM, image_token_id: int, activation: str = "gelu") -> LlavaForConditionalGeneration:
+def llava_config(model: MiniMindVLM, image_token_id: int, activation: str = "gelu") -> LlavaConfig:
     """The whole model as LlavaForConditionalGeneration, with a token of its own for pictures after the vocabulary.
 
-    That token's embedding is the padding's: as the padding it is never said, whatever the sampling.
     activation: between Llava's two projector layers, where ours has nothing. "linear" says so, but vLLM does not know
         it and MLX applies GELU regardless; "gelu" reaches the same to the bit, see SMALL, but not in float16.
     """
-    config = model.config
-    llava = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=CLIPVisionConfig(**config.vision_config),
-            text_config=stock_config(config, image_token_id + 1),
-            image_token_index=image_token_id, image_seq_length=config.image_tokens,
-            projector_hidden_act=activation, vision_feature_layer=-1, vision_feature_select_strategy="default",
-            tie_word_embeddings=config.tie_word_embeddings,
-        )
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(**model.config.vision_config),
+        text_config=stock_config(model.config, image_token_id + 1),
+        image_token_index=image_token_id, image_seq_length=model.config.image_tokens,
+        projector_hidden_act=activation, vision_feature_layer=-1, vision_feature_select_strategy="default",
+        tie_word_embeddings=model.config.tie_word_embeddings,
     )  # fmt: skip
-    tensors = {
-        name if name.startswith("lm_head.") else name.replace("model.", "model.language_model.", 1): value
-        for name, value in stock_tensors(model).items()
-    }
-    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
-        new_rows = tensors[name][config.pad_token_id].expand(image_token_id + 1 - len(tensors[name]), -1)
-        tensors[name] = torch.cat([tensors[name], new_rows])
-    projector, prefix = model.vision_proj.vision_proj[0], "model.multi_modal_projector"
-    scale, undo = (1.0, 1.0) if activation == "linear" else (SMALL, 2 / SMALL)
+
+
+def llava_tensors(model: MiniMindVLM, config: LlavaConfig) -> dict[str, torch.Tensor]:
+    """The tensors that belong to llava_config, as published Llava files name them.
+
+    The embedding of the token for pictures is the padding's: as the padding it is never said, whatever the sampling.
+    """
+    tensors = {f"language_model.{name}": value for name, value in decoder_tensors(model).items()}
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        if name in tensors:
+            new_rows = config.text_config.vocab_size - len(tensors[name])
+            padding = tensors[name][model.config.pad_token_id].expand(new_rows, -1)
+            tensors[name] = torch.cat([tensors[name], padding])
+    projector, prefix = model.vision_proj.vision_proj[0], "multi_modal_projector"
+    scale, undo = (1.0, 1.0) if config.projector_hidden_act == "linear" else (SMALL, 2 / SMALL)
     tensors[f"{prefix}.linear_1.weight"] = scale * projector.weight
     tensors[f"{prefix}.linear_1.bias"] = scale * projector.bias
-    tensors[f"{prefix}.linear_2.weight"] = undo * torch.eye(config.hidden_size)
-    tensors[f"{prefix}.linear_2.bias"] = torch.zeros(config.hidden_size)
-    tower = "model.vision_tower."
-    if hasattr(llava.model.vision_tower, "vision_model"):  # by version, see build_tower
-        tower += "vision_model."
-    tensors |= {tower + name: value for name, value in model.vision_encoder.state_dict().items()}
-    llava.load_state_dict(tensors, strict=True)
-    llava.generation_config = generation_config(config, suppress_tokens=[image_token_id])
-    return llava.eval()
+    tensors[f"{prefix}.linear_2.weight"] = undo * torch.eye(model.config.hidden_size)
+    tensors[f"{prefix}.linear_2.bias"] = torch.zeros(model.config.hidden_size)
+    tower = model.vision_encoder.state_dict()
+    return tensors | {f"vision_tower.vision_model.{name}": value for name, value in tower.items()}

@@ -4,14 +4,14 @@ import pytest
 import torch
 from conftest import SIZES
 from test_model import make_decoder, make_ids
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2MoeForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from model.attention import rope_frequencies
 from model.config import ROPE_DEFAULT, MiniMindConfig
 from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
-from scripts.export_stock import stock_decoder
+from scripts.export_formats import Source, export_llm
 
 # originals this short make YaRN stretch some of the few pairs of a tiny head, keep some and blend some
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512}
@@ -21,16 +21,22 @@ YARN_WITH_ALL = {**YARN, "factor": 8.0, "beta_fast": 16.0, "beta_slow": 2.0, "tr
                  "mscale_all_dim": 0.5}  # fmt: skip
 
 
+def stock_of(model: MiniMindForCausalLM, tokenizer, folder) -> PreTrainedModel:
+    """What transformers makes of the model's exported folder."""
+    export_llm(Source(model, tokenizer, "tiny"), folder)
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
 @pytest.mark.parametrize(
     "rope",
     [None, {"rope_theta": 1e4}, YARN, YARN_WITH_ALL, {**YARN, "attention_factor": 1.5}],
     ids=["plain", "theta", "yarn", "yarn with all", "attention factor"],
 )
 @torch.no_grad()
-def test_dense_decoder_is_llama(rope):
+def test_dense_decoder_is_llama(rope, tokenizer, tmp_path):
     model = make_decoder(rope_parameters=rope)
     ids = make_ids(2, 60)
-    stock = stock_decoder(model)
+    stock = stock_of(model, tokenizer, tmp_path)
     assert isinstance(stock, LlamaForCausalLM)
     ours, theirs = model(ids).logits, stock(ids).logits
     assert ours.std() > 0.5  # logits near zero would be equal to anything
@@ -39,10 +45,10 @@ def test_dense_decoder_is_llama(rope):
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 @torch.no_grad()
-def test_moe_decoder_is_qwen2_moe(top_k):
+def test_moe_decoder_is_qwen2_moe(top_k, tokenizer, tmp_path):
     model = make_decoder(use_moe=True, num_experts_per_tok=top_k)
     ids = make_ids(2, 30)
-    stock = stock_decoder(model)
+    stock = stock_of(model, tokenizer, tmp_path)
     assert isinstance(stock, Qwen2MoeForCausalLM)
     ours, theirs = model(ids).logits, stock(ids).logits
     assert ours.std() > 0.5
