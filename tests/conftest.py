@@ -1,6 +1,7 @@
 """Tiny models, a tiny tower and a tiny data set: everything that tests need, made here, nothing fetched."""
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -25,6 +26,18 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 IMAGE_SIZE = 32  # pixels; with patches of 16 a picture is 4 tokens
 IMAGE_TOKENS = 4
+
+
+@pytest.fixture(autouse=True)
+def nothing_deprecated():
+    """transformers writes into its log what it will drop, once a process: in whichever test meets it first."""
+    said, log = [], logging.getLogger("transformers")
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    log.addHandler(listener)
+    yield
+    log.removeHandler(listener)
+    assert not [message for message in said if "deprecated" in message or "will be removed" in message]
 
 
 @pytest.fixture(scope="session")
