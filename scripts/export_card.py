@@ -114,15 +114,21 @@ def _training(source: Source, facts: dict[str, str]) -> str:
 
 def _scores(score: dict) -> str:
     """scripts/score.py's table: exact match by kind of question, and what guessing would reach."""
-    modes = [mode for mode in SCORE_COLUMNS if mode in score["exact_match"]]
+    modes = [mode for mode in SCORE_COLUMNS if score["exact_match"].get(mode) is not None]
     rows = []
     for kind, figures in score["by_kind"].items():
         cells = [figures[mode] for mode in modes]
-        shown = ["{:.3f} ({:.2f} to {:.2f})".format(cell["exact_match"], *cell["interval"]) for cell in cells]
-        rows.append((kind, *shown))
+        rows.append((kind, *map(_share, cells)))
     rows.append(("all, kinds alike", *(f"{score['exact_match'][mode]:.3f}" for mode in modes)))
     heads = ("exact match (95 % interval)", *(SCORE_COLUMNS[mode] for mode in modes))
     return _table(heads, rows)
+
+
+def _share(figure: dict) -> str:
+    """None where no question of the kind could be asked that way."""
+    if figure["exact_match"] is None:
+        return "-"
+    return "{:.3f} ({:.2f} to {:.2f})".format(figure["exact_match"], *figure["interval"])
 
 
 def _pictures(source: Source) -> str:

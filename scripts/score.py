@@ -3,14 +3,15 @@
     python scripts/score.py --weight out/sft_vlm_192.safetensors --data dataset/data/held_out.jsonl --json score.json
 
 The last answer of each line is asked for. `shuffled` shows another line's picture: what is still right there was not
-seen but guessed, and `none` says how far the questions alone carry. Intervals are Wilson's at 95 %.
+seen but guessed, and `none` says how far the questions alone carry. Intervals are Wilson's at 95 %. Questions without
+pictures, or with more of them than any other line shows, are left out of `shuffled`, and counted.
 """
 
 import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,35 +52,42 @@ def read_questions(path: Path, images_path: Path | None = None, limit: int | Non
     return questions
 
 
-def conversation(question: Question, mode: str, other: Question) -> Conversation:
-    """The question as the model gets it: with its own pictures, with those of `other`, or with none."""
+def conversation(question: Question, mode: str, shown: Question) -> Conversation:
+    """The question as the model gets it: with the pictures of `shown`, or with none."""
     messages = question.sample.messages[:-1]
     if mode == "none":
         return [{**m, "content": m["content"].replace(IMAGE_TAG, "").strip()} for m in messages], []
-    source = question.sample if mode == "right" else other.sample
-    return messages, source.open_pictures()
+    return messages, shown.sample.open_pictures()
 
 
-def wrong_pictures(questions: Sequence[Question]) -> Iterator[Question]:
-    """For each question one with as many pictures, but other ones: the next such line half the file away."""
-    for number, question in enumerate(questions):
-        turned = [*questions[number + len(questions) // 2 :], *questions]
-        own = question.sample.pictures
-        fitting = (q for q in turned if q.sample.pictures != own and len(q.sample.pictures) == len(own))
-        other = next(fitting, None)
-        if other is None:
-            raise DataError(f"{question.sample.where}: no other line has other pictures to shuffle with")
-        yield other
+def wrong_pictures(questions: Sequence[Question]) -> list[Question | None]:
+    """For each question one with as many pictures, but other ones; None where it has none, or nobody else does.
+
+    Of the different pictures (or sets of them) of one number, in the file's order, it gets those half of them away.
+    """
+    shows: dict[int, dict[tuple, Question]] = defaultdict(dict)  # by number of pictures: pictures, who shows them first
+    for question in questions:
+        shows[len(question.sample.pictures)].setdefault(question.sample.pictures, question)
+    other: dict[tuple, Question | None] = {(): None}
+    for first in (list(group.values()) for number, group in shows.items() if number):
+        turned = first[len(first) // 2 :] + first[: len(first) // 2]
+        for question, wrong in zip(first, turned, strict=True):
+            other[question.sample.pictures] = wrong if wrong is not question else None
+    return [other[question.sample.pictures] for question in questions]
 
 
-def answer_all(answerer: Answerer, questions: Sequence[Question], mode: str, batch_size: int) -> list[str]:
-    pairs = list(zip(questions, wrong_pictures(questions), strict=True))
-    # questions about one picture together: the engine then reads it once
-    order = sorted(range(len(pairs)), key=lambda n: str(pairs[n][mode == "shuffled"].sample.pictures))
-    answers = [""] * len(pairs)
+def answer_all(
+    answerer: Answerer, questions: Sequence[Question], mode: str, wrong: Sequence[Question | None], batch_size: int
+) -> list[str | None]:
+    """None where there is nothing to shuffle with: wrong, of wrong_pictures, then has none."""
+    asked = [number for number in range(len(questions)) if mode != "shuffled" or wrong[number]]
+    shown = wrong if mode == "shuffled" else questions
+    places: dict[tuple, int] = {}  # questions about one picture together: the engine then reads it once
+    order = sorted(asked, key=lambda number: places.setdefault(shown[number].sample.pictures, len(places)))
+    answers: list[str | None] = [None] * len(questions)
     for start in tqdm(range(0, len(order), batch_size), desc=mode, unit="batch"):
         numbers = order[start : start + batch_size]
-        found = answerer.batch([conversation(pairs[n][0], mode, pairs[n][1]) for n in numbers], BRIEF)
+        found = answerer.batch([conversation(questions[n], mode, shown[n]) for n in numbers], BRIEF)
         for number, answer in zip(numbers, found, strict=True):
             answers[number] = answer.text.strip()
     return answers
@@ -95,18 +103,21 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     return round(middle - half, 4), round(middle + half, 4)
 
 
-def summarize(questions: Sequence[Question], answers: dict[str, list[str]]) -> dict:
-    """Shares of exact answers: overall (kinds weigh alike), by kind, by language, each with interval and count."""
+def summarize(questions: Sequence[Question], answers: dict[str, list[str | None]]) -> dict:
+    """Shares of exact answers: overall (kinds weigh alike), by kind, by language, each with interval and count.
+
+    A share is None where nothing was asked, as of the shuffled pictures of questions without pictures.
+    """
 
     def figures(numbers: Sequence[int]) -> dict:
         result = {}
         for mode, texts in answers.items():
-            right = sum(texts[number] == questions[number].truth for number in numbers)
-            share = round(right / len(numbers), 4)
+            asked = [number for number in numbers if texts[number] is not None]
+            right = sum(texts[number] == questions[number].truth for number in asked)
             result[mode] = {
-                "exact_match": share,
-                "interval": wilson_interval(right, len(numbers)),
-                "count": len(numbers),
+                "exact_match": round(right / len(asked), 4) if asked else None,
+                "interval": wilson_interval(right, len(asked)),
+                "count": len(asked),
             }
         return result
 
@@ -115,34 +126,53 @@ def summarize(questions: Sequence[Question], answers: dict[str, list[str]]) -> d
         groups["kind"][question.kind].append(number)
         groups["language"][question.language].append(number)
     by_kind = {kind: figures(numbers) for kind, numbers in groups["kind"].items()}
+    left_out = [bool(q.sample.pictures) for q, text in zip(questions, answers["shuffled"], strict=True) if text is None]
     return {
-        "exact_match": {
-            mode: round(sum(kind[mode]["exact_match"] for kind in by_kind.values()) / len(by_kind), 4)
-            for mode in answers
-        },
+        "exact_match": {mode: _mean(kind[mode]["exact_match"] for kind in by_kind.values()) for mode in answers},
+        "not_shuffled": {"without_pictures": left_out.count(False), "without_another": left_out.count(True)},
         "all": figures(range(len(questions))),
         "by_kind": by_kind,
         "by_language": {language: figures(numbers) for language, numbers in groups["language"].items()},
     }
 
 
+def _mean(shares: Iterable[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return round(sum(known) / len(known), 4) if known else None
+
+
 def table(report: dict) -> str:
-    rows = [("all, kinds alike", {mode: {"exact_match": share} for mode, share in report["exact_match"].items()})]
-    rows += [*report["by_kind"].items(), *report["by_language"].items()]
+    rows = [*report["by_kind"].items()]
+    if len(rows) > 1:  # else all of them are the one kind's, and a single language's too
+        overall = {mode: {"exact_match": share} for mode, share in report["exact_match"].items()}
+        rows = [("all, kinds alike", overall), *rows]
+    if len(rows) > 1 or len(report["by_language"]) > 1:
+        rows += report["by_language"].items()
     heads = {"right": "right picture", "shuffled": "shuffled picture", "none": "no picture"}
     lines = [f"{'':<18}" + "".join(f"{heads[mode]:>26}" for mode in report["exact_match"])]
     for name, figures in rows:
-        cells = []
-        for figure in figures.values():
-            interval = "{:.2f} to {:.2f}".format(*figure["interval"]) if "interval" in figure else ""
-            cells.append(f"{figure['exact_match']:>10.3f}  {interval:<14}")
-        lines.append(f"{name:<18}" + "".join(cells))
+        lines.append(f"{name:<18}" + "".join(map(_cell, figures.values())))
+    left_out = report["not_shuffled"]
+    if count := sum(left_out.values()):
+        lines.append(
+            f"left out of the shuffled figure: {count:,} of {report['all']['right']['count']:,} questions, "
+            f"{left_out['without_pictures']:,} without pictures and {left_out['without_another']:,} with no other "
+            "pictures of that number in the file"
+        )
     return "\n".join(lines)
+
+
+def _cell(figure: dict) -> str:
+    if figure["exact_match"] is None:
+        return f"{'-':>10}{'':<16}"
+    interval = "{:.2f} to {:.2f}".format(*figure["interval"]) if "interval" in figure else ""
+    return f"{figure['exact_match']:>10.3f}  {interval:<14}"
 
 
 def score(answerer: Answerer, questions: Sequence[Question], batch_size: int = 48) -> tuple[dict, list[dict]]:
     """The report, and one record a question with every mode's answer."""
-    answers = {mode: answer_all(answerer, questions, mode, batch_size) for mode in MODES}
+    wrong = wrong_pictures(questions)
+    answers = {mode: answer_all(answerer, questions, mode, wrong, batch_size) for mode in MODES}
     records = [
         {
             "where": question.sample.where,
