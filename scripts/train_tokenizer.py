@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from dataset import emoji_world
 from model.config import END_ID, END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, START_ID
 
+SHIPPED = Path(__file__).resolve().parent.parent / "model"
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 PUNCTUATION = "，。？！、：；（）《》“”"
 SAMPLES = {
@@ -81,12 +82,12 @@ def train(vocab_size: int = 6400) -> PreTrainedTokenizerFast:
     return fast
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("model"), help="folder of tokenizer.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--output", type=Path, default=SHIPPED, help="folder of tokenizer.json")
+    options = parser.parse_args(arguments)
     tokenizer = train()
-    tokenizer.save_pretrained(arguments.output)
+    tokenizer.save_pretrained(options.output)
     for language, text in SAMPLES.items():
         tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
         print(f"{language}: {len(text) / tokens:.2f} characters per token")

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
+from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
 from dataset import emoji_world as world
-from model.vision_encoder import normalize_pixels
+from model.processing import load_tokenizer
+from model.vision_encoder import ROOT, SHIPPED_TOWER, build_tower, normalize_pixels
 
 GROUND_PATCHES = 12  # a picture, picked at random: most of the 196 show the ground and say the same
 KEPT_PATCHES = 96  # a picture, while patches are left out
@@ -77,7 +79,7 @@ class PatchTextModel(nn.Module):
 
     def __init__(self, config: CLIPVisionConfig, tokenizer: PreTrainedTokenizerFast, width: int = 192):
         super().__init__()
-        self.tower = CLIPVisionModel(config)
+        self.tower = build_tower(config)
         self.text = PhraseEncoder(tokenizer, width)
         self.patch_projection = nn.Linear(config.hidden_size, width, bias=False)
         self.picture_projection = nn.Linear(config.hidden_size, width, bias=False)
@@ -179,10 +181,12 @@ def evaluate(model: PatchTextModel, device: torch.device, count: int = 400) -> d
 
 def save(model: PatchTextModel, output: Path, record: dict) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    tower = CLIPVisionModel(model.tower.config)
-    tower.load_state_dict(model.tower.state_dict())
-    tower.half().save_pretrained(output)
+    # Not the tower's save_pretrained, whose names of tensors and of the architecture follow transformers' version.
+    tensors = {name: value.half().cpu().contiguous() for name, value in model.tower.state_dict().items()}
+    save_file(tensors, output / "model.safetensors", {"format": "pt"})
     (output / "model.safetensors").chmod(0o644)  # safetensors leaves 0600
+    config = {**model.tower.config.to_diff_dict(), "architectures": ["CLIPVisionModel"], "dtype": "float16"}
+    (output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -194,7 +198,7 @@ def train(arguments: argparse.Namespace) -> None:
         num_attention_heads=arguments.hidden_size // 64, intermediate_size=4 * arguments.hidden_size,
         image_size=world.IMAGE_SIZE, patch_size=world.PATCH_SIZE, projection_dim=arguments.hidden_size,
     )  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast.from_pretrained("model")
+    tokenizer = load_tokenizer()
     model = PatchTextModel(config, tokenizer).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
     scenes = Scenes(arguments.seed, "train", 0, 10**9, arguments.max_things, zipf=0.5)
@@ -227,9 +231,9 @@ def train(arguments: argparse.Namespace) -> None:
             break
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("model/vision_model/emoji-clip"))
+    parser.add_argument("--output", type=Path, default=ROOT / SHIPPED_TOWER)
     parser.add_argument("--minutes", type=float, default=90, help="of training, whatever the machine makes of them")
     parser.add_argument("--batch_size", type=int, default=48, help="pictures")
     parser.add_argument("--learning_rate", type=float, default=1.5e-3)
@@ -240,7 +244,7 @@ def main() -> None:
     parser.add_argument("--log_interval", type=int, default=50, help="steps")
     parser.add_argument("--save_interval", type=int, default=500, help="steps between evaluations, each of which saves")
     parser.add_argument("--seed", type=int, default=42)
-    train(parser.parse_args())
+    train(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

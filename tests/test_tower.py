@@ -1,6 +1,7 @@
 """Reading a CLIP tower: the vision half of a whole CLIP, or one alone, never one with holes."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,14 @@ import torch
 from conftest import IMAGE_SIZE, SIZES
 from safetensors.torch import load_file, save_file
 from test_weights import VISION_SIZES
-from transformers import CLIPConfig, CLIPModel
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
 
-from model.vision_encoder import SHIPPED_TOWER, read_tower
+from model import vision_encoder
+from model.processing import load_tokenizer
+from model.vision_encoder import ROOT, SHIPPED_TOWER, read_tower
 from model.weights import build_vlm
+from scripts import train_tokenizer, train_tower
 
 
 def whole_clip(folder: Path) -> CLIPModel:
@@ -119,3 +124,44 @@ def test_damaged_tower_is_refused(tmp_path, tower_folder, damage):
     with pytest.raises(ValueError) as caught:
         read_tower(folder)
     assert str(folder) in str(caught.value)
+
+
+# ---- the scripts that made what is shipped
+
+
+class WrappedOnce(nn.Module):
+    """CLIPVisionModel as transformers 5.3 builds it: the tower one attribute deeper, so that every name is longer."""
+
+    def __init__(self, config: CLIPVisionConfig):
+        super().__init__()
+        self.vision_model, self.config = CLIPVisionModel(config), config
+
+
+@pytest.mark.parametrize("version", [CLIPVisionModel, WrappedOnce], ids=["as here", "wrapped once more"])
+def test_a_tower_trained_from_another_folder_has_the_shipped_ones_names(version, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(vision_encoder, "CLIPVisionModel", version)
+    monkeypatch.setattr(train_tower, "CLIPVisionModel", version, raising=False)
+    evaluate = train_tower.evaluate
+    monkeypatch.setattr(train_tower, "evaluate", lambda model, device: evaluate(model, device, count=4))
+    train_tower.main(["--output", "tower", "--minutes", "0.001", "--batch_size", "4", "--hidden_size", "64",
+                      "--num_workers", "0"])  # fmt: skip
+    shipped, trained = (load_file(folder / "model.safetensors") for folder in (ROOT / SHIPPED_TOWER, Path("tower")))
+    assert {name: value.dtype for name, value in trained.items()} == {n: v.dtype for n, v in shipped.items()}
+    monkeypatch.undo()
+    tower, _ = read_tower(tmp_path / "tower")
+    assert tower.config.hidden_size == 64 and tower.config.patch_size == 16
+    assert all(torch.equal(value.half(), trained[name]) for name, value in tower.state_dict().items())
+    sizes = [json.loads((folder / "config.json").read_text()) for folder in (ROOT / SHIPPED_TOWER, tmp_path / "tower")]
+    assert sizes[0].keys() == sizes[1].keys() and sizes[0]["architectures"] == sizes[1]["architectures"]
+
+
+@pytest.mark.parametrize("script", [train_tower, train_tokenizer])
+def test_the_default_output_is_the_projects_wherever_one_stands(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = []
+    monkeypatch.setattr(train_tower, "train", lambda arguments: found.append(arguments.output))
+    monkeypatch.setattr(train_tokenizer, "train", lambda: load_tokenizer())
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", lambda self, output: found.append(output))
+    script.main([])
+    assert found == [{train_tower: ROOT / SHIPPED_TOWER, train_tokenizer: ROOT / "model"}[script]]
