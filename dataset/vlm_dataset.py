@@ -26,10 +26,10 @@ GREY = 128  # of every pixel of a picture that cannot be decoded
 class DataReport:
     """What the check found; printed at the start of every run."""
 
-    samples: int = 0
+    conversations: int = 0  # or plain texts
     rows: int = 0  # fewer where neighbours share one
     pictures: int = 0
-    trained_tokens: list[int] = field(default_factory=list)  # a sample each
+    trained_tokens: list[int] = field(default_factory=list)  # a conversation each
     dropped: list[str] = field(default_factory=list)  # where and why
     bad: list[str] = field(default_factory=list)  # likewise
 
@@ -44,16 +44,16 @@ class DataReport:
             self.dropped.append(f"{note.where}: {note.reason}")
 
     def count(self, found: Checked) -> None:
-        self.samples, self.rows = len(found.counts), len(found.kept)
+        self.conversations, self.rows = len(found.counts), len(found.kept)
         self.trained_tokens, self.pictures = found.counts[:, 0].tolist(), int(found.counts[:, 1].sum())
 
     def __str__(self) -> str:
         counts = self.trained_tokens or [0]
         line = (
-            f"{self.samples:,} samples, {self.pictures:,} pictures, trained tokens a sample "
+            f"{self.conversations:,} conversations, {self.pictures:,} pictures, trained tokens a conversation "
             f"{min(counts)} to {max(counts)}, mean {sum(counts) / len(counts):.1f}"
         )
-        if self.rows < self.samples:
+        if self.rows < self.conversations:
             line += f"; {self.rows:,} rows, as neighbours with the same beginning are computed together"
         if self.dropped:
             line += f"\ndropped {len(self.dropped):,} samples, the first: " + "; ".join(self.dropped[:3])
@@ -195,6 +195,17 @@ class ConversationDataset(Dataset):
     @property
     def pictures_a_row(self) -> np.ndarray:
         return np.add.reduceat((self.ids == PICTURE).astype(np.int64), self.offsets[:-1])
+
+    @property
+    def conversations_a_row(self) -> np.ndarray:
+        return np.maximum(np.maximum.reduceat(self.branch, self.offsets[:-1]), 1)  # see batching.share_prefix
+
+    @property
+    def rows_apart(self) -> int:
+        """Rows that stand elsewhere in the file than an earlier row that begins with the same picture."""
+        first = self.found.shown[self.found.starts[:-1][np.diff(self.found.starts) > 0]]
+        begin_a_run = np.append(True, first[1:] != first[:-1])[: len(first)]
+        return int(begin_a_run.sum()) - len(np.unique(first))
 
     def rendered(self, index: int) -> Rendered:
         """The stored conversation, its pictures' spans written out again."""

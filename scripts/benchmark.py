@@ -5,7 +5,7 @@
 Weights are random, sizes real (26 M decoder, CLIP-ViT-B/16), samples synthetic: 196 + 60 tokens with 25 supervised, or
 --text mixed for 60 to 460 of text with a good third supervised. The baseline pads each sample to 640 tokens, runs the
 tower in every step, and computes logits everywhere, in float32 without fusing, as MiniMind-V does on a CPU. All
-variants take turns, and the medians count, so that a busy machine slows them alike. Samples a second are real samples,
+variants take turns, and the medians count, so that a busy machine slows them alike. Rows a second are real rows,
 never padding. Answers are measured by scripts/benchmark_generation.py, here in short.
 """
 
@@ -145,7 +145,7 @@ class Trainer:
 
 
 def measure(stage: str, options: argparse.Namespace, variants: dict[str, Variant], say: Callable) -> dict[str, float]:
-    """Samples a second of each variant: the median of options.rounds turns, after one that does not count."""
+    """Rows a second of each variant: the median of options.rounds turns, after one that does not count."""
     config = VLMConfig(hidden_size=options.hidden_size, num_hidden_layers=options.layers, use_moe=options.moe)
     device = torch.device(options.device)
     trainer = Trainer(stage, config, device)
@@ -163,18 +163,18 @@ def measure(stage: str, options: argparse.Namespace, variants: dict[str, Variant
         gc.collect()
     speeds = {name: len(samples) / statistics.median(times) for name, times in seconds.items()}
     for name, speed in speeds.items():
-        say(f"{stage}  {name:<24}{speed:>9.2f} samples/s{speed / speeds['baseline']:>8.2f} x")
+        say(f"{stage}  {name:<24}{speed:>9.2f} rows/s{speed / speeds['baseline']:>8.2f} x")
     return speeds
 
 
 def report(speeds: dict[str, float]) -> dict[str, dict]:
-    """online and cached, each with all switches: samples a second, ratio to the baseline, in float32 and bfloat16."""
+    """online and cached, each with all switches: rows a second, ratio to the baseline, in float32 and bfloat16."""
     found = {}
     for name in ALL:
         speed = max(speed for variant, speed in speeds.items() if variant.startswith(f"all, {name}"))
         other = speeds.get("baseline, bf16")
         found[name] = {
-            "samples_per_second": speed,
+            "rows_per_second": speed,
             "ratio": speed / speeds["baseline"],
             "ratio_bf16": speed / other if other else None,
         }
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--parts", nargs="+", choices=(*STAGES, "answers"), default=[*STAGES, "answers"])
     parser.add_argument("--text", choices=("short", "mixed"), default="short")
-    parser.add_argument("--batch_size", type=int, default=8, help="samples a step")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows a step")
     parser.add_argument("--batches", type=int, default=1, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every variant")
     parser.add_argument("--hidden_size", type=int, default=512)

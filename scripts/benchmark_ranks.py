@@ -1,4 +1,4 @@
-"""How much faster several processes train than one: samples a second of the real stage scripts under torchrun.
+"""How much faster several processes train than one: conversations a second of the real stage scripts under torchrun.
 
     python scripts/benchmark_ranks.py [--json FILE]
 
@@ -31,7 +31,7 @@ SIZES = {  # flags of the stage script, and pictures of Emoji World to learn fro
 
 
 def measure(size: str, options: argparse.Namespace, folder: Path) -> dict:
-    """{"samples_per_second": {ranks: median}, "ratio": of the most processes to one}."""
+    """{"conversations_per_second": {ranks: median}, "ratio": of the most processes to one}."""
     flags, pictures = SIZES[size]
     build_data(folder / "data", round(pictures * options.scale))
     flags = {**COMMON, **flags, "device": "cpu", "data_path": folder / "data/sft.jsonl"}
@@ -40,11 +40,11 @@ def measure(size: str, options: argparse.Namespace, folder: Path) -> dict:
         for ranks, seen in found.items():
             run = folder / f"round_{number}_{ranks}"
             lines = stage_metrics(options.stage, arguments_of(flags), run, ranks)
-            seen += [line["samples_per_second"] for line in lines]
+            seen += [line["conversations_per_second"] for line in lines]
             rate = statistics.median(seen)
-            print(f"{size}, round {number + 1}, {ranks} x 1 thread: {rate:.2f} samples/s", flush=True)
+            print(f"{size}, round {number + 1}, {ranks} x 1 thread: {rate:.2f} conversations/s", flush=True)
     medians = {ranks: statistics.median(seen) for ranks, seen in found.items()}
-    return {"samples_per_second": medians, "ratio": medians[options.ranks] / medians[1]}
+    return {"conversations_per_second": medians, "ratio": medians[options.ranks] / medians[1]}
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def describe(run: Path, width: int) -> str:
     total = f"/{status['total_steps']}" if status["total_steps"] else ""
     lines = [
         f"{run}: {state}",
-        f"  step {status['step']}{total}, epoch {status['epoch']:.2f}, {status['samples_seen']:,} samples seen, "
+        f"  step {status['step']}{total}, epoch {status['epoch']:.2f}, {status['samples_seen']:,} rows seen, "
         f"{status['samples_skipped']:,} skipped in {status['steps_skipped']} steps",
         f"  last checkpoint: {status['last_checkpoint'] or 'none of this start'}",
         f"  {status['ranks']} ranks, process {status['pid']} on {status['host']}, "

@@ -4,12 +4,13 @@ import pytest
 import torch
 from conftest import make_picture, write_jsonl
 from test_training import losses, tiny
+from torch.utils.data import Subset
 
 from dataset.batching import PackedRows, fill_rows, grouped, pack, share_prefix
 from dataset.formats import read_samples
 from dataset.vlm_dataset import ConversationDataset, text_only
 from model.processing import Rendered, collate
-from trainer.stage import run_stage
+from trainer.stage import run_stage, worth_of_a_step
 from trainer.train_sft_vlm import SFT_VLM
 
 PICTURE = "<image>\nLook at the picture and say in a word or two: "
@@ -126,6 +127,30 @@ def test_only_neighbours_about_the_same_pictures_share_a_row(processor, talks):
     assert rows("aa", plain) == [0, 1]
 
 
+def test_what_a_step_is_worth_is_said_and_changes_with_the_order_of_the_lines(data_folder, processor):
+    lines = [
+        {"image": image, "conversations": [{"role": "user", "content": PICTURE + question},
+                                           {"role": "assistant", "content": "a cat"}]}
+        for image in ("0_0.png", "3_0.png") for question in ("What", "Where", "Who")
+    ]  # fmt: skip
+
+    def said(order: tuple[int, ...], rows: int = 0) -> list[str]:
+        path = write_jsonl(data_folder / "many.jsonl", [lines[number] for number in order])
+        data = ConversationDataset(read_samples(path), processor, 400)
+        return worth_of_a_step(Subset(data, range(len(data))), rows or len(data), 2)
+
+    [shared] = said((0, 1, 2, 3, 4, 5))
+    assert shared == ("2 rows hold 6 conversations, 3.0 a row: a step of 2 rows is worth about 6 conversations; in "
+                      "another order of the file neighbours would share fewer rows")  # fmt: skip
+    [packed] = said((0, 3, 1, 4, 2, 5), rows=3)[:1]
+    assert packed == "3 rows hold 6 conversations, 2.0 a row: a step of 2 rows is worth about 4 conversations"
+    [shuffled] = said((0, 3, 1, 4, 2, 5))
+    assert shuffled.startswith("4 rows show a picture that rows elsewhere in the file show, too: ")
+    partly, apart = said((0, 3, 4, 1, 2, 5))
+    assert partly.startswith("4 rows hold 6 conversations, 1.5 a row: ") and apart.startswith("2 rows show ")
+    assert said((0, 3)) == []  # each line a row, each picture once
+
+
 def test_a_picture_behind_the_shared_beginning_keeps_a_row_of_its_own(data_folder, processor):
     """Shared rows bring each picture once, so none may stand in their branches."""
     talk = PICTURE + "Here is one of them, and this is what I ask: {} of them is like this one? " + PICTURE
@@ -148,7 +173,7 @@ def test_the_data_set_groups_and_stores_rows(data_folder, processor):
     path = write_jsonl(data_folder / "many.jsonl", lines)
     data = ConversationDataset(read_samples(path), processor, 400)
     assert data.kept.tolist() == [0, 3]
-    assert (data.report.samples, data.report.rows) == (6, 2)
+    assert (data.report.conversations, data.report.rows) == (6, 2)
     wanted = [processor.render(sample.messages) for sample in read_samples(path)]
     for number in range(2):
         row, pixels = data[number]

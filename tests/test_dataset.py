@@ -68,9 +68,9 @@ def test_stored_rows_are_the_rendered_rows(mixed, tokenizer, image_tokens, max_s
             with Image.open(path) as wanted_picture:
                 assert np.array_equal(picture.permute(1, 2, 0).numpy(), np.asarray(wanted_picture))
     assert (cut > 0) == (max_seq_len == 38)
-    assert len(data) == len(data.lengths) == data.report.samples == 27
+    assert len(data) == len(data.lengths) == data.report.conversations == 27
     assert data.report.pictures == 25
-    assert str(data.report).startswith("27 samples, 25 pictures, trained tokens a sample ")
+    assert str(data.report).startswith("27 conversations, 25 pictures, trained tokens a conversation ")
 
 
 def test_samples_too_long_for_their_pictures_are_dropped_and_counted(folder, processor):

@@ -229,7 +229,7 @@ def test_steps_hold_samples_of_like_length():
 
 def test_too_few_samples_for_a_step_are_refused():
     assert make_order(8, samples=8).total_steps == 3
-    with pytest.raises(ValueError, match="7 samples do not fill one step of 8 .*--batch_size"):
+    with pytest.raises(ValueError, match="7 rows do not fill one step of 8 .*--batch_size"):
         make_order(4, 2, samples=7)
 
 

@@ -351,7 +351,7 @@ def test_built_files_are_ordinary_data(built, processor, name, rows):
     samples = read_samples(built / "a" / f"{name}.jsonl")
     pictures = 0 if name == "llm" else len(samples)
     data = ConversationDataset(samples, VLMProcessor(processor.tokenizer), 1024)
-    assert (data.report.samples, data.report.pictures, data.report.dropped) == (len(samples), pictures, [])
+    assert (data.report.conversations, data.report.pictures, data.report.dropped) == (len(samples), pictures, [])
     assert len(data) == data.report.rows == rows
     assert [len(data[index][1]) for index in range(rows)] == [int(name != "llm")] * rows
     if name == "held_out":

@@ -20,6 +20,7 @@ from model.model_minimind import visible
 from model.processing import Rendered, collate
 from trainer import meter, profiling
 from trainer.meter import Meter, Stopwatch
+from trainer.metrics import told
 from trainer.runtime import Runtime
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
@@ -75,11 +76,12 @@ def test_speed_is_what_was_counted_over_the_time_that_was_training(monkeypatch):
     speed = measured.read()
     del speed["memory_gb"]
     assert speed == pytest.approx({
-        "samples_per_second": 1.0, "rows_per_second": 4 / 7, "supervised_tokens_per_second": 3.0, "data_wait": 1 / 7,
+        "conversations_per_second": 1.0, "rows_per_second": 4 / 7, "supervised_tokens_per_second": 3.0,
+        "data_wait": 1 / 7,
         "forward_seconds": 2.0, "backward_seconds": 3.0, "optimizer_seconds": 0.5, "mfu": 0.2,
     })  # fmt: skip
     now[0] += 1.0
-    assert measured.read()["samples_per_second"] == 0  # the next line begins anew
+    assert measured.read()["conversations_per_second"] == 0  # the next line begins anew
 
 
 def test_stopwatch_leaves_out_what_is_no_phase():
@@ -114,6 +116,11 @@ def test_records_of_a_run_agree_with_each_other(changes, data_folder, tower_fold
     said = capsys.readouterr().out.splitlines()
     (header,) = [line for line in said if line.startswith("mfu is the share of ")]
     assert all(len(line) <= 120 and " % mfu, " in line for line in said if line.startswith("step "))
+    assert all(" rows, " in line and " conversations, " in line for line in said if line.startswith("step "))
+    assert told({**records(config)[0], "conversations_per_second": 1.5, "rows_per_second": 1.5}).startswith(
+        "1.5 rows, "
+    )
+    assert any(" rows hold 24 conversations, " in line and ": a step of 6 rows is worth " in line for line in said)
     peak = peak_flops(torch.device("cpu"), torch.float32)
     assert f" {peak / 1e9:,.0f} GFLOP/s" in header
     flops = StepFlops(make_vlm().requires_grad_(True))
@@ -121,7 +128,7 @@ def test_records_of_a_run_agree_with_each_other(changes, data_folder, tower_fold
     for record, counts in zip(records(config), counted, strict=True):
         seconds = counts.rows / record["rows_per_second"]
         assert counts.conversations > counts.rows and counts.pictures > 0
-        assert record["samples_per_second"] == pytest.approx(counts.conversations / seconds)
+        assert record["conversations_per_second"] == pytest.approx(counts.conversations / seconds)
         phases = [record[f"{phase}_seconds"] for phase in meter.PHASES]
         assert min(phases) > 0 and sum(phases) + record["data_wait"] * seconds < seconds
         useful = flops.count(counts.tokens, counts.squared_lengths, counts.supervised, counts.pictures)

@@ -188,14 +188,14 @@ def test_no_usable_sample_says_where_and_which_flag_would_help(config):
 
 def test_too_few_samples_for_a_step(config):
     changed = dataclasses.replace(config, batch_size=5, accumulation_steps=5)
-    refusal(changed, "24 samples", "one step of 25", "--batch_size 5", "--accumulation_steps 5")
+    refusal(changed, "24 rows", "one step of 25", "--batch_size 5", "--accumulation_steps 5")
 
 
 @pytest.mark.parametrize(
     ("lines", "changes", "reason"),
     [
         (20, {}, "samples: expected 24, found 20.*--allow_data_change 1"),
-        (24, {"batch_size": 6}, "8 samples are left, which steps of 6 .--batch_size 6 .*takes 4 as before"),
+        (24, {"batch_size": 6}, "8 rows are left, which steps of 6 .--batch_size 6 .*takes 4 as before"),
     ],
 )
 def test_resume_refuses_other_data_and_other_batches(lines, changes, reason, data_folder, tower_folder, monkeypatch):

@@ -20,7 +20,7 @@ from trainer.train_pretrain_vlm import PRETRAIN_VLM
 from trainer.train_sft_vlm import SFT_VLM
 
 # what a record says of the machine, not of the run
-SPEEDS = ("samples_per_second", "rows_per_second", "supervised_tokens_per_second", "data_wait", "forward_seconds",
+SPEEDS = ("conversations_per_second", "rows_per_second", "supervised_tokens_per_second", "data_wait", "forward_seconds",
           "backward_seconds", "optimizer_seconds", "memory_gb", "mfu")  # fmt: skip
 ORIGINAL_BUILD_MODEL, ORIGINAL_TRAIN_STEP = stage.build_model, loop.train_step
 
@@ -127,7 +127,7 @@ def test_three_steps_change_exactly_the_parts_that_the_stage_names(
 def test_llm_learns_from_texts_and_conversations(data_folder, tower_folder, capsys):
     config = tiny(LLM, data_folder, tower_folder, data_path=str(write_texts(data_folder)), epochs=10)
     stage.run_stage(config)
-    assert "24 samples, 0 pictures" in capsys.readouterr().out
+    assert "24 conversations, 0 pictures" in capsys.readouterr().out
     assert losses(config)[0] > 8 and losses(config)[-1] < 2
 
 
@@ -325,8 +325,8 @@ def test_metrics_hold_loss_rate_speed_and_validation(data_folder, tower_folder):
     training = [record for record in records(config) if "loss" in record]
     assert [record["step"] for record in training] == [1, 2, 3, 4, 5]
     for record in training:
-        assert {"loss", "learning_rate", "samples_per_second", "supervised_tokens_per_second"} <= record.keys()
-        assert record["samples_per_second"] > 0 and record["supervised_tokens_per_second"] > 0
+        assert {"loss", "learning_rate", "conversations_per_second", "supervised_tokens_per_second"} <= record.keys()
+        assert record["conversations_per_second"] > 0 and record["supervised_tokens_per_second"] > 0
         assert 0 < record["data_wait"] < 1 and 0.05 < record["memory_gb"] < 100
         assert record["learning_rate"] == pytest.approx(1e-2 * rate_share(record["step"] - 1, 5, 0.5), abs=1e-6)
     assert training[-1]["epoch"] == 1

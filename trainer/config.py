@@ -42,7 +42,7 @@ class StageConfig:
     data_path: str = flag("", "training data, .jsonl or .parquet")
     images_path: str = flag("", "folder of a .jsonl's pictures; empty: `images` beside it")
     val_path: str = flag("", "validation data; empty: --val_samples of the training data are held back")
-    val_samples: int = flag(128, "samples for the validation loss, at most a tenth of the data; 0: none")
+    val_samples: int = flag(128, "rows for the validation loss, at most a tenth of the data; 0: none")
     save_dir: str = flag(str(OUT), "folder for weights and runs")
     from_weight: str = flag("none", "weights to start from: a file, a stage's name looked up in save_dir, or none")
     init_embeddings: str = flag("", "with --from_weight none: first token embeddings, of scripts/embed_names.py")
@@ -60,11 +60,11 @@ class StageConfig:
     num_experts: int = flag(0, "routed experts a layer, 4")
     num_experts_per_tok: int = flag(0, "of which a token takes, 2")
     dropout: float = flag(-1.0, "share of activations dropped in training, none; -1: as the weights to start from say")
-    max_seq_len: int = flag(640, "tokens a sample; what is longer loses its end, never a part of a picture")
+    max_seq_len: int = flag(640, "tokens a row: a longer conversation loses its end, never a part of a picture")
     # how it learns
     epochs: int = flag(1, "passes over the data")
-    batch_size: int = flag(16, "samples a step and rank, times --accumulation_steps")
-    accumulation_steps: int = flag(1, "times --batch_size: samples a step and rank, in passes of --batch_tokens")
+    batch_size: int = flag(16, "rows a step and rank, times --accumulation_steps; neighbours about a picture share one")
+    accumulation_steps: int = flag(1, "times --batch_size: rows a step and rank, in passes of --batch_tokens")
     batch_tokens: int = flag(
         0, "most tokens, padding included, that go through the model at once; 0: what batch_size rows of max_seq_len, "
         "or of pack_tokens, need"
@@ -80,7 +80,7 @@ class StageConfig:
     device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
     dtype: str = flag("auto", "of the arithmetic: auto, bfloat16, float16 or float32; weights are kept in float32")
     compile: int = flag(0, "1: torch.compile fuses operations; needs a C++ compiler and a minute at the start")
-    pack_tokens: int = flag(0, "pack samples side by side into rows of so many tokens; 0: batches of like lengths")
+    pack_tokens: int = flag(0, "pack rows side by side into longer ones of so many tokens; 0: batches of like lengths")
     pack_pictures: int = flag(8, "most pictures a packed row")
     cache_features: str = flag(
         "none", "float16 or int8: encode each picture once, into files under save_dir/features; pixels: decode it once"

@@ -1,4 +1,4 @@
-"""How a rank's share of a step is cut into micro-batches: by tokens, so that short samples go in fewer, fuller passes.
+"""How a rank's share of a step is cut into micro-batches: by tokens, so that short rows go in fewer, fuller passes.
 
 The shares are the order's and stay as they are. A loss is divided by the supervised tokens of the whole step, so where
 the cuts fall changes nothing but rounding.
@@ -15,12 +15,12 @@ Bounds = list[tuple[int, int]]  # start and end of each run
 
 
 def cut_shares(order: Order | ResplitOrder, rank: int, budget: int, first_step: int = 0) -> Iterator[list[list[int]]]:
-    """Sample numbers of a rank's micro-batches, step by step from one on; in a step all ranks have equally many.
+    """Row numbers of a rank's micro-batches, step by step from one on; in a step all ranks have equally many.
 
-    budget: most tokens of a micro-batch, padding included. A sample with more goes alone.
+    budget: most tokens of a micro-batch, padding included. A row with more goes alone.
     """
     for shares in order.shares(first_step):
-        numbers = torch.tensor(shares)  # [ranks, samples]
+        numbers = torch.tensor(shares)  # [ranks, rows]
         lengths, places = order.lengths[numbers].sort(dim=1, stable=True)
         every = lengths.tolist()
         pieces = max(len(fewest_runs(own, budget)) for own in every)

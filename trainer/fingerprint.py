@@ -30,7 +30,7 @@ FREE_FLAGS = frozenset((
 SAME_ON_RANKS = ("batch_size", "accumulation_steps", "batch_tokens", "from_resume", "log_interval", "save_interval",
                  "shard")  # fmt: skip
 SHOWN = 5  # differences a refusal lists
-SAMPLED_PICTURES = 2000  # samples, evenly chosen, whose pictures are part of the data's fingerprint
+SAMPLED_PICTURES = 2000  # rows, evenly chosen, whose pictures are part of the data's fingerprint
 
 
 def binding_flags(config: StageConfig) -> dict:
@@ -46,7 +46,7 @@ def versions() -> dict[str, str]:
 def data_fingerprint(data: Subset) -> str:
     """Of the training samples as they are learnt from: their token ids, which are trained, and their pictures.
 
-    Every token counts; of the pictures those of up to SAMPLED_PICTURES samples do, with every byte.
+    Every token counts; of the pictures those of up to SAMPLED_PICTURES rows do, with every byte.
     """
     dataset, digest = data.dataset, hashlib.sha256()
     for array in (dataset.ids, dataset.trained, dataset.branch, dataset.offsets):

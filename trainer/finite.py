@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: the step is skipped on every rank, its samples are named, three end a run.
+"""Losses and gradients that are no numbers: the step is skipped on every rank, its rows are named, three end a run.
 
 A loss that is NaN or infinite on one rank makes that rank's gradient NaN, DDP's sum carries it to all, so the norm of
 the gradient is the one flag that every rank sees, without a collective of its own. The optimizer reads it on the device
@@ -59,7 +59,7 @@ class NumberWatch:
         self, config: StageConfig, order: Order | ResplitOrder, where: Callable[[int], str], state: RunState,
         scaler: torch.amp.GradScaler, metrics: Metrics, runtime: Runtime,
     ):  # fmt: skip
-        """where: file and line of a sample of the order."""
+        """where: file and line of a row of the order."""
         self.order, self.where, self.state, self.scaler = order, where, state, scaler
         self.metrics, self.runtime = metrics, runtime
         self.path = config.run_dir / SKIPPED
@@ -104,24 +104,24 @@ class NumberWatch:
         self.state.skipped_in_a_row += 1
         losses = self.runtime.gather(float(values["loss"]))
         ranks = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-        samples = self._samples(step, ranks or range(self.runtime.world_size))
+        rows = self._rows(step, ranks or range(self.runtime.world_size))
         record = {"step": step + 1, "losses": [str(loss) for loss in losses], "grad_norm": str(norm),
-                  "ranks": ranks, "samples": samples}  # fmt: skip
+                  "ranks": ranks, "samples": rows}  # fmt: skip
         if self.runtime.is_main:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         cause = f"the loss of rank {', '.join(map(str, ranks))}" if ranks else "the gradient"
         self.metrics.say(
-            f"step {step + 1} skipped: {cause} is not finite; its {len(samples)} samples are named in {self.path}"
+            f"step {step + 1} skipped: {cause} is not finite; its {len(rows)} rows are named in {self.path}"
         )
         if self.state.skipped_in_a_row >= MOST_IN_A_ROW:
             raise NotFinite(
                 f"{MOST_IN_A_ROW} steps in a row had a loss or gradient that is not finite, the last was step "
-                f"{step + 1}: look at the samples named in {self.path}, lower --learning_rate, or use --dtype float32; "
+                f"{step + 1}: look at the rows named in {self.path}, lower --learning_rate, or use --dtype float32; "
                 "the checkpoint before is whole"
             )
 
-    def _samples(self, step: int, ranks: list[int] | range) -> list[str]:
+    def _rows(self, step: int, ranks: list[int] | range) -> list[str]:
         shares = next(self.order.shares(step))
         numbers = [number for rank in ranks for number in shares[rank]]
         return [self.where(number) for number in numbers]

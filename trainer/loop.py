@@ -129,7 +129,7 @@ def _means(window: list[dict], runtime: Runtime) -> dict[str, float]:
 def validation_loss(
     model: nn.Module, data: Dataset, batch_size: int, runtime: Runtime, take: Callable[[Share], Share]
 ) -> float:
-    """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th sample.
+    """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th row.
 
     take: what notes the reports of a share, Quarantine.take.
     """

@@ -84,8 +84,8 @@ class Meter:
         seconds = time.perf_counter() - self._since
         counts = Counts(*self.runtime.sum(*self._counts))
         speed = {
-            "samples_per_second": counts.conversations / seconds,
             "rows_per_second": counts.rows / seconds,
+            "conversations_per_second": counts.conversations / seconds,
             "supervised_tokens_per_second": counts.supervised / seconds,
             "data_wait": self._waited / seconds,
             **{f"{phase}_seconds": total / max(1, self._steps) for phase, total in phases.items()},

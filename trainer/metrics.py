@@ -60,12 +60,7 @@ class Metrics:
         """A record of a training step, with the speed since the last one."""
         speed = self.meter.read()
         if self.active:
-            share = f"{100 * speed['mfu']:.1f} % mfu, " if "mfu" in speed else ""
-            line = (
-                f"loss {values['loss']:.3f}, {speed['samples_per_second']:.1f} samples/s, "
-                f"{speed['supervised_tokens_per_second']:.0f} trained tokens/s, {share}"
-                f"{100 * speed['data_wait']:.0f} % data wait, {speed['memory_gb']:.1f} GB"
-            )
+            line = f"loss {values['loss']:.3f}, {told(speed)}"
             self.bar.set_postfix_str(line)
             if self.bar.disable:
                 left = (time.perf_counter() - self._started) / (step - self._first_step) * (self._total_steps - step)
@@ -92,6 +87,21 @@ class Metrics:
             self.bar.close()
         if self.tracker is not None:
             self.tracker.finish()
+
+
+def told(speed: dict[str, float]) -> str:
+    """What Meter.read gave, for a log line; conversations where they are more than rows."""
+    share = f"{100 * speed['mfu']:.1f} % mfu, " if "mfu" in speed else ""
+    rows, conversations = speed["rows_per_second"], speed["conversations_per_second"]
+    several = f"{_rate(conversations)} conversations, " if conversations > rows else ""
+    return (
+        f"{_rate(rows)} rows, {several}{speed['supervised_tokens_per_second']:.0f} trained tokens/s, {share}"
+        f"{100 * speed['data_wait']:.0f} % wait, {speed['memory_gb']:.1f} GB"
+    )
+
+
+def _rate(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def drop_records_after(path: Path, step: int) -> None:

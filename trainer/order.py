@@ -1,10 +1,10 @@
-"""Which samples each rank sees in which step: a pure function of (seed, epoch, step), so that nothing has to be stored.
+"""Which rows each rank sees in which step: a pure function of (seed, epoch, step), so that nothing has to be stored.
 
-A step takes the next `global batch` = batch_size * accumulation_steps * ranks samples of the epoch's permutation. The
-same samples fall into the same step however they are split over ranks; how a rank's share is cut into micro-batches is
-for cut.py. Samples of like length share a step, so that little is padded: the permutation is sorted by length in pools
+A step takes the next `global batch` = batch_size * accumulation_steps * ranks rows of the epoch's permutation. The
+same rows fall into the same step however they are split over ranks; how a rank's share is cut into micro-batches is
+for cut.py. Rows of like length share a step, so that little is padded: the permutation is sorted by length in pools
 of a few dozen steps, and the steps are shuffled again. What does not fill a last step is left out of that epoch, other
-samples each time; all ranks therefore take equally many steps.
+rows each time; all ranks therefore take equally many steps.
 """
 
 from collections.abc import Iterator
@@ -14,27 +14,27 @@ import torch
 
 from model.errors import UserError
 
-POOL = 16  # steps whose samples are sorted together: fewer pad more, more make steps too alike
+POOL = 16  # steps whose rows are sorted together: fewer pad more, more make steps too alike
 
 
 @dataclass(frozen=True)
 class Order:
-    lengths: torch.Tensor  # [samples], tokens
-    batch_size: int  # with accumulation_steps: samples that a rank takes a step
+    lengths: torch.Tensor  # [rows], tokens
+    batch_size: int  # with accumulation_steps: rows that a rank takes a step
     accumulation_steps: int
     world_size: int
     epochs: int
     seed: int
 
     def __post_init__(self) -> None:
-        if self.samples < self.global_batch:
+        if self.rows < self.global_batch:
             raise UserError(
-                f"{self.samples} samples do not fill one step of {self.global_batch} (--batch_size {self.batch_size} x "
+                f"{self.rows} rows do not fill one step of {self.global_batch} (--batch_size {self.batch_size} x "
                 f"--accumulation_steps {self.accumulation_steps} x {self.world_size} ranks): make one of these smaller"
             )
 
     @property
-    def samples(self) -> int:
+    def rows(self) -> int:
         return len(self.lengths)
 
     @property
@@ -43,14 +43,14 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.samples // self.global_batch
+        return self.rows // self.global_batch
 
     @property
     def total_steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
     def position(self, step: int) -> int:
-        """Samples that the steps before this one take, over all ranks and epochs."""
+        """Rows that the steps before this one take, over all ranks and epochs."""
         return step * self.global_batch
 
     def epoch(self, step: int) -> float:
@@ -61,16 +61,16 @@ class Order:
         return step, self.total_steps
 
     def steps(self, epoch: int) -> torch.Tensor:
-        """Sample numbers of every step of an epoch [steps_per_epoch, global_batch]."""
+        """Row numbers of every step of an epoch [steps_per_epoch, global_batch]."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        shuffled = torch.randperm(self.samples, generator=generator)
+        shuffled = torch.randperm(self.rows, generator=generator)
         shuffled = shuffled[: self.steps_per_epoch * self.global_batch]
         pools = [pool[self.lengths[pool].argsort(stable=True)] for pool in shuffled.split(POOL * self.global_batch)]
         steps = torch.cat(pools).view(-1, self.global_batch)
         return steps[torch.randperm(len(steps), generator=generator)]
 
     def shares(self, first_step: int = 0) -> Iterator[list[list[int]]]:
-        """Sample numbers of every rank's share of each step, from a step on."""
+        """Row numbers of every rank's share of each step, from a step on."""
         for epoch in range(first_step // self.steps_per_epoch, self.epochs):
             start = max(0, first_step - epoch * self.steps_per_epoch)
             for chunk in self.steps(epoch)[start:]:

@@ -3,13 +3,13 @@
 Each is the largest power of two that scripts/estimate.py lets through for the 26 M decoder and a tower of
 CLIP-ViT-B/16's size, bfloat16 or float16, every row as long as the stage's max_seq_len and learnt but for its picture,
 15 % of the card left free. They are counted for GPUs from Ampere on, and not measured on any. Both stages take 64
-samples a step on every card: a preset decides where a run fits, never what it learns. Where there is accumulation,
+rows a step on every card: a preset decides where a run fits, never what it learns. Where there is accumulation,
 twice the batch would not fit.
 """
 
 from model.errors import UserError
 
-STEP = 64  # samples of one rank
+STEP = 64  # rows of one rank
 
 
 def _batch_of(rows: int) -> dict[str, int]:

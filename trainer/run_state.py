@@ -48,12 +48,12 @@ SET_ASIDE = "checkpoints.before"  # an earlier run's, and its best weights, move
 @dataclass
 class RunState:
     step: int = 0  # done
-    position: int = 0  # samples of the global order that these steps took
+    position: int = 0  # rows of the global order that these steps took
     best: float = math.inf  # validation loss so far
     window: list[dict] = field(default_factory=list)  # this rank's values of the steps since the last log line
     tracker_id: str = ""
     steps_skipped: int = 0  # because loss or gradient was not finite
-    samples_skipped: int = 0  # that these steps took
+    samples_skipped: int = 0  # rows that these steps took
     skipped_in_a_row: int = 0
     recent_losses: list[float] = field(default_factory=list)  # logged, newest last
     resumed_from: Path | None = None

@@ -82,6 +82,8 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     quarantine.samples_a_row = len(data) / len(rows)
     order = Order(lengths, config.batch_size, config.accumulation_steps, runtime.world_size, config.epochs, config.seed)
     say(f"{order.total_steps:,} steps of {order.global_batch} rows in passes of {config.token_budget:,} tokens at most")
+    for line in worth_of_a_step(data, len(rows), order.global_batch):
+        say(line)
 
     model.to(runtime.device)
     if config.with_vision:
@@ -129,7 +131,7 @@ def left_out(quarantine: Quarantine, folder: RunFolder, say: Callable = lambda *
 
 
 def where_is(rows: Subset | PackedRows, number: int) -> str:
-    """File and line of a training sample, or of all in a packed row."""
+    """File and line of a training row's first line, or of all in a packed row."""
     if isinstance(rows, PackedRows):
         return ", ".join(where_is(rows.data, sample) for sample in rows.contents[number])
     return rows.dataset.where(rows.indices[number])
@@ -209,8 +211,29 @@ def load_data(
     return Subset(data, sorted(shuffled[held_back:])), Subset(data, shuffled[:held_back]) if held_back else None
 
 
+def worth_of_a_step(data: Subset, rows: int, global_batch: int) -> list[str]:
+    """What a step learns from, where the order of the lines decides it: so that `shuf` does not change it in silence.
+
+    rows: how many a batch is made of; fewer than the data's own where these are packed.
+    """
+    total, lines = int(data.dataset.conversations_a_row[data.indices].sum()), []
+    if total > rows:
+        lines.append(
+            f"{rows:,} rows hold {total:,} conversations, {total / rows:.1f} a row: a step of {global_batch:,} rows is "
+            f"worth about {global_batch * total / rows:,.0f} conversations"
+        )
+        if total > len(data):
+            lines[0] += "; in another order of the file neighbours would share fewer rows"
+    if apart := data.dataset.rows_apart:
+        lines.append(
+            f"{apart:,} rows show a picture that rows elsewhere in the file show, too: lines about one picture that "
+            "stand together share a row, and a step of as many rows is then worth more"
+        )
+    return lines
+
+
 def rows_of(config: StageConfig, data: Subset, say: Callable = print) -> tuple[Dataset, torch.Tensor]:
-    """What a batch is made of, and how many tokens each has: the samples, or rows packed with them."""
+    """What a batch is made of, and how many tokens each has: the data's rows, or longer ones packed with them."""
     numbers = list(data.indices)
     lengths = data.dataset.lengths[numbers]
     if not config.pack_tokens:

@@ -69,7 +69,7 @@ def test_every_kind_of_bad_sample_is_counted_and_named(tmp_path, processor, monk
     assert {where: kind for where, (kind, _) in wanted.items() if where not in found} == {}
     assert {where: reason for where, reason in found.items() if wanted.get(where, ("", "none"))[1] not in reason} == {}
     assert quarantine.bad == len(data.report.bad) == len(planted) >= 90
-    assert data.report.samples == len(planted) + 1 and not data.report.dropped
+    assert data.report.conversations == len(planted) + 1 and not data.report.dropped
     assert all(reason.isprintable() for reason in found.values())
     inside = (tmp_path / "images").resolve()
     assert not [path for path in opened if not path.resolve().is_relative_to(inside)]
@@ -136,7 +136,7 @@ def test_more_than_the_share_is_refused_with_the_first_reasons(bad, lines, share
     quarantine = lenient(tmp_path / QUARANTINE, share)
     if refused is None:
         data = ConversationDataset(read_samples(path), processor, 64, quarantine)
-        assert (data.report.samples, quarantine.bad) == (lines - len(bad), len(bad))
+        assert (data.report.conversations, quarantine.bad) == (lines - len(bad), len(bad))
         return
     with pytest.raises(DataError) as error:
         ConversationDataset(read_samples(path), processor, 64, quarantine)
@@ -195,7 +195,10 @@ def config(data_folder, tower_folder):
 def test_a_run_leaves_bad_samples_out_and_says_so(config, capsys):
     run_stage(config)
     said = capsys.readouterr().out
-    assert "22 samples" in said and f"left out 2 bad samples, the first: {config.data_path}:5: this line is no" in said
+    assert (
+        "22 conversations" in said
+        and f"left out 2 bad samples, the first: {config.data_path}:5: this line is no" in said
+    )
     assert (
         f"left out: 3 bad samples, 0 that do not fit, 0 with a picture that was damaged; named in {config.run_dir}"
         in said

@@ -143,7 +143,7 @@ def test_resplit_order_goes_on_from_any_step():
 
 def test_steps_that_do_not_divide_what_is_left_are_refused_with_the_numbers():
     whole = make_order(4, samples=42, epochs=1)
-    with pytest.raises(ValueError, match="36 samples are left, which steps of 10 .--batch_size 5 x --acc.* x 2 ranks"):
+    with pytest.raises(ValueError, match="36 rows are left, which steps of 10 .--batch_size 5 x --acc.* x 2 ranks"):
         order_after(whole, 1, 4, 5, 1, 2)
 
 

@@ -67,7 +67,7 @@ def fuzz_lines(examples: int, folder: Path, processor) -> dict[str, int]:
         report = data.report
         assert all(where.startswith(f"{path}:2: ") for where in (*report.bad, *report.dropped))
         kind = "bad" if report.bad else "dropped" if report.dropped else "sound" if line.strip() else "blank"
-        assert report.samples == 2 + (kind == "sound")
+        assert report.conversations == 2 + (kind == "sound")
         for row in range(len(data)):
             assert any(data[row][0].trained)
         outcomes[kind] += 1

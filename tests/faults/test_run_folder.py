@@ -101,7 +101,7 @@ def test_status_of_a_finished_run(tmp_path, capsys):
     capsys.readouterr()
     status_script.main([str(config.save_dir), "--width", "20"])
     said = capsys.readouterr().out
-    assert f"{config.run_dir}: done\n  step 12/12, epoch 1.00, 24 samples seen, 0 skipped in 0 steps" in said
+    assert f"{config.run_dir}: done\n  step 12/12, epoch 1.00, 24 rows seen, 0 skipped in 0 steps" in said
     assert "step 1 to 12: 8." in said and "█" in said
 
 

@@ -104,7 +104,10 @@ def refuse(*_):
 
 def test_a_second_start_renders_nothing_and_finds_the_same(start, monkeypatch, tmp_path):
     fresh, first = start(folder=None), start()
-    assert fresh.counts == {"bad": 3, "dropped": 1, "damaged": 0} and fresh.data.report.rows < fresh.data.report.samples
+    assert (
+        fresh.counts == {"bad": 3, "dropped": 1, "damaged": 0}
+        and fresh.data.report.rows < fresh.data.report.conversations
+    )
     assert not isinstance(fresh.data.ids.base, np.memmap) and first.said == []
     with monkeypatch.context() as patched:
         for name in ("render", "render_text"):
