@@ -8,7 +8,6 @@ python scripts/estimate.py --stage sft_vlm --batch_size 4 --check 1        also 
 
 import argparse
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import nn
 from transformers import CLIPVisionConfig
 
 from dataset.formats import read_samples
+from dataset.shares import conversations
 from dataset.vlm_dataset import ConversationDataset
 from model.config import MiniMindConfig, VLMConfig
 from model.device import choose_dtype
@@ -202,17 +202,29 @@ def table_of_memory(memory: StepMemory) -> str:
 
 
 def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed: Speed) -> RunCost:
-    """Arithmetic and seconds of all epochs; padding, loading, validation and checkpoints come on top."""
-    samples = read_samples(options.data, options.images_path)
-    data = ConversationDataset(samples, VLMProcessor.for_config(step.config), step.tokens)
-    lengths, pictures = data.lengths.astype(float), int(data.pictures_a_row.sum()) if step.sees else 0
-    count = StepFlops(model)
-    flops = options.epochs * count.count(
-        lengths.sum(), (lengths**2).sum(), sum(data.report.trained_tokens), pictures, 0 if step.cached else pictures
+    """Arithmetic and seconds of all epochs; padding, loading, validation and checkpoints come on top.
+
+    As in training, a step that the data does not fill is left out of each epoch. Rows are taken to be alike.
+    """
+    data = ConversationDataset(
+        read_samples(options.data, options.images_path), VLMProcessor.for_config(step.config), step.tokens
     )
+    batch = step.rows * options.accumulation_steps
+    if len(data) < batch:
+        raise UserError(
+            f"{options.data} has {len(data):,} rows, which do not fill one step of {batch:,} (--batch_size {step.rows} "
+            f"x --accumulation_steps {options.accumulation_steps}): make one of these smaller"
+        )
+    steps = options.epochs * (len(data) // batch)
+    squared_lengths = sum(conversations(data.rendered(row))[1] for row in range(len(data)))
+    pictures = int(data.pictures_a_row.sum()) if step.sees else 0
+    count = StepFlops(model)
+    flops = steps * batch / len(data) * count.count(
+        float(data.lengths.sum()), squared_lengths, sum(data.report.trained_tokens), pictures,
+        0 if step.cached else pictures,
+    )  # fmt: skip
     if step.cached:
         flops += count.per_encoded * pictures  # once
-    steps = options.epochs * math.ceil(len(data) / (step.rows * options.accumulation_steps))
     return RunCost(len(data), steps, flops, flops / speed.flops + steps * speed.optimizer)
 
 

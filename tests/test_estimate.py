@@ -6,15 +6,18 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import SIZES
+from conftest import SIZES, write_jsonl
+from test_training import tiny
 
 from model.config import MiniMindConfig, VLMConfig
 from scripts import estimate
 from scripts.measure_step import RealStep, Speed, flops_of
 from scripts.step_memory import LEARNS, Account, Step, largest_batch, step_memory
 from trainer.config import StageConfig, parse_config
+from trainer.meter import Meter, useful_flops
 from trainer.optim import build_optimizer, freeze_all_but
 from trainer.presets import PRESETS, STEP
+from trainer.stage import run_stage
 from trainer.train_llm import LLM
 from trainer.train_pretrain_vlm import PRETRAIN_VLM
 from trainer.train_sft_vlm import SFT_VLM
@@ -149,6 +152,34 @@ def test_the_report_holds_the_same_figures_as_the_file(data_folder, tower_folder
     assert found["step_seconds"] == pytest.approx(found["step_flops"] / 0.5e12)
     assert found["run"]["rows"] == 24 and found["run"]["steps"] == 3 * 6
     assert found["largest_batch"] == {"0.05": 42} and "never measured on a GPU" in said
+
+
+def test_a_whole_run_is_counted_as_training_counts_it(data_folder, tower_folder, tmp_path, monkeypatch):
+    """Five rows of three conversations each: two steps of two rows, and no token sees another conversation's."""
+    lines = [
+        {"image": f"{3 * picture}_0.png", "conversations": [
+            {"role": "user", "content": f"<image>What is it, once more: {letter}"},
+            {"role": "assistant", "content": "a cat"}]}
+        for picture in range(5) for letter in "abc"
+    ]  # fmt: skip
+    path = write_jsonl(data_folder / "shared.jsonl", lines)
+    config = tiny(SFT_VLM, data_folder, tower_folder, data_path=str(path), batch_size=2, epochs=2, max_seq_len=64)
+    counted, count = [], Meter.count
+    monkeypatch.setattr(Meter, "count", lambda self, counts: counted.append(counts) or count(self, counts))
+    run_stage(config)
+    assert {(counts.rows, counts.conversations) for counts in counted} == {(2, 6)}
+    step = tiny_step("sft_vlm")
+    flops = sum(useful_flops(step.make_model(), encodes=True)(counts) for counts in counted)
+    arguments = [*TINY, "--vision_model", str(tower_folder), "--max_seq_len", "64", "--tflops", "1", "--data", str(path),
+                 "--epochs", "2", "--json", str(tmp_path / "found.json")]  # fmt: skip
+    estimate.main(arguments)
+    run = json.loads((tmp_path / "found.json").read_text())["run"]
+    assert (run["rows"], run["steps"]) == (5, len(counted)) and len(counted) == 4
+    assert run["flops"] == pytest.approx(flops, rel=1e-6)
+    with pytest.raises(
+        SystemExit, match="has 5 rows, which do not fill one step of 6 .--batch_size 2 x --acc"
+    ):
+        estimate.main([*arguments, "--accumulation_steps", "3"])
 
 
 @pytest.mark.parametrize(
