@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataset.formats import BadSample, DataError
 from dataset.vlm_dataset import ConversationDataset
+from model.progress import progress_over
 
 PIXELS = "pixels"
 FORMATS = {"float16": np.float16, "int8": np.int8, PIXELS: np.uint8}
@@ -134,7 +134,7 @@ def cache_features(
         first = range(0, min(MEASURED, len(sources)), CHUNK)
         cache.set_scales(torch.cat([encode(_pixels(data, sources[n : min(n + CHUNK, MEASURED)])[0]) for n in first]))
     missing = [n for n in range(rank, len(sources), world_size) if cache.maps[1][n] != DONE]
-    for chunk in tqdm(list(_chunks(missing)), desc="encoding", unit=f"x{CHUNK}", disable=None if rank == 0 else True):
+    for chunk in progress_over(list(_chunks(missing)), "encoding", f"x{CHUNK}", silent=rank != 0):
         pixels, marks = _pixels(data, sources[chunk])
         cache.store(chunk, encode(pixels).cpu(), marks)
     data.features = cache

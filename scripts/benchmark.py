@@ -22,12 +22,12 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from model.config import IGNORE_INDEX, VLMConfig
 from model.device import choose_dtype, compile_layers
 from model.model_vlm import MiniMindVLM
 from model.processing import Rendered, collate
+from model.progress import progress_over, say
 from scripts.benchmark_generation import measure_generation
 from scripts.step_memory import freeze_as_in
 
@@ -153,7 +153,7 @@ def measure(stage: str, options: argparse.Namespace, variants: dict[str, Variant
     samples = make_samples(options.batch_size * options.batches, options.text, config)
     batches = trainer.batches(samples, options.batch_size)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in tqdm(range(options.rounds + 1), desc=stage, unit="round"):
+    for turn in progress_over(range(options.rounds + 1), stage, "round"):
         for name, variant in variants.items():
             started = time.perf_counter()
             for batch in batches["features" if variant.cached else "pixels"]:
@@ -218,10 +218,10 @@ def main() -> None:
     result: dict = {"settings": facts}
     for part in options.parts:
         if part == "answers":
-            result[part] = generation(dtype, tqdm.write)
+            result[part] = generation(dtype, say)
         else:
             variants = variants_for(dtype == torch.bfloat16, compiler)
-            result[part] = report(measure(part, options, variants, tqdm.write))
+            result[part] = report(measure(part, options, variants, say))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

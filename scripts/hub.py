@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, get_token, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
-from tqdm import tqdm
+
+from model.progress import Progress
 
 # The package's HTTP library has changed more than once; the base class of its errors is in every version's ancestry.
 HTTP_ERROR = next(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
@@ -101,7 +102,7 @@ def _first_line(error: BaseException) -> str:
 def _receive_all(url: str, stream: BinaryIO, file: RemoteFile) -> None:
     """Append to the stream until it has the file's size or the server has no more; reconnect where the line breaks."""
     idle = 0  # attempts in a row that brought nothing
-    with tqdm(total=file.size, unit="B", unit_scale=True, desc=file.path, disable=None) as bar:
+    with Progress(file.size, file.path, "B") as bar:
         while (have := stream.tell()) < file.size:
             bar.update(have - bar.n)
             try:
@@ -115,7 +116,7 @@ def _receive_all(url: str, stream: BinaryIO, file: RemoteFile) -> None:
                 time.sleep(1 + idle)
 
 
-def _receive(url: str, stream: BinaryIO, bar: tqdm, most: int) -> None:
+def _receive(url: str, stream: BinaryIO, bar: Progress, most: int) -> None:
     """One answer of the server, from where the stream ends."""
     have = stream.tell()
     headers = {**build_hf_headers(), "accept-encoding": "identity"}  # ranges count bytes as they are stored

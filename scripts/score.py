@@ -15,11 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dataset.formats import DataError, Sample, read_samples
 from model.errors import UserError
 from model.processing import IMAGE_TAG
+from model.progress import progress_over
 from scripts.answer import Answerer, Conversation, Options
 
 MODES = ("right", "shuffled", "none")
@@ -85,7 +84,7 @@ def answer_all(
     places: dict[tuple, int] = {}  # questions about one picture together: the engine then reads it once
     order = sorted(asked, key=lambda number: places.setdefault(shown[number].sample.pictures, len(places)))
     answers: list[str | None] = [None] * len(questions)
-    for start in tqdm(range(0, len(order), batch_size), desc=mode, unit="batch"):
+    for start in progress_over(range(0, len(order), batch_size), mode, "batch"):
         numbers = order[start : start + batch_size]
         found = answerer.batch([conversation(questions[n], mode, shown[n]) for n in numbers], BRIEF)
         for number, answer in zip(numbers, found, strict=True):

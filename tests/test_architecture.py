@@ -64,6 +64,13 @@ def imported_tops(tree: ast.AST, own: str) -> list[tuple[int, str]]:
     return found
 
 
+def test_all_progress_is_told_by_one_helper():
+    """Who uses tqdm itself fills log files with carriage returns."""
+    users = [path for path in python_files(*MAY_IMPORT) if "tqdm" in dict.fromkeys(
+        top for _, top in imported_tops(ast.parse(path.read_text(encoding="utf-8")), top_of(path)))]  # fmt: skip
+    assert [str(path.relative_to(ROOT)) for path in users] == ["model/progress.py"]
+
+
 def test_git_lists_the_project():
     names = {str(path.relative_to(ROOT)) for path in tracked_files()}
     assert {"model/weights.py", "trainer/stage.py", "dataset/formats.py", "pyproject.toml"} <= names

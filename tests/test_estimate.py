@@ -176,9 +176,7 @@ def test_a_whole_run_is_counted_as_training_counts_it(data_folder, tower_folder,
     run = json.loads((tmp_path / "found.json").read_text())["run"]
     assert (run["rows"], run["steps"]) == (5, len(counted)) and len(counted) == 4
     assert run["flops"] == pytest.approx(flops, rel=1e-6)
-    with pytest.raises(
-        SystemExit, match="has 5 rows, which do not fill one step of 6 .--batch_size 2 x --acc"
-    ):
+    with pytest.raises(SystemExit, match="has 5 rows, which do not fill one step of 6 .--batch_size 2 x --acc"):
         estimate.main([*arguments, "--accumulation_steps", "3"])
 
 

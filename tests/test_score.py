@@ -61,6 +61,7 @@ def test_the_work_grows_with_the_lines_and_not_with_their_square():
 def test_a_lonely_line_and_one_without_a_picture_are_scored_and_left_out_of_the_shuffled_figure(held_out, vlm, capsys):
     questions = read_questions(held_out)
     report, records = score(Answerer(vlm), questions, batch_size=3)
+    assert capsys.readouterr().err == ""  # where there is no terminal, no bar: see tests/test_progress.py
     assert {mode: figure["count"] for mode, figure in report["all"].items()} == {"right": 4, "shuffled": 2, "none": 4}
     assert report["not_shuffled"] == {"without_pictures": 1, "without_another": 1}
     assert [record["shuffled"] is None for record in records] == [False, True, True, False]

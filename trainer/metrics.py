@@ -5,11 +5,10 @@ import os
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dataset.shares import Counts
 from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
+from model.progress import Progress, say
 from trainer.config import StageConfig
 from trainer.meter import Meter, useful_flops
 from trainer.profiling import Profiler
@@ -37,8 +36,7 @@ class Metrics:
         self.path = config.run_dir / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         drop_records_after(self.path, first_step)
-        # A bar in a terminal; where output goes to a file (disable=None finds out), plain lines.
-        self.bar = tqdm(total=total_steps, initial=first_step, desc=config.name, unit="step", disable=None)
+        self.progress = Progress(total_steps, config.name, "step", done=first_step)
         self._started, self._first_step, self._total_steps = time.perf_counter(), first_step, total_steps
 
     @property
@@ -49,8 +47,8 @@ class Metrics:
     def step_done(self, counts: Counts) -> None:
         """Once a step: what this rank learnt from."""
         self.meter.count(counts)
-        if self.active:
-            self.bar.update()
+        if self.active and self.progress.is_bar:  # elsewhere `log` prints lines of its own
+            self.progress.update()
         if self.profiler is not None:
             started = time.perf_counter()
             self.profiler.step_done()
@@ -61,8 +59,8 @@ class Metrics:
         speed = self.meter.read()
         if self.active:
             line = f"loss {values['loss']:.3f}, {told(speed)}"
-            self.bar.set_postfix_str(line)
-            if self.bar.disable:
+            self.progress.note(line)
+            if not self.progress.is_bar:
                 left = (time.perf_counter() - self._started) / (step - self._first_step) * (self._total_steps - step)
                 print(f"step {step}/{self._total_steps}: {line}, {left / 60:.1f} min left", flush=True)
         self.write({"step": step, **values, **speed})
@@ -78,13 +76,13 @@ class Metrics:
 
     def say(self, line: str) -> None:
         if self.active:
-            tqdm.write(line)
+            say(line)
 
     def close(self) -> None:
         if self.profiler is not None:
             self.profiler.close()
         if self.active:
-            self.bar.close()
+            self.progress.close()
         if self.tracker is not None:
             self.tracker.finish()
 
