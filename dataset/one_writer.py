@@ -1,10 +1,14 @@
 """One process makes a file that several need; the others wait for it, as long as it shows that it lives."""
 
-import fcntl
 import os
 import time
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 PATIENCE, POLL = 300, 0.2  # seconds: without a sign of life from whom we wait for; between two looks
 
@@ -17,6 +21,8 @@ def open_lock(path: Path) -> BinaryIO:
 
 def take(lock: BinaryIO, alone: bool = True) -> bool:
     """Whether the lock could be had, alone or beside others who only wait. It ends with the process that holds it."""
+    if fcntl is None:  # as on a file system without locks
+        return True
     try:
         fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -36,7 +42,7 @@ def _still_there(lock: BinaryIO) -> bool:
 
 def show_life(lock: BinaryIO) -> None:
     """To be called now and then while the lock is held alone."""
-    os.utime(lock.fileno())
+    os.utime(lock.name)
 
 
 def wait(lock: BinaryIO) -> bool:

@@ -173,7 +173,10 @@ def save_weights(
 
 def sync_to_disk(path: str | Path) -> None:
     """Wait until a file's content, or a folder's list of names, would outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+    is_folder = os.path.isdir(path)
+    if is_folder and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders, and writes their names down by itself
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # it syncs only what may be written
     try:
         os.fsync(descriptor)
     finally:

@@ -18,6 +18,7 @@ from model.vision_encoder import file_sha256
 from model.weights import sync_to_disk
 
 MANIFEST = "conversion.json"  # marks a folder that a conversion wrote; the only kind that may be replaced
+WINDOWS = os.name == "nt"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 NOT_OFFERED = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
 
@@ -87,6 +88,8 @@ def publish(temporary: Path, target: Path) -> None:
 
 def exchange(one: Path, other: Path) -> bool:
     """Swap two folders in one step. False: this system cannot, and nothing was done."""
+    if WINDOWS:
+        return False
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -103,6 +106,8 @@ def _beside(target: Path, ending: str) -> Path:
 
 
 def _alive(process: int) -> bool:
+    if WINDOWS:
+        return True  # not known: there os.kill would end it
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -176,4 +176,4 @@ if __name__ == "__main__":
         for package in ("model", "scripts", "dataset", "trainer"):
             sys.modules[package] = None  # importing them raises ImportError
     outcome = compare(Path(converted), Path(given), next(iter(tower_folder), None))
-    (Path(given) / "result.json").write_text(json.dumps(outcome, ensure_ascii=False))
+    (Path(given) / "result.json").write_text(json.dumps(outcome))

@@ -224,9 +224,9 @@ def _figures_of(lines: Sequence[dict], note: str = "") -> Figures:
         raise RuntimeError("the run was too short to be measured")
     losses = [line["loss"] for line in lines]
     middle = {name: statistics.median(line[name] for line in lines)
-              for name in ("samples_per_second", "mfu", "data_wait") if name in lines[0]}  # fmt: skip
+              for name in ("rows_per_second", "mfu", "data_wait") if name in lines[0]}  # fmt: skip
     said = f"loss {losses[-1]:.2f}, {middle['data_wait']:.0%} of the time waiting for data"
-    return Figures(middle["samples_per_second"], middle.get("mfu"), max(line["memory_gb"] for line in lines),
+    return Figures(middle["rows_per_second"], middle.get("mfu"), max(line["memory_gb"] for line in lines),
                    note=f"{note}, {said}" if note else said)  # fmt: skip
 
 

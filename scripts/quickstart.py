@@ -85,7 +85,8 @@ def main() -> None:
                    "--json", options.output / "score.json", "--answers", options.output / "answers.jsonl")  # fmt: skip
 
     score = json.loads((options.output / "score.json").read_text())
-    answers = [json.loads(line) for line in (options.output / "answers.jsonl").read_text().splitlines()]
+    lines = (options.output / "answers.jsonl").read_text(encoding="utf-8").split("\n")
+    answers = [json.loads(line) for line in lines if line]
     sheet = options.output / "sheet.png"
     draw_sheet(answers, sheet)
     report = {

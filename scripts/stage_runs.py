@@ -32,7 +32,7 @@ def stage_metrics(stage: str, arguments: Sequence, folder: Path, ranks: int = 0)
     run_process([sys.executable, *launcher, ROOT / f"trainer/{stage}.py", *arguments, "--save_dir", folder])
     (path,) = folder.glob("*/metrics.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in lines if "samples_per_second" in line][WARM_UP:]
+    return [line for line in lines if "rows_per_second" in line][WARM_UP:]
 
 
 def run_process(command: Sequence) -> None:

@@ -5,12 +5,12 @@ python scripts/status.py                            every run in out/
 """
 
 import argparse
-import fcntl
 import json
 import math
 import time
 from pathlib import Path
 
+from model import process_lock
 from model.text import plain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,15 +75,8 @@ def describe(run: Path, width: int) -> str:
 
 
 def is_held(run: Path) -> bool:
-    """Whether a process holds the run's lock, which ends with the process."""
-    try:
-        with (run / "lock").open() as file:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    """Whether a process still writes into the run's folder."""
+    return process_lock.is_held(run / "lock")
 
 
 def losses_of(path: Path) -> tuple[list[int], list[float]]:

@@ -170,8 +170,8 @@ def test_a_whole_run_is_counted_as_training_counts_it(data_folder, tower_folder,
     assert {(counts.rows, counts.conversations) for counts in counted} == {(2, 6)}
     step = tiny_step("sft_vlm")
     flops = sum(useful_flops(step.make_model(), encodes=True)(counts) for counts in counted)
-    arguments = [*TINY, "--vision_model", str(tower_folder), "--max_seq_len", "64", "--tflops", "1", "--data", str(path),
-                 "--epochs", "2", "--json", str(tmp_path / "found.json")]  # fmt: skip
+    arguments = [*TINY, "--vision_model", str(tower_folder), "--max_seq_len", "64", "--tflops", "1", "--epochs", "2",
+                 "--data", str(path), "--json", str(tmp_path / "found.json")]  # fmt: skip
     estimate.main(arguments)
     run = json.loads((tmp_path / "found.json").read_text())["run"]
     assert (run["rows"], run["steps"]) == (5, len(counted)) and len(counted) == 4

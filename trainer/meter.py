@@ -4,7 +4,6 @@ Nothing here makes the host wait for a GPU but `read`, which a log line calls.
 """
 
 import contextlib
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,11 @@ from model.device import peak_flops
 from model.flops import StepFlops
 from model.model_minimind import MiniMindForCausalLM
 from trainer.runtime import Runtime
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 PHASES = ("forward", "backward", "optimizer")
 
@@ -89,8 +93,9 @@ class Meter:
             "supervised_tokens_per_second": counts.supervised / seconds,
             "data_wait": self._waited / seconds,
             **{f"{phase}_seconds": total / max(1, self._steps) for phase, total in phases.items()},
-            "memory_gb": peak_memory(self.runtime.device) / 1e9,
         }
+        if memory := peak_memory(self.runtime.device):
+            speed["memory_gb"] = memory / 1e9
         if self.peak:
             speed["mfu"] = self.flops(counts) / seconds / self.peak
         self._begin()
@@ -111,8 +116,10 @@ def useful_flops(model: MiniMindForCausalLM, encodes: bool) -> Callable[[Counts]
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or this process on a CPU."""
+    """Bytes: the most that tensors took on a GPU, or this process on a CPU; 0 where it is not known (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

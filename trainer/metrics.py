@@ -92,9 +92,10 @@ def told(speed: dict[str, float]) -> str:
     share = f"{100 * speed['mfu']:.1f} % mfu, " if "mfu" in speed else ""
     rows, conversations = speed["rows_per_second"], speed["conversations_per_second"]
     several = f"{_rate(conversations)} conversations, " if conversations > rows else ""
+    memory = f", {speed['memory_gb']:.1f} GB" if "memory_gb" in speed else ""
     return (
         f"{_rate(rows)} rows, {several}{speed['supervised_tokens_per_second']:.0f} trained tokens/s, {share}"
-        f"{100 * speed['data_wait']:.0f} % wait, {speed['memory_gb']:.1f} GB"
+        f"{100 * speed['data_wait']:.0f} % wait{memory}"
     )
 
 

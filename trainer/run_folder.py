@@ -1,13 +1,13 @@
 """The folder of a run: one writer at a time, and status.json, which says what the run is doing and how it ended."""
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import time
 
 from model.errors import UserError
+from model.process_lock import ProcessLock
 from trainer.config import StageConfig
 from trainer.runtime import RanksLost, Runtime
 from trainer.signals import Stopped
@@ -33,7 +33,7 @@ class RunFolder:
     def __init__(self, config: StageConfig, runtime: Runtime):
         self.path, self.config, self.runtime = config.run_dir, config, runtime
         self.status: dict = {}
-        self._lock: int | None = None
+        self._lock: ProcessLock | None = None
         self._written = 0.0
         self._launch = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}:{os.getppid()}"
         self._restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
@@ -80,22 +80,18 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / ".writable").write_text("")
             (self.path / ".writable").unlink()
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            lock = ProcessLock(self.path / LOCK)
+            taken = lock.take(f"process {os.getpid()} on {socket.gethostname()}")
         except OSError as error:
             raise Fatal(
                 f"the run folder {self.path} cannot be written ({error.strerror}): give a --save_dir that can"
             ) from error
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip() or "another process"
-            os.close(self._lock)
-            self._lock = None
+        if not taken:
             raise Fatal(
-                f"the run folder {self.path} is in use by {holder}: wait for it, stop it, or give another --save_dir"
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                f"the run folder {self.path} is in use by {lock.holder()}: wait for it, stop it, or give another "
+                "--save_dir"
+            )
+        self._lock = lock
 
     def _end(self, error: BaseException | None) -> None:
         state, reason = _ending(error)
@@ -103,7 +99,7 @@ class RunFolder:
             self._note_failure(state, reason, error)
         if self._lock is not None:
             self.update(state=state, reason=reason)
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     # ---- failures that a restart would repeat

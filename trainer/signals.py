@@ -5,7 +5,8 @@ import signal
 import threading
 from types import FrameType
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # Windows has the first two
+STOPPING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class Stopped(Exception):
@@ -40,7 +41,7 @@ class StopRequest:
     def number(self) -> int:
         """The signal that asked this rank to stop, 0 where none did."""
         if not self._number and self._launcher is not None and os.getppid() != self._launcher:
-            self._number = int(signal.SIGHUP)
+            self._number = int(getattr(signal, "SIGHUP", signal.SIGTERM))
         return self._number
 
     def _note(self, number: int, frame: FrameType | None) -> None:

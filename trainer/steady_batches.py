@@ -63,6 +63,6 @@ def _open(open_at: Callable[[int], Iterator[Share]], step: int) -> Iterator[Shar
     shares = open_at(step)
     # torch raises a worker's death wherever the main thread happens to be, in the middle of an optimizer step too.
     # Without its handler the loss shows where a share is waited for.
-    if threading.current_thread() is threading.main_thread():
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():  # not on Windows
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return shares
