@@ -10,13 +10,17 @@ held_out.jsonl   one question a line, six kinds in equal shares, on scenes and p
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from random import Random
 
 from dataset import emoji_world as world
+from model.processing import load_tokenizer
 
 ZIPF = 1.0  # of the names in the base decoder's texts, as in any language
+ENDINGS = {"en": ("", ".", "?", "!"), "zh": ("", "。", "？", "！")}
 SEEDS = {"llm": 1, "pretrain": 2, "sft": 3, "held_out": 4}  # so that no two files share a scene
 
 
@@ -32,6 +36,26 @@ def practice(arguments: argparse.Namespace) -> Iterator[dict]:
         else:
             for turns in world.reading(scene, rng, arguments.questions, arguments.concepts):
                 yield {"conversations": turns}
+
+
+def strangers(arguments: argparse.Namespace) -> Iterator[dict]:
+    """Words that Emoji World mostly lacks, in no order, asked and answered.
+
+    A decoder that has read nothing but Emoji World is certain of it: where somebody else's words stand it was at three
+    times the loss of a uniform guess. From these it learns that strange words follow strange ones.
+    """
+    tokenizer = load_tokenizer()
+    texts = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]  # the commoner, the earlier
+    words = {"en": [text for text in texts if re.fullmatch(" [a-z]{2,}", text)],
+             "zh": [text for text in texts if re.fullmatch("[\u4e00-\u9fff]+", text)]}  # fmt: skip
+    shares = {language: [1 / (rank + 10) for rank in range(len(words[language]))] for language in words}
+    rng = Random(f"strangers:{arguments.seed}")
+    for _ in range(arguments.strangers):
+        language = rng.choice(world.LANGUAGES)
+        said = [rng.choices(words[language], shares[language], k=rng.randint(1, 12)) for _ in range(2)]
+        question, answer = ("".join(part).strip().capitalize() + rng.choice(ENDINGS[language]) for part in said)
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        yield {"conversations": turns}
 
 
 def pictured(stage: str, count: int, arguments: argparse.Namespace) -> Iterator[dict]:
@@ -84,13 +108,14 @@ def main() -> None:
         "--questions", type=int, default=9, help="single questions a scene, beside a talk and a caption"
     )
     parser.add_argument("--llm", type=int, default=0, help="scenes in words for the base decoder")
+    parser.add_argument("--strangers", type=int, default=0, help="and so many talks in other words, for the same file")
     parser.add_argument("--pretrain", type=int, default=4000, help="captioned pictures")
     parser.add_argument("--sft", type=int, default=8000, help="pictures with questions")
     parser.add_argument("--held_out", type=int, default=240, help="held-out pictures, six questions each")
     arguments = parser.parse_args()
     (arguments.output / "images").mkdir(parents=True, exist_ok=True)
     if arguments.llm:
-        write(arguments.output / "llm.jsonl", practice(arguments))
+        write(arguments.output / "llm.jsonl", chain(practice(arguments), strangers(arguments)))
     for stage in ("pretrain", "sft"):
         if count := getattr(arguments, stage):
             write(arguments.output / f"{stage}.jsonl", pictured(stage, count, arguments))

@@ -53,7 +53,7 @@ def processor(tokenizer):
 @pytest.fixture(scope="session")
 def tower_folder(tmp_path_factory) -> Path:
     """A random CLIP vision tower of 4 patches, saved as transformers does."""
-    torch.manual_seed(7)
+    torch.manual_seed(8)
     folder = tmp_path_factory.mktemp("tower")
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     tower = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=IMAGE_SIZE, patch_size=16))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from pip._vendor.packaging.requirements import Requirement
+from packaging.requirements import Requirement
 from versions import EXTRAS, LOCK, PINNED_BY_TORCH, parse_pins, read_pins, table
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

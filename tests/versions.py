@@ -103,7 +103,10 @@ def parse_pins(text: str) -> Pins:
 
 def applies(line: str) -> bool:
     """Whether a line's marker holds here."""
-    from pip._vendor.packaging.markers import Marker
+    try:
+        from packaging.markers import Marker
+    except ImportError:  # the interpreter that makes the venvs has nothing but pip
+        from pip._vendor.packaging.markers import Marker
 
     _, _, marker = line.partition(" ; ")
     return not marker or Marker(marker).evaluate()
