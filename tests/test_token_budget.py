@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from test_distributed import make_order
 from test_training import losses, plain_sgd, records, run_until, tiny, watched_run
 
 from trainer import stage
-from trainer.cut import cut_shares, fewest_runs, runs
+from trainer.cut import cut_once, cut_shares, fewest_runs, runs
 from trainer.order import Order
 from trainer.resplit import order_after
 from trainer.train_sft_vlm import SFT_VLM
@@ -112,3 +113,49 @@ def test_cut_step_gives_the_weights_of_the_uncut_one(use_moe, data_folder, tower
     assert len(passes[0]) == 3 < len(passes[1]) < 3 * 4 < len(passes[2]) < len(passes[3]) == 24
     for budget, shapes in ((1000, passes[0]), (2 * 64, passes[1]), (60, passes[2])):
         assert max(rows * length for rows, length in shapes) <= budget
+
+
+def validated(budget: int, data_folder, tower_folder, monkeypatch) -> tuple[list[tuple[int, int]], float]:
+    """Rows and longest row of each pass of a validation, and the loss that it found."""
+    build_model, passes = stage.build_model, []
+
+    def build_and_watch(*arguments):
+        model = build_model(*arguments)
+        model.model.register_forward_pre_hook(
+            lambda part, inputs: None if part.training else passes.append(tuple(inputs[0].shape[:2]))
+        )
+        return model
+
+    config = tiny(
+        SFT_VLM, data_folder, tower_folder, val_path=str(data_folder / "train.jsonl"), learning_rate=1e-9,
+        batch_tokens=budget, save_dir=str(data_folder / f"budget_{budget}"),
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "build_model", build_and_watch)
+        stage.run_stage(config)
+    return passes, next(record["val_loss"] for record in records(config) if "val_loss" in record)
+
+
+def test_validation_keeps_within_the_budget_and_finds_the_same_loss(data_folder, tower_folder, monkeypatch):
+    whole, expected = validated(10_000, data_folder, tower_folder, monkeypatch)
+    assert len(whole) == 1
+    for budget in (100, 60):
+        passes, loss = validated(budget, data_folder, tower_folder, monkeypatch)
+        assert max(rows * length for rows, length in passes if rows > 1) <= budget
+        assert sum(rows for rows, _ in passes) == whole[0][0] and len(passes) < whole[0][0]
+        assert loss == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("samples", "ranks"), [(1, 2), (5, 2), (7, 3), (24, 2), (2, 4)])
+@pytest.mark.parametrize("budget", [1, 60, 100, 10_000])
+def test_ranks_validate_in_equally_many_passes_that_hold_every_sample_once(samples, ranks, budget):
+    lengths = torch.randint(5, 40, (samples,), generator=torch.Generator().manual_seed(samples))
+
+    def cut(rank: int, most) -> list[list[int]]:
+        return cut_once(lengths, budget, SimpleNamespace(rank=rank, world_size=ranks, most=most))
+
+    pieces = max(len(cut(rank, lambda own: own)) for rank in range(ranks))  # what the ranks agree on
+    found = [cut(rank, lambda own: pieces) for rank in range(ranks)]
+    assert {len(passes) for passes in found} == {pieces}
+    assert sorted(sum((sum(passes, []) for passes in found), [])) == list(range(samples))
+    assert all(fits(lengths[piece].tolist(), budget) for passes in found for piece in passes if piece)

@@ -66,8 +66,8 @@ class StageConfig:
     batch_size: int = flag(16, "rows a step and rank, times --accumulation_steps; neighbours about a picture share one")
     accumulation_steps: int = flag(1, "times --batch_size: rows a step and rank, in passes of --batch_tokens")
     batch_tokens: int = flag(
-        0, "most tokens, padding included, that go through the model at once; 0: what batch_size rows of max_seq_len, "
-        "or of pack_tokens, need"
+        0, "most tokens, padding included, that go through the model at once, in training and validation; 0: what "
+        "batch_size rows of max_seq_len, or of pack_tokens, need"
     )  # fmt: skip
     optimizer: str = flag("adamw", "adamw, or muon for the decoder layers' matrices: far fewer steps from nothing")
     learning_rate: float = flag(5e-4, "peak, reached after the warm-up; a cosine leads it down to a tenth")

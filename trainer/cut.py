@@ -1,4 +1,4 @@
-"""How a rank's share of a step is cut into micro-batches: by tokens, so that short rows go in fewer, fuller passes.
+"""How a rank's share of a step or a validation is cut into passes: by tokens, so that short rows go in fewer ones.
 
 The shares are the order's and stay as they are. A loss is divided by the supervised tokens of the whole step, so where
 the cuts fall changes nothing but rounding.
@@ -10,6 +10,7 @@ import torch
 
 from trainer.order import Order
 from trainer.resplit import ResplitOrder
+from trainer.runtime import Runtime
 
 Bounds = list[tuple[int, int]]  # start and end of each run
 
@@ -26,6 +27,19 @@ def cut_shares(order: Order | ResplitOrder, rank: int, budget: int, first_step: 
         pieces = max(len(fewest_runs(own, budget)) for own in every)
         own = numbers[rank][places[rank]].tolist()
         yield [own[start:end] for start, end in runs(every[rank], budget, pieces)]
+
+
+def cut_once(lengths: torch.Tensor, budget: int, runtime: Runtime) -> list[list[int]]:
+    """Numbers of this rank's passes over rows that all ranks look at once, every world_size-th each.
+
+    All ranks have equally many passes; some hold nothing where a rank's rows do not suffice. The ranks agree on
+    their number instead of each working it out, so that none waits for ever where their files differ.
+    """
+    sorted_lengths, places = lengths[runtime.rank :: runtime.world_size].sort(stable=True)
+    own, every = (runtime.rank + places * runtime.world_size).tolist(), sorted_lengths.tolist()
+    pieces = runtime.most(len(fewest_runs(every, budget)))
+    passes = [own[start:end] for start, end in runs(every, budget, min(pieces, len(own)))]
+    return passes + [[]] * (pieces - len(passes))
 
 
 def fewest_runs(lengths: Sequence[int], budget: int) -> Bounds:

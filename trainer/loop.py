@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from dataset.shares import Share, Shares
 from trainer.config import StageConfig
-from trainer.cut import cut_shares
+from trainer.cut import cut_once, cut_shares
 from trainer.finite import NumberWatch, carry_to_gradient, step_if_finite
 from trainer.metrics import Metrics
 from trainer.optim import rate_share, set_learning_rate
@@ -127,18 +127,16 @@ def _means(window: list[dict], runtime: Runtime) -> dict[str, float]:
 
 @torch.no_grad()
 def validation_loss(
-    model: nn.Module, data: Dataset, batch_size: int, runtime: Runtime, take: Callable[[Share], Share]
+    model: nn.Module, data: Subset, budget: int, runtime: Runtime, take: Callable[[Share], Share]
 ) -> float:
     """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th row.
 
-    take: what notes the reports of a share, Quarantine.take.
+    budget: most tokens of a pass, as in training. take: what notes the reports of a share, Quarantine.take.
     """
     model.eval()
     shares, parts = Shares(data), []
-    numbers = range(runtime.rank, len(data), runtime.world_size)
-    most = -(-len(data) // runtime.world_size)  # of any rank
-    for start in range(0, most, batch_size):
-        own = numbers[start : start + batch_size]
+    lengths = torch.from_numpy(data.dataset.lengths[list(data.indices)])
+    for own in cut_once(lengths, budget, runtime):
         share = take(shares[[own or (0,)]])  # a sharded model needs all ranks to call
         with runtime.autocast():
             output = model(**runtime.to_device(share.micro_batches[0]))

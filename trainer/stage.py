@@ -103,7 +103,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
 
     metrics = Metrics(config, model, runtime, state.step, order.total_steps, state.tracker_id)
     state.tracker_id = metrics.tracker_id
-    validate = validation and partial(validation_loss, model, validation, config.batch_size, runtime, quarantine.take)
+    validate = validation and partial(validation_loss, model, validation, config.token_budget, runtime, quarantine.take)
     saver = Saver(config, model, optimizer, scaler, order, found, validate, metrics, folder, stop, runtime)
     numbers = NumberWatch(config, order, partial(where_is, rows), state, scaler, metrics, runtime)
     stop.training = True
@@ -205,7 +205,8 @@ def load_data(
 
     data = read(config.data_path)
     if config.val_path:
-        return Subset(data, range(len(data))), read(config.val_path)
+        validation = read(config.val_path)
+        return Subset(data, range(len(data))), Subset(validation, range(len(validation)))
     held_back = min(config.val_samples, len(data) // 10)
     shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).tolist()
     return Subset(data, sorted(shuffled[held_back:])), Subset(data, shuffled[:held_back]) if held_back else None
@@ -245,7 +246,7 @@ def rows_of(config: StageConfig, data: Subset, say: Callable = print) -> tuple[D
 
 
 def encode_once(
-    config: StageConfig, model: MiniMindVLM, data: Subset, validation: Subset | ConversationDataset | None,
+    config: StageConfig, model: MiniMindVLM, data: Subset, validation: Subset | None,
     runtime: Runtime, say: Callable = print,
 ) -> None:  # fmt: skip
     """Take the frozen tower's outputs of both data sets' pictures, or their pixels, from files that all ranks fill."""
@@ -254,7 +255,7 @@ def encode_once(
         with runtime.autocast():
             return model.encode_pictures(pixels.to(runtime.device)).float().cpu()
 
-    sets = [subset.dataset if isinstance(subset, Subset) else subset for subset in (data, validation) if subset]
+    sets = [subset.dataset for subset in (data, validation) if subset]
     for dataset in {id(one): one for one in sets}.values():
         cache_features(
             dataset, encode, f"{model.config.vision_sha256}:{runtime.dtype}", config.cache_features,
