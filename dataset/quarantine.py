@@ -14,7 +14,7 @@ from dataset.shares import Share
 
 QUARANTINE = "quarantine.jsonl"  # in the run's folder: {"kind", "where", "reason"} a line
 MAX_BAD_SHARE = 0.05
-LEAST = 10  # bad samples before a share of those read so far says anything
+LEAST = 10  # bad samples before they are judged ahead of the end
 SHOWN = 3  # reasons that a refusal names
 
 # Where a picture turns out damaged in training, its row stays in its place with all labels ignored and its pictures
@@ -49,12 +49,12 @@ class Quarantine:
 
     # ---- before the first step
 
-    def leave_out(self, error: BadSample, earlier: Sequence[str], seen: int) -> None:
-        """Note a bad sample of a file, after `earlier` ones among the `seen` samples read so far.
+    def leave_out(self, error: BadSample, earlier: Sequence[str], samples: int) -> None:
+        """Note a bad sample of a file of so many, after `earlier` bad ones.
 
         Raises:
             BadSample: the run is strict.
-            DataError: too many of those read so far are bad; the first reasons are named.
+            DataError: too many are bad, however sound the rest of the file may be; the first reasons are named.
         """
         if self.strict:
             raise error
@@ -63,20 +63,23 @@ class Quarantine:
             self._write("bad", error.where, error.reason)
         bad = [*earlier[:SHOWN], str(error)]
         if len(earlier) + 1 >= LEAST:
-            self.check(bad, len(earlier) + 1, seen)
+            self.check(bad, len(earlier) + 1, samples, "at least ")
 
     def drop(self, where: str, reason: str) -> None:
         self.dropped += 1
         if self.is_main:
             self._write("dropped", where, reason)
 
-    def check(self, reasons: Sequence[str], bad: int, seen: int) -> None:
-        """Raises DataError where more than the share is bad; at the end of a file however few it has."""
+    def check(self, reasons: Sequence[str], bad: int, seen: int, at_least: str = "") -> None:
+        """Raises DataError where more than the share is bad; at the end of a file however few it has.
+
+        at_least: what is said before their number while there may be more.
+        """
         if bad > self.max_share * seen:
             named = f"; {QUARANTINE} in the run's folder names them" if self.path else ""
             raise DataError(
-                f"{bad:,} of {seen:,} samples are bad, more than --max_bad_share {self.max_share:g} allows. The first: "
-                f"{'; '.join(reasons[:SHOWN])}. Mend or delete them, or allow more{named}"
+                f"{at_least}{bad:,} of {seen:,} samples are bad, more than --max_bad_share {self.max_share:g} allows. "
+                f"The first: {'; '.join(reasons[:SHOWN])}. Mend or delete them, or allow more{named}"
             )
 
     # ---- in training

@@ -33,11 +33,11 @@ class DataReport:
     dropped: list[str] = field(default_factory=list)  # where and why
     bad: list[str] = field(default_factory=list)  # likewise
 
-    def leave_out(self, note: Note, quarantine: Quarantine) -> None:
-        """Raises DataError as the quarantine does."""
+    def leave_out(self, note: Note, quarantine: Quarantine, samples: int) -> None:
+        """samples: of the file. Raises DataError as the quarantine does."""
         if note.kind == BAD:
             error = BadSample(note.where, note.reason)
-            quarantine.leave_out(error, self.bad, note.number + 1)
+            quarantine.leave_out(error, self.bad, samples)
             self.bad.append(str(error))
         else:
             quarantine.drop(note.where, note.reason)
@@ -124,7 +124,7 @@ class Check:
 
     def _leave_out(self, note: Note) -> None:
         self.notes.append(note)
-        self.report.leave_out(note, self.quarantine)
+        self.report.leave_out(note, self.quarantine, len(self.samples))
 
     def _check(self, sample: Sample, shown: tuple[int, ...]) -> tuple[Rendered, str]:
         """A sample rendered and cut to its length, and why it does not fit, if so. Raises BadSample."""
@@ -178,7 +178,7 @@ class ConversationDataset(Dataset):
             if was_read:
                 say(f"rendered at an earlier start: {path}")
                 for note in found.each_note():
-                    self.report.leave_out(note, quarantine)
+                    self.report.leave_out(note, quarantine, len(samples))
                 quarantine.check(self.report.bad, len(self.report.bad), len(samples))
         self.report.count(found)
         self.found, self.kept, self.offsets = found, found.kept, found.offsets
