@@ -198,6 +198,12 @@ def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) ->
     if "text" in record:
         if not isinstance(record["text"], str) or not record["text"]:
             raise BadSample(where, "'text' must be text that is not empty")
+        if pictures:
+            raise BadSample(
+                where,
+                f"'text' is learnt without pictures, but 'image' names {len(pictures)}: delete 'image', or give "
+                "'conversations' with an <image> for each",
+            )
         _check_length(where, record["text"])
         return Sample(where, [], (), record["text"])
     messages = record.get("conversations")

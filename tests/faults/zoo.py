@@ -69,6 +69,7 @@ LINES: dict[str, tuple[object, str]] = {
     "empty text": ({"text": ""}, "'text' must be text"),
     "text null": ({"text": None}, "'text' must be text"),
     "text a number": ({"text": 3}, "'text' must be text"),
+    "a text with a picture": ({"text": "a cat", "image": "a.png"}, "'image' names 1: delete 'image', or give"),
     "half a pair in a question": (turns("\ud83d"), "surrogate"),
     "half a pair in an answer": (turns(answer="\udc00 cat"), "surrogate"),
     "half a pair in a text": ({"text": "\udfff"}, "surrogate"),
