@@ -84,7 +84,8 @@ def losses_of(path: Path) -> tuple[list[int], list[float]]:
     if not path.is_file():
         return [], []
     records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    pairs = [(record["step"], record["loss"]) for record in records if math.isfinite(record.get("loss", math.nan))]
+    pairs = [(record["step"], record["loss"]) for record in records if record.get("loss") is not None]
+    pairs = [(step, loss) for step, loss in pairs if math.isfinite(loss)]  # older versions wrote NaN
     return [step for step, _ in pairs], [loss for _, loss in pairs]
 
 

@@ -1,6 +1,7 @@
 """What a run says: a progress bar, one JSON line a log interval, and Weights & Biases when asked."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -68,11 +69,12 @@ class Metrics:
     def write(self, record: dict) -> None:
         if not self.active:
             return
-        record = {name: float(f"{value:.8g}") if isinstance(value, float) else value for name, value in record.items()}
+        record = {name: _written(value) for name, value in record.items()}
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
         if self.tracker is not None:
-            self.tracker.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+            known = {name: value for name, value in record.items() if name != "step" and value is not None}
+            self.tracker.log(known, step=record["step"])
 
     def say(self, line: str) -> None:
         if self.active:
@@ -101,6 +103,13 @@ def told(speed: dict[str, float]) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _written(value: object) -> object:
+    """A value of a record as JSON can hold it: null where it is no number, which most readers of JSON refuse."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.8g}") if math.isfinite(value) else None
 
 
 def drop_records_after(path: Path, step: int) -> None:

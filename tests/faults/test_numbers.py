@@ -185,6 +185,9 @@ def test_only_a_finite_validation_loss_becomes_the_best(tmp_path, monkeypatch, c
     said = capsys.readouterr().out
     assert "step 2: validation loss 2.0000, the best\n" in said and said.count(", the best\n") == 1
     assert "step 4: validation loss nan, which is never the best\n" in said
+    lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
+    written = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in lines]
+    assert [record["val_loss"] for record in written if "val_loss" in record] == [None, 2.0, None, None, 2.5]
     assert read_facts(config.weight_path)["val_loss"] == "2.5000"
     kept = {path.name: read_manifest(path)["val_loss"] for path in checkpoints_in(config.run_dir / "checkpoints")}
     assert kept == {"step-00000002": 2.0, "step-00000005": 2.5}

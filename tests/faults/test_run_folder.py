@@ -143,6 +143,13 @@ def test_curve_shows_means_and_extremes():
     assert status_script.curve([1], [0.0], width=10)[-1].endswith("lowest 0.000")
 
 
+def test_curve_leaves_out_what_is_no_number(tmp_path):
+    lines = ['{"step": 1, "loss": 3.5}', '{"step": 2, "loss": null}', '{"step": 2, "val_loss": null}',
+             '{"step": 3, "loss": NaN}', '{"step": 4, "loss": 2.5}']  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert status_script.losses_of(tmp_path / "metrics.jsonl") == ([1, 4], [3.5, 2.5])
+
+
 def test_status_script_starts_without_torch():
     """Seconds, for a look at a few files."""
     code = "import sys, scripts.status; sys.exit('torch' in sys.modules)"
