@@ -115,7 +115,8 @@ def begin(
     order = order_after(whole, manifest["step"], manifest["position"], *split)
     load_tensors(path, model, optimizer)
     state = load_state(path)
-    scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # empty where what is float16 here was bfloat16 there: the scaler finds its scale anew
+        scaler.load_state_dict(state["scaler"])
     window = restore_rank(state["ranks"], config.seed, state["step"], runtime)
     if not math.isfinite(state["best"]):  # older versions took NaN for the best
         until_then = [one for one in whole_in(folder) if one <= path]

@@ -11,7 +11,8 @@ from test_distributed import make_order, steps_of
 from test_training import records, run_until
 
 from model.weights import read_facts
-from trainer import run_state, stage
+from trainer import run_state, runtime, stage
+from trainer.checkpoint import load_state
 from trainer.order import Order
 from trainer.resplit import ResplitOrder, order_after
 
@@ -56,6 +57,21 @@ def test_restart_by_torchrun_resumes_without_being_told(tmp_path, monkeypatch, c
     stage.run_stage(config)
     assert "resumed from" in capsys.readouterr().out
     assert [record["step"] for record in records(config)] == list(range(1, EPOCH + 1))
+
+
+@pytest.mark.parametrize("kinds", [("bfloat16", "float16"), ("float16", "bfloat16")])
+def test_run_goes_on_where_auto_chooses_another_arithmetic(kinds, tmp_path, monkeypatch, capsys):
+    """As on an older card, which has no bfloat16."""
+    before, after = (getattr(torch, kind) for kind in kinds)
+    config = small_run(tmp_path, dtype="auto")
+    monkeypatch.setattr(runtime, "choose_dtype", lambda *_: before)
+    run_until(config, 5, monkeypatch)
+    monkeypatch.setattr(runtime, "choose_dtype", lambda *_: after)
+    stage.run_stage(dataclasses.replace(config, from_resume=1))
+    assert "resumed from" in capsys.readouterr().out
+    assert records(config)[-1]["step"] == EPOCH
+    state = load_state(config.run_dir / f"checkpoints/step-{EPOCH:08d}")
+    assert bool(state["scaler"]) == (after == torch.float16)
 
 
 def test_new_run_moves_an_earlier_runs_checkpoints_out_of_the_way(tmp_path, monkeypatch, capsys):
