@@ -111,6 +111,7 @@ def begin(
     manifest = read_manifest(path)
     _check_same_run(path, manifest, found, config, say)
     whole = replace(order, batch_size=manifest["order_batch"], accumulation_steps=1, world_size=1)
+    _check_that_changed_data_suffice(whole, manifest, found, config)
     split = (order.batch_size, order.accumulation_steps, order.world_size)
     order = order_after(whole, manifest["step"], manifest["position"], *split)
     load_tensors(path, model, optimizer)
@@ -158,6 +159,17 @@ def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig
         raise UserError(
             f"{path} is of another run: {'; '.join(wrong[:SHOWN])}{rest}. Give the same data and flags again{cure}; or "
             "start anew: --from_resume 0"
+        )
+
+
+def _check_that_changed_data_suffice(whole: Order, manifest: dict, found: dict, config: StageConfig) -> None:
+    """Raises UserError where less data than before leaves nothing to train on."""
+    total, taken = whole.total_steps * whole.global_batch, manifest["position"]
+    if total <= taken and manifest["fingerprints"]["data"] != found["data"]:
+        kept = f" --from_weight {config.weight_path} keeps what was learnt." if config.weight_path.exists() else ""
+        raise UserError(
+            f"nothing is left to train on: the run has taken {taken:,} rows, and --epochs {config.epochs} of the "
+            f"changed data are {total:,}. Give more data, or start anew with this: --from_resume 0.{kept}"
         )
 
 

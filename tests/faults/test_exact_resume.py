@@ -222,6 +222,24 @@ def test_other_data_is_refused_unless_allowed(change, interrupted, tmp_path, cap
     assert [record["step"] for record in records(interrupted)] == list(range(1, EPOCH + 1))
 
 
+@pytest.mark.parametrize("lines", [8, 6])
+def test_data_of_which_nothing_is_left_is_refused(lines, interrupted, tmp_path, capsys):
+    """The checkpoint has taken 8 rows."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:lines]))
+    said = refused(dataclasses.replace(interrupted, allow_data_change=1), capsys)
+    assert f"has taken 8 rows, and --epochs 1 of the changed data are {lines}. Give more data" in said
+    assert f"--from_weight {interrupted.weight_path} keeps what was learnt" in said and interrupted.weight_path.exists()
+    assert json.loads((interrupted.run_dir / "status.json").read_text())["state"] == "fatal-input"
+
+
+def test_less_data_that_suffices_is_trained_on(interrupted, tmp_path, capsys):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:10]))
+    stage.run_stage(dataclasses.replace(interrupted, from_resume=1, allow_data_change=1))
+    assert [record["step"] for record in records(interrupted)] == [1, 2, 3, 4, 5]
+
+
 def test_another_tokenizer_is_refused_even_when_other_data_is_allowed(interrupted, monkeypatch, capsys):
     original = run_state.read_manifest
 
