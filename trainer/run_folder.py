@@ -13,6 +13,7 @@ from trainer.runtime import RanksLost, Runtime
 from trainer.signals import Stopped
 
 LOCK, STATUS, FAILURES = "lock", "status.json", "failures.jsonl"
+LAUNCHED = "launched"  # of a line of failures.jsonl: the failures before it are of earlier launches
 EVERY = 5.0  # seconds between updates of status.json while all goes well
 
 
@@ -42,6 +43,8 @@ class RunFolder:
         refuse = self._refuse_to_repeat()
         if self.runtime.is_main:
             self._take()
+            if not self._restarts and (self.path / FAILURES).is_file():
+                self._note(LAUNCHED, None)  # in a container `launch` is the same every time
             self.status = {
                 "state": "running", "stage": self.config.name, "step": 0, "total_steps": None, "epoch": 0.0,
                 "samples_seen": 0, "samples_skipped": 0, "steps_skipped": 0, "last_checkpoint": None, "reason": None,
@@ -95,8 +98,9 @@ class RunFolder:
 
     def _end(self, error: BaseException | None) -> None:
         state, reason = _ending(error)
-        if state.startswith("fatal") or state == "crashed":
-            self._note_failure(state, reason, error)
+        failed = state.startswith("fatal") or state == "crashed"
+        if failed and not isinstance(error, RanksLost):  # the rank that caused that tells its own story
+            self._note(state, reason)
         if self._lock is not None:
             self.update(state=state, reason=reason)
             self._lock.release()
@@ -104,9 +108,7 @@ class RunFolder:
 
     # ---- failures that a restart would repeat
 
-    def _note_failure(self, state: str, reason: str, error: BaseException) -> None:
-        if isinstance(error, RanksLost):
-            return  # the rank that caused it tells its own story
+    def _note(self, state: str, reason: str | None) -> None:
         line = {"rank": self.runtime.rank, "state": state, "reason": reason, "step": self.status.get("step"),
                 "launch": self._launch, "restarts": self._restarts, "time": time.time()}  # fmt: skip
         with contextlib.suppress(OSError), (self.path / FAILURES).open("a") as file:
@@ -117,8 +119,9 @@ class RunFolder:
         if not self._restarts or not (self.path / FAILURES).is_file():
             return None
         lines = [json.loads(line) for line in (self.path / FAILURES).read_text().splitlines() if line.endswith("}")]
+        begun = max((number for number, line in enumerate(lines, 1) if line["state"] == LAUNCHED), default=0)
         seen = set()
-        for line in (line for line in lines if line["launch"] == self._launch):
+        for line in (line for line in lines[begun:] if line["launch"] == self._launch):
             what = (line["rank"], line["reason"])
             if line["state"].startswith("fatal") or what in seen:
                 return f"not tried again after rank {line['rank']} ended with: {line['reason']}"

@@ -1,5 +1,6 @@
 """One writer a folder, a folder that can be written, status.json, and what scripts/status.py makes of it."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -251,6 +252,39 @@ def test_an_error_that_comes_back_is_tried_twice(tmp_path, restarted, monkeypatc
     restarted(0)  # somebody mended it and starts again
     stage.run_stage(config)
     assert status_of(config)["state"] == "done" and len((config.run_dir / FAILURES).read_text().splitlines()) >= 2
+
+
+def test_failures_of_earlier_launches_do_not_count(tmp_path, monkeypatch):
+    """In a container every launch is `none:1`: no name of its own, and torchrun is the first process."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    config = small_run(tmp_path)
+
+    def attempt(number: int, said: str | None) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
+
+        def work(*arguments):
+            if said:
+                raise ZeroDivisionError(said)
+            return ORIGINAL_TRAIN_STEP(*arguments)
+
+        monkeypatch.setattr(loop, "train_step", work)
+        with pytest.raises(ZeroDivisionError, match=said) if said else contextlib.nullcontext():
+            stage.run_stage(config)
+
+    attempt(0, "a card that fell off the bus")
+    with pytest.raises(SystemExit, match="does not exist"):  # and a restart would not help
+        stage.run_stage(dataclasses.replace(config, data_path=str(tmp_path / "absent.jsonl")))
+    attempt(0, "a card that fell off the bus")
+    attempt(1, "a card that fell off the bus")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    with pytest.raises(SystemExit, match="not tried again after rank 0 ended with: ZeroDivisionError: a card"):
+        stage.run_stage(config)
+    attempt(0, "a card that fell off the bus")
+    attempt(1, None)
+    assert status_of(config)["state"] == "done"
+    lines = (config.run_dir / FAILURES).read_text().splitlines()
+    assert [json.loads(line)["state"] for line in lines].count("crashed") == 4  # and all are kept
 
 
 def test_a_slip_of_ours_is_not_taken_for_the_users(tmp_path, restarted, monkeypatch):
