@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dataset.shares import Share, Shares
+from model.errors import UserError
 from trainer.config import StageConfig
 from trainer.cut import cut_once, cut_shares
 from trainer.finite import NumberWatch, carry_to_gradient, step_if_finite
@@ -21,7 +22,7 @@ from trainer.runtime import Runtime
 from trainer.saving import Saver
 from trainer.sharding import whole
 from trainer.signals import ignore_stopping
-from trainer.steady_batches import POLL
+from trainer.steady_batches import POLL, HandsOver
 
 
 def train(
@@ -150,11 +151,11 @@ def validation_loss(
 
 def batches_of(
     data: Dataset, order: Order | ResplitOrder, config: StageConfig, runtime: Runtime, first_step: int
-) -> Iterator[Share]:
+) -> Iterator[Share | UserError]:
     """This rank's share of each step from one on, cut, decoded and counted by worker processes."""
     return iter(
         DataLoader(
-            Shares(data),
+            HandsOver(Shares(data)),
             batch_size=None,  # an item is a step
             sampler=cut_shares(order, runtime.rank, config.token_budget, first_step),
             num_workers=config.num_workers,
@@ -167,5 +168,5 @@ def batches_of(
     )
 
 
-def _as_it_is(share: Share) -> Share:
+def _as_it_is(share: Share | UserError) -> Share | UserError:
     return share

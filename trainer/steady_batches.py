@@ -5,23 +5,45 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+from torch.utils.data import Dataset
+
 from dataset.shares import Share
+from model.errors import UserError
 
 POLL = 5  # seconds; a DataLoader's timeout, after which it also looks whether its processes live
 PATIENCE = 120  # seconds that one step's share may take
+# How torch's messages begin where a process died or does not answer; a process's own error begins with "Caught".
+LOST, LATE = "DataLoader ", "DataLoader timed out"
+NO_FILES = "Too many open files"
 
 
 class WorkersLost(RuntimeError):
-    """Processes that read data died or hung twice."""
+    """Processes that read data died or hung twice, or could open no more files."""
 
 
-def steady_batches(open_at: Callable[[int], Iterator[Share]], first_step: int) -> Iterator[Share]:
+class HandsOver(Dataset):
+    """A data set that gives what a user can mend as an item: a DataLoader would make another error of it, with a
+    traceback for a message."""
+
+    def __init__(self, data: Dataset):
+        self.data = data
+
+    def __getitem__(self, index: object) -> Share | UserError:
+        try:
+            return self.data[index]
+        except UserError as error:
+            return error
+
+
+def steady_batches(open_at: Callable[[int], Iterator[Share | UserError]], first_step: int) -> Iterator[Share]:
     """What open_at(first_step) yields, a step each, read on from the same step by new processes if one of them is lost.
 
     The order is a pure function of the step, so nothing is lost or repeated.
 
     Raises:
-        WorkersLost: it happened again.
+        WorkersLost: it happened again, or no more files can be opened.
+        UserError: what a process handed over instead of a share.
+        Exception: a process's own, with its traceback.
     """
     shares, step, lost = _open(open_at, first_step), first_step, 0
     while True:
@@ -29,8 +51,14 @@ def steady_batches(open_at: Callable[[int], Iterator[Share]], first_step: int) -
             share = _next_within_patience(shares)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
+        except Exception as error:
+            if NO_FILES in str(error):
+                reason = next(line for line in str(error).splitlines()[::-1] if NO_FILES in line)
+                raise WorkersLost(
+                    f"the processes that read data could open no more files at step {step} ({reason}): allow more "
+                    "(ulimit -n 65536), or lower --num_workers"
+                ) from error
+            if not str(error).startswith(LOST):
                 raise
             lost += 1
             for process in multiprocessing.active_children():  # one that hangs ignores everything else, see signals.py
@@ -45,21 +73,23 @@ def steady_batches(open_at: Callable[[int], Iterator[Share]], first_step: int) -
             del shares
             shares = _open(open_at, step)
             continue
+        if isinstance(share, UserError):
+            raise share
         step += 1
         yield share
 
 
-def _next_within_patience(shares: Iterator[Share]) -> Share:
+def _next_within_patience(shares: Iterator[Share | UserError]) -> Share | UserError:
     for _ in range(PATIENCE // POLL - 1):
         try:
             return next(shares)
         except RuntimeError as error:
-            if "DataLoader timed out" not in str(error):
+            if not str(error).startswith(LATE):
                 raise
     return next(shares)
 
 
-def _open(open_at: Callable[[int], Iterator[Share]], step: int) -> Iterator[Share]:
+def _open(open_at: Callable[[int], Iterator[Share | UserError]], step: int) -> Iterator[Share | UserError]:
     shares = open_at(step)
     # torch raises a worker's death wherever the main thread happens to be, in the middle of an optimizer step too.
     # Without its handler the loss shows where a share is waited for.

@@ -1,6 +1,7 @@
 """Two ranks: killed, stopped, hung, asked to leave, given bad numbers, made more and fewer."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import pytest
 from harness import outcome, run_ranks, small_run, start_ranks, wait_for
 from test_training import records
 
+from dataset.formats import BadSample
 from dataset.vlm_dataset import ConversationDataset
 from trainer import finite, loop, run_state, runtime, saving, stage, steady_batches
 from trainer.checkpoint import checkpoints_in
@@ -282,6 +284,38 @@ def test_reader_that_hangs_is_given_up_in_time(tmp_path):
         assert run_ranks(config, 1) == [1]
     assert 3 < time.monotonic() - started < 30
     assert "were lost twice" in said_by(config, 0) and "timed out" in said_by(config, 0)
+
+
+NO_FILES_LEFT = "unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "in_one_line"),
+    [
+        (RuntimeError("a slip of ours"), "RuntimeError: a slip of ours", False),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "why"), "UnicodeDecodeError: 'utf-8' codec can't", False),
+        (BadSample("texts.jsonl:18", "it has changed"), "llm: texts.jsonl:18: it has changed", True),
+        (RuntimeError(NO_FILES_LEFT), f"{NO_FILES_LEFT}): allow more (ulimit -n", True),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files): allow more (ulimit -n", True),
+    ],
+    ids=["ours", "of several arguments", "the user's", "files of torch", "files"],
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_a_readers_own_is_told_as_what_it_is(num_workers, error, said, in_one_line, tmp_path):
+    original = ConversationDataset.__getitem__
+
+    def fails(self, index):
+        if index == 17:
+            raise error
+        return original(self, index)
+
+    config = small_run(tmp_path, num_workers=num_workers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConversationDataset, "__getitem__", fails)
+        assert run_ranks(config, 1) != [0]
+    told = said_by(config, 0)
+    assert said in told and ("Traceback" in told) != in_one_line
+    assert "was lost" not in told and "out of memory" not in told
 
 
 def test_readers_killed_again_and_again_end_the_run_with_the_cure(tmp_path):
