@@ -94,7 +94,7 @@ def test_resumed_run_builds_the_same_decoder_whatever_the_file_says_now(starts_f
 
 def test_checkpoint_of_an_older_version_goes_on_with_what_it_was_built_from(starts_from, monkeypatch):
     """It kept the file's sizes alone, and its manifest says nothing of the rest."""
-    config = starts_from(decoder(rope_theta=1e4), batch_size=4, save_interval=2, **SIZES, dropout=0.0)
+    config = starts_from(decoder(rope_theta=1e4, dropout=0.25), batch_size=4, save_interval=2, **SIZES)
     whole = saving.take_snapshot
     with monkeypatch.context() as patch:
         patch.setattr(stage, "start_settings", lambda config: {})
@@ -104,8 +104,10 @@ def test_checkpoint_of_an_older_version_goes_on_with_what_it_was_built_from(star
         run_until(config, 3, monkeypatch)
     (checkpoint,) = checkpoints_in(config.run_dir / "checkpoints")
     assert "decoder" not in read_manifest(checkpoint)
+    assert stage.with_sizes(config).dropout == 0.25  # of a run that starts anew
     stage.run_stage(dataclasses.replace(config, from_resume=1))
     assert decoder_of(config.weight_path)["rope_parameters"]["rope_theta"] == 1e6
+    assert decoder_of(config.weight_path)["dropout"] == 0.0
 
 
 def test_settings_are_read_past_a_damaged_checkpoint(starts_from, monkeypatch):

@@ -78,10 +78,21 @@ def kept_settings(config: StageConfig) -> dict | None:
 
     Checkpoints of older versions do not say; their decoders were MiniMind's in all that has no flag.
     """
+    manifest = _kept_manifest(config)
+    return None if manifest is None else manifest.get("decoder", {})
+
+
+def kept_dropout(config: StageConfig) -> float | None:
+    """That of the run that is gone on with; older versions did not take it from the file to start from."""
+    manifest = _kept_manifest(config)
+    return None if manifest is None else manifest["fingerprints"].get("--dropout")
+
+
+def _kept_manifest(config: StageConfig) -> dict | None:
     if resumes(config):
         for path in reversed(checkpoints_in(config.run_dir / "checkpoints")):
             with contextlib.suppress(ValueError):  # damaged: begin names it
-                return read_manifest(path).get("decoder", {})
+                return read_manifest(path)
     return None
 
 

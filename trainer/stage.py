@@ -33,7 +33,7 @@ from trainer.metrics import Metrics
 from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
 from trainer.order import Order
 from trainer.run_folder import RunFolder
-from trainer.run_state import begin, kept_settings, resumes
+from trainer.run_state import begin, kept_dropout, kept_settings, resumes
 from trainer.runtime import RanksLost, Runtime, start_runtime, stop_runtime
 from trainer.saving import Saver
 from trainer.sharding import distribute
@@ -138,10 +138,15 @@ def where_is(rows: Subset | PackedRows, number: int) -> str:
 
 
 def with_sizes(config: StageConfig) -> StageConfig:
-    """The config with its open flags filled in: from the file to start from, or MiniMind2-Small's."""
+    """The config with its open flags filled in: from the file to start from, or MiniMind2-Small's.
+
+    A run that is gone on with keeps its dropout; its sizes say which run that is.
+    """
     known = {**SIZES, "dropout": 0.0}
     known |= {name: type(known[name])(value) for name, value in start_settings(config).items() if name in known}
-    return replace(config, **{name: value for name, value in known.items() if getattr(config, name) == OPEN[name]})
+    filled = replace(config, **{name: value for name, value in known.items() if getattr(config, name) == OPEN[name]})
+    kept = kept_dropout(filled) if config.dropout == OPEN["dropout"] else None
+    return filled if kept is None else replace(filled, dropout=kept)
 
 
 def start_settings(config: StageConfig) -> dict:
