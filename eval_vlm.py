@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from dataset.formats import DataError, Sample, read_samples
+from model.command_line import CommandLine
 from model.errors import UserError
 from model.processing import SampleError, open_picture
 from scripts.answer import Answer, Answerer, Interrupted, Options, assistant_turn, user_turn
@@ -175,7 +176,7 @@ def report(found: dict, options: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--weight", type=Path, required=True, help=".safetensors of a stage, MiniMind's .pth, a folder")
     parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
     parser.add_argument("--image", type=Path, nargs="+", default=[], help="files for one conversation, or folders")

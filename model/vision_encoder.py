@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 from transformers.utils import logging
 
+from model.command_line import did_you_mean
 from model.errors import UserError
 
 # OpenAI CLIP's channel statistics, RGB in 0..1 (https://github.com/openai/CLIP)
@@ -42,10 +43,12 @@ def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
     Raises:
         UserError: no such folder, or its weights are not those of a whole CLIP vision tower.
     """
-    folder = find_folder(folder)
+    given, folder = folder, find_folder(folder)
     weights = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
     if weights is None or not (folder / "config.json").is_file():
         reason = "no weights in it" if folder.is_dir() else "the folder does not exist"
+        if meant := did_you_mean(given) or did_you_mean(folder):
+            raise UserError(f"{folder} holds no CLIP vision tower: {reason}{meant}")
         raise UserError(
             f"{folder} holds no CLIP vision tower: {reason}. Fetch openai's with `python "
             f"scripts/download.py clip --to {folder}`, or name the small shipped one: "

@@ -11,15 +11,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from model.command_line import did_you_mean
 from model.config import MiniMindConfig, VLMConfig
 from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
+from model.text import plain
 from model.vision_encoder import file_sha256, portable_path, read_tower
 
 TOWER_PREFIX = "vision_encoder."
 PROJECTOR_PREFIX = "vision_proj."
 NOT_DECODER = ("model_type", "vision_config", "vision_source", "vision_sha256", "image_token_id")  # of a VLMConfig
+WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+SHOWN = 6  # weights that a message lists
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"  # one tensor where the config ties them
 
@@ -47,8 +51,12 @@ def read_weights(path: str | Path) -> tuple[dict | None, dict[str, torch.Tensor]
         UserError: the file is missing, cut off, or holds something else than tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, which is for models as transformers saves them{weights_in(path)}")
     if not path.is_file():
-        raise UserError(f"{path} does not exist: train the stage before this one, or name a file with --from_weight")
+        raise UserError(f"{path} does not exist{did_you_mean(path) or weights_in(path.parent)}")
+    if path.suffix not in WEIGHT_ENDINGS:
+        raise UserError(f"{path} is no weights file, those end in {', '.join(WEIGHT_ENDINGS)}{weights_in(path.parent)}")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -59,11 +67,25 @@ def read_weights(path: str | Path) -> tuple[dict | None, dict[str, torch.Tensor]
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged or no weights file ({str(error)[:200]}): copy or train it again") from error
     except Exception as error:  # torch raises pickle.UnpicklingError, which this project never imports
-        raise UserError(f"{path} holds more than tensors and is refused: {str(error)[:200]}") from error
+        # Its advice is to run whatever the file holds; what it met stands behind that.
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0].partition(" was not")[0]
+        if not reason.startswith("Unsupported global"):
+            raise UserError(f"{path} is no weights file of torch: copy or download it again") from error
+        raise UserError(
+            f"{path} holds more than tensors ({plain(reason[:120])}), which could run as code, and is refused: "
+            "save its state_dict alone"
+        ) from error
     named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
     if not named or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise UserError(f"{path} is not a dictionary of tensors")
     return config, {_canonical(name): value for name, value in tensors.items()}
+
+
+def weights_in(folder: Path) -> str:
+    """The weights of a folder and of those in it, as the end of a message; nothing where it has none."""
+    found = sorted(path for form in ("*", "*/*") for path in folder.glob(form) if path.suffix in WEIGHT_ENDINGS[:2])
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f": name one of the weights in {folder}, {', '.join(map(str, found[:SHOWN]))}{more}" if found else ""
 
 
 def read_facts(path: str | Path) -> dict[str, str]:
@@ -81,12 +103,14 @@ def _canonical(name: str) -> str:
 
 
 def load_weights(
-    model: torch.nn.Module, path: str | Path, may_miss: tuple[str, ...] = (), ignore: tuple[str, ...] = ()
-) -> LoadReport:
+    model: torch.nn.Module, path: str | Path, may_miss: tuple[str, ...] = (), ignore: tuple[str, ...] = (),
+    advice: str = "Check --hidden_size, --num_hidden_layers, --use_moe and the file's stage.",
+) -> LoadReport:  # fmt: skip
     """Fill the model from a file, all of it.
 
     may_miss: prefixes of tensors that the file may lack, say the projector in a base decoder's.
     ignore: prefixes of tensors in the file that the model does not want.
+    advice: for whoever made the model from flags; load_model makes it from the file.
 
     Raises:
         UserError: any other difference; the message lists it.
@@ -109,8 +133,7 @@ def load_weights(
     if problems:
         sizes = f" The file says of itself: {_sizes(config)}." if config else ""
         raise UserError(
-            f"{path} does not fit the model in {len(problems)} tensors: {'; '.join(problems[:6])}. "
-            f"Check --hidden_size, --num_hidden_layers, --use_moe and the file's stage.{sizes}"
+            f"{path} does not fit the model in {len(problems)} tensors: {'; '.join(problems[:6])}. {advice}{sizes}"
         )
     if not PROJECTOR_PREFIX.startswith(ignore or ("\0",)):
         _check_tower(path, config, model)
@@ -280,5 +303,7 @@ def load_model(
         model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **sizes))
     else:
         raise UserError(f"{path} does not say which tower it was trained with: name it with --vision_model DIR")
-    load_weights(model, path, ignore=() if config else (TOWER_PREFIX,))  # a .pth may hold a CLIP: the folder's serves
+    advice = "It is cut, or was written by another program: copy or train it again."
+    # a .pth may hold a CLIP: the folder's serves
+    load_weights(model, path, ignore=() if config else (TOWER_PREFIX,), advice=advice)
     return model.eval()

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from model.command_line import CommandLine
 from model.config import IGNORE_INDEX, VLMConfig
 from model.device import choose_dtype, compile_layers
 from model.model_vlm import MiniMindVLM
@@ -195,7 +196,7 @@ def generation(dtype: torch.dtype, say: Callable) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--parts", nargs="+", choices=(*STAGES, "answers"), default=[*STAGES, "answers"])
     parser.add_argument("--text", choices=("short", "mixed"), default="short")

@@ -7,7 +7,6 @@ turns, each repetition brings new pictures, and medians are reported; so are the
 busy machine disturbs less than the figures themselves. Beside the wall's stands this process's own processor time.
 """
 
-import argparse
 import copy
 import json
 import statistics
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from model.command_line import CommandLine
 from model.config import VLMConfig
 from model.device import choose_dtype
 from model.model_vlm import MiniMindVLM
@@ -251,7 +251,7 @@ def table(result: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--batches", type=int, default=2, help="repetitions of the batches of 16")

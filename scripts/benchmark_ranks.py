@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from model.command_line import CommandLine
 from model.errors import UserError
 from scripts.quickstart import BASE, TOWER
 from scripts.stage_runs import arguments_of, build_data, stage_metrics
@@ -48,7 +49,7 @@ def measure(size: str, options: argparse.Namespace, folder: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--stage", choices=("train_pretrain_vlm", "train_sft_vlm"), default="train_sft_vlm")

@@ -22,6 +22,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
+from model.command_line import CommandLine
 from model.config import END_ID, END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, START_ID, MiniMindConfig
 from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
@@ -151,7 +152,7 @@ def read_tokenizer(folder: Path | None, vocab_size: int) -> PreTrainedTokenizerF
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--weight", type=Path, required=True, help=".safetensors of a stage, or MiniMind's .pth")
     parser.add_argument("--to", choices=FORMATS, required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder to make, or an older conversion to replace")

@@ -10,7 +10,6 @@ From Hugging Face, and where that fails from ModelScope; HF_ENDPOINT and MODELSC
 docs/download.md.
 """
 
-import argparse
 import contextlib
 import os
 import re
@@ -23,6 +22,7 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
+from model.command_line import CommandLine
 from scripts.hub import (
     RETRY,
     SOURCES,
@@ -247,7 +247,7 @@ def plan(what: str, repo_type: str, files: Sequence[str], to: Path | None) -> li
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("what", help=f"{', '.join(WORDS)}, or owner/name")
     parser.add_argument(
         "--source", choices=("auto", *SOURCES), default="auto", help="auto: Hugging Face, then ModelScope"

@@ -8,7 +8,6 @@ CLIP's text half does this by training; a frozen tower allows it in closed form 
 both languages and its patches then lie together: what is read in one carries over to the other, and later to pictures.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from dataset import emoji_world as world
+from model.command_line import CommandLine
 from model.processing import load_tokenizer
 from model.vision_encoder import normalize_pixels, read_tower
 
@@ -65,7 +65,7 @@ def token_embeddings(directions: torch.Tensor, seed: int = 42) -> dict[str, torc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--vision_model", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help=".safetensors for train_llm's --init_embeddings")
     parser.add_argument("--pictures", type=int, default=3200)

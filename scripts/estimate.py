@@ -18,6 +18,7 @@ from transformers import CLIPVisionConfig
 from dataset.formats import read_samples
 from dataset.shares import conversations
 from dataset.vlm_dataset import ConversationDataset
+from model.command_line import CommandLine
 from model.config import MiniMindConfig, VLMConfig
 from model.device import choose_dtype
 from model.errors import UserError
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--stage", choices=LEARNS, default="sft_vlm")
     for name, default in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"as the stage's flag; {default}")

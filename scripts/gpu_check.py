@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from model.command_line import CommandLine
 from model.device import choose_device, choose_dtype
 from model.errors import UserError
 from scripts import gpu_checks
@@ -136,7 +137,7 @@ def markdown(rows: Sequence[Row], facts: dict, bars: Sequence[str]) -> str:
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     parser.add_argument("--tiny", type=int, choices=(0, 1), default=0, help="1: toy sizes, figures that mean nothing")
     parser.add_argument("--ranks", type=int, default=0, help="most processes under torchrun; 0: one a GPU")

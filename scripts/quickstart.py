@@ -6,7 +6,6 @@ Starts from the small tower and the small base decoder that ship under model/, a
 openai's CLIP and MiniMind's base. --from_scratch trains the base decoder first, which takes far longer.
 """
 
-import argparse
 import json
 import platform
 import subprocess
@@ -18,6 +17,7 @@ import torch
 import transformers
 
 from dataset import emoji_world
+from model.command_line import CommandLine
 from scripts.sheet import draw_sheet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +53,7 @@ class Quickstart:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "out/quickstart")
     parser.add_argument("--from_scratch", action="store_true", help="train the base decoder too")
     parser.add_argument("--llm_texts", type=int, default=80000, help="scenes in words for it")

@@ -7,7 +7,6 @@ seen but guessed, and `none` says how far the questions alone carry. Intervals a
 pictures, or with more of them than any other line shows, are left out of `shuffled`, and counted.
 """
 
-import argparse
 import json
 import math
 from collections import defaultdict
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.formats import DataError, Sample, read_samples
+from model.command_line import CommandLine
 from model.errors import UserError
 from model.processing import IMAGE_TAG
 from model.progress import progress_over
@@ -188,7 +188,7 @@ def score(answerer: Answerer, questions: Sequence[Question], batch_size: int = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--weight", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="held-out .jsonl or .parquet")
     parser.add_argument("--images_path", type=Path, help="folder of a .jsonl's pictures; by default `images` beside it")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from model import process_lock
+from model.command_line import CommandLine
 from model.text import plain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,9 +20,7 @@ HEIGHT = 8  # lines of the curve
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = CommandLine(__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("folders", nargs="*", default=[str(ROOT / "out")], help="runs, or folders that hold runs")
     parser.add_argument("--width", type=int, default=72, help="columns of the loss curve")
     parser.add_argument("--watch", type=float, default=0, help="seconds after which to print again; 0: once")

@@ -19,7 +19,7 @@ from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor, load_tokenizer
 from model.vision_encoder import normalize_pixels
-from model.weights import load_weights
+from model.weights import load_weights, weights_in
 from scripts.reading import Prompt
 
 OURS = {"minimind": (MiniMindConfig, MiniMindForCausalLM), "minimind_vlm": (VLMConfig, MiniMindVLM)}
@@ -36,7 +36,9 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel, VLMProcessor]:
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = facts.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder} is no model folder: its config.json cannot be read ({error})") from error
+        raise UserError(
+            f"{folder} is no model folder: its config.json cannot be read ({error}){weights_in(folder)}"
+        ) from error
     if kind not in (*OURS, *STOCK):
         raise UserError(f"{folder} holds a model of type {kind!r}: this reads {', '.join((*OURS, *STOCK))}")
     try:

@@ -6,7 +6,6 @@ Sources: wordfreq's English and Chinese word lists weighted by frequency (its li
 and the words of Emoji World. Whole words are fed, never sentences, so that a name has the same tokens everywhere.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from dataset import emoji_world
+from model.command_line import CommandLine
 from model.config import END_ID, END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, START_ID
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model"
@@ -83,7 +83,7 @@ def train(vocab_size: int = 6400) -> PreTrainedTokenizerFast:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--output", type=Path, default=SHIPPED, help="folder of tokenizer.json")
     options = parser.parse_args(arguments)
     tokenizer = train()

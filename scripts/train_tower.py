@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
 from dataset import emoji_world as world
+from model.command_line import CommandLine
 from model.processing import load_tokenizer
 from model.vision_encoder import ROOT, SHIPPED_TOWER, build_tower, normalize_pixels
 
@@ -232,7 +233,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / SHIPPED_TOWER)
     parser.add_argument("--minutes", type=float, default=90, help="of training, whatever the machine makes of them")
     parser.add_argument("--batch_size", type=int, default=48, help="pictures")

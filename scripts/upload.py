@@ -6,11 +6,11 @@ The token comes from `hf auth login` or HF_TOKEN, at ModelScope from `modelscope
 from the command line.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.command_line import CommandLine
 from scripts.hub import SOURCES, HubError, LocalError, NoNetworkError
 
 # What belongs to a model's folder: weights that cannot run code, configurations, the model's own code, its card
@@ -88,7 +88,7 @@ def push_folder(folder: str | Path, repo_id: str, source: str = "huggingface", p
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("folder", type=Path, help="a model's folder, as convert_vlm.py writes it")
     parser.add_argument("--repo_id", required=True, help="owner/name")
     parser.add_argument("--private", action="store_true", help="only you see it; refused where it is public already")

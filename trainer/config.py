@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset.quarantine import MAX_BAD_SHARE
+from model.command_line import CommandLine
 from model.errors import UserError
 from trainer.presets import PRESETS, preset_values
 
@@ -160,7 +161,7 @@ class StageConfig:
 
 def parse_config(stage: StageConfig, arguments: list[str] | None = None) -> StageConfig:
     """The stage's values, each replaced by --preset's where that has one, and by the flag of its name if given."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = CommandLine(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, help="batch_size and accumulation_steps for a card of this size")
     for item in dataclasses.fields(stage):
         default = getattr(stage, item.name)

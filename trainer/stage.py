@@ -154,7 +154,10 @@ def start_settings(config: StageConfig) -> dict:
     if not config.start_path:
         return {}
     heads = config.num_attention_heads or SIZES["num_attention_heads"]  # which a .pth does not tell
-    return decoder_arguments(read_sizes(config.start_path, heads))
+    try:
+        return decoder_arguments(read_sizes(config.start_path, heads))
+    except UserError as error:
+        raise UserError(f"--from_weight {error}") from error
 
 
 def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
