@@ -18,11 +18,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from model.command_line import did_you_mean
 from model.errors import UserError
 from model.processing import SampleError, open_picture
-from model.text import plain
+from model.text import counted, plain
 
 ENDINGS = (".jsonl", ".parquet")
+HELP = "docs/data_formats.md"
+AS_LINES = (
+    "python -c \"import json; [print(json.dumps(line)) for line in json.load(open('{}', encoding='utf-8'))]\" > {}"
+)
 COPIES = Path(__file__).parent.parent / "out" / "rows"
 MAX_LINE = 16 * 1024 * 1024  # bytes of a line; what is longer is never read into memory
 MAX_PICTURES = 1000  # of a sample
@@ -84,11 +89,14 @@ def read_samples(
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
-        raise DataError(f"{path}: the ending {path.suffix!r} is none of {', '.join(ENDINGS)}")
+        cure = (
+            f": turn it into one, {AS_LINES.format(path, path.with_suffix('.jsonl'))}" if path.suffix == ".json" else ""
+        )
+        raise DataError(f"{path}: the ending {path.suffix!r} is none of {', '.join(ENDINGS)}{cure}")
     if not path.is_file():
         raise DataError(
-            f"{path} does not exist: check --data_path and --val_path, or make Emoji World: "
-            "python scripts/build_emoji_world.py"
+            f"{path} does not exist: check --data_path and --val_path{did_you_mean(path).replace(':', ',')}, or make "
+            "Emoji World: python scripts/build_emoji_world.py"
         )
     if path.suffix == ".parquet":
         from dataset.parquet_rows import ParquetRows  # it loads pyarrow, which few runs need, and imports this file
@@ -210,6 +218,11 @@ def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) ->
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise BadSample(where, f'\'conversations\' must be a list of {{"role", "content"}}, it is {shown(messages)}')
     for message in messages:
+        if {"from", "value"} <= message.keys():
+            raise BadSample(
+                where, "these are LLaVA's or ShareGPT's turns ('from', 'value'), a turn here has 'role' and 'content': "
+                f"{HELP} has the lines that rename them"
+            )  # fmt: skip
         if not isinstance(message.get("content"), str):
             raise BadSample(where, f"a message's 'content' must be text, it is {shown(message.get('content'))}")
         _check_length(where, message["content"])
@@ -218,7 +231,8 @@ def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) ->
         pictures = []
     if tags != len(pictures):
         raise BadSample(
-            where, f"the text holds {tags} <image> but the sample has {len(pictures)} pictures: make them equal"
+            where,
+            f"the text holds {tags} <image> but the sample has {counted(len(pictures), 'pictures')}: make them equal",
         )
     extra = {name: value for name, value in record.items() if name not in ("conversations", "image")}
     return Sample(where, messages, tuple(pictures), extra=extra)

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from model.config import END_ID, END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, START_ID, MiniMindConfig, VLMConfig
 from model.errors import UserError
 from model.model_minimind import positions_before
+from model.text import counted
 
 IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")
@@ -35,7 +36,17 @@ DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.
 
 
 class SampleError(UserError):
-    """A sample that cannot be used; the message says why, without saying where: the reader knows that."""
+    """A sample that cannot be used; the message says why, without saying where: the reader knows that.
+
+    cure: for whoever reads data files; other tools say the reason alone, and a cure of their own.
+    """
+
+    def __init__(self, reason: str, cure: str = ""):
+        self.reason = reason
+        super().__init__(*filter(None, (reason, cure)))
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 @dataclass
@@ -117,9 +128,9 @@ def open_picture(source: str | Path | Image.Image, decode: bool = True) -> Image
     except SampleError:
         raise
     except FileNotFoundError:
-        raise SampleError("the file does not exist: check --images_path") from None
+        raise SampleError("the file does not exist", "check --images_path") from None
     except DECODE_ERRORS as error:
-        raise SampleError(f"it cannot be read as a picture ({error}): replace it or delete the line") from error
+        raise SampleError(f"it cannot be read as a picture ({error})", "replace it or delete the line") from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -224,7 +235,7 @@ class VLMProcessor:
         """Raises SampleError where the text has places for more or fewer pictures than there are."""
         wanted = sum(rendered.image_mask) // self.image_tokens
         if wanted != pictures:
-            raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {pictures} pictures")
+            raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {counted(pictures, 'pictures')}")
 
     def prompts(self, conversations: Sequence[tuple[Sequence[dict], Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
         """(messages, pictures) pairs to the inputs of generate()."""

@@ -258,7 +258,7 @@ def test_parquet_without_a_column(folder, missing):
     [
         (None, None, "'conversations' must be a list"), ("", None, "'conversations' is no JSON"),
         ("[]", None, "'conversations' must be a list"), ("3", None, "'conversations' must be a list"),
-        (json.dumps(turns(2)), [b"x"], "holds 2 <image> but the sample has 1 pictures"),
+        (json.dumps(turns(2)), [b"x"], "holds 2 <image> but the sample has 1 picture:"),
         (json.dumps(turns(1)), [b"no picture"], "picture 1: it cannot be read as a picture"),
         (json.dumps(turns(1)), None, "holds 1 <image> but the sample has 0 pictures"),
     ],
@@ -307,7 +307,7 @@ def test_pictures_of_the_wrong_type_name_their_row(folder, processor, picture):
         ({"text": ""}, ["'text' must be text that is not empty"]),
         ({"text": 3}, ["'text' must be text that is not empty"]),
         ({"text": "\udc00"}, ["surrogate", "fix the encoding"]),
-        ({"image": "a.png", "conversations": turns(0)}, ["0 <image>", "1 pictures", "make them equal"]),
+        ({"image": "a.png", "conversations": turns(0)}, ["0 <image>", "1 picture:", "make them equal"]),
         ({"conversations": turns(2)}, ["2 <image>", "0 pictures", "make them equal"]),
         ({"image": "a.png,b.png", "conversations": turns(3)}, ["3 <image>", "2 pictures", "make them equal"]),
         ({"image": "a.png,", "conversations": turns(1)}, ["'image' is ['a.png', '']", "file name or a list"]),
