@@ -14,23 +14,32 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from dataset.formats import DataError, Sample, read_samples
+from dataset.formats import BadSample, Sample
 from model.command_line import CommandLine
 from model.errors import UserError
 from model.processing import SampleError, open_picture
+from model.progress import progress_over
+from model.text import counted, did_you_mean
 from scripts.answer import Answer, Answerer, Interrupted, Options, assistant_turn, user_turn
+from scripts.given_data import left_out, open_data
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
 
 def picture_groups(paths: list[Path]) -> list[list[Path]]:
-    """The pictures of each conversation: all files together, and every picture of a folder alone."""
+    """The pictures of each conversation: all files together, and every picture of a folder alone.
+
+    Raises:
+        UserError: a file is no picture, or a folder holds none.
+    """
     files = [path for path in paths if not path.is_dir()]
+    load_pictures(files)
     groups = [files] if files or not paths else []
     for folder in (path for path in paths if path.is_dir()):
         found = [[path] for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_ENDINGS]
@@ -46,7 +55,8 @@ def load_pictures(paths: list[Path]) -> list[Image.Image]:
         try:
             pictures.append(open_picture(path))
         except SampleError as error:
-            raise UserError(f"--image {path}: {error}") from error
+            meant = "" if path.exists() else did_you_mean(path)
+            raise UserError(f"--image {path}: {error.reason}{meant}") from error
     return pictures
 
 
@@ -101,18 +111,34 @@ def questions(prompts: list[str] | None) -> Iterator[str]:
         yield question
 
 
-def converse(answerer: Answerer, paths: list[Path], options: argparse.Namespace, drawing: Options) -> None:
+def converse_all(answerer: Answerer, groups: list[list[Path]], options: argparse.Namespace, drawing: Options) -> None:
+    """A conversation about each group. Pictures that cannot be read are left out and told."""
+    refused = []
+    for group in groups:
+        try:
+            pictures = load_pictures(group)
+        except UserError as error:
+            refused.append(error)
+            continue
+        if len(groups) > 1 and not options.json:
+            print(f"{group[0].name}: ", end="", flush=True)
+        converse(answerer, dict(zip(group, pictures, strict=True)), options, drawing)
+    if refused:
+        print(left_out(refused, len(groups), "pictures"), file=sys.stderr)
+
+
+def converse(answerer: Answerer, shown: dict[Path, Image.Image], options: argparse.Namespace, drawing: Options) -> None:
     """The turns of one conversation about the same pictures."""
-    pictures, messages = load_pictures(paths), []
+    pictures, messages = list(shown.values()), []
     if not options.prompt:
-        print(f"{len(pictures)} pictures. Ask; an empty line ends.", file=sys.stderr)
+        print(f"{counted(len(pictures), 'pictures')}. Ask; an empty line ends.", file=sys.stderr)
     for question in questions(options.prompt):
         messages.append(user_turn(question, 0 if messages else len(pictures)))
         with Stop() as stop:
             show = (lambda text: None) if options.json else lambda text: print(text, end="", flush=True)
             answer = answerer.stream(messages, pictures, drawing, show, stop)
         if options.json:
-            asked = {"pictures": [str(path) for path in paths], "question": question}
+            asked = {"pictures": [str(path) for path in shown], "question": question}
             print(json.dumps({**asked, **facts(answer)}, ensure_ascii=False), flush=True)
         else:
             print()
@@ -126,41 +152,75 @@ def split_truth(sample: Sample) -> tuple[list[dict], str | None]:
     truth = messages[-1]["content"].strip() if messages and messages[-1].get("role") == "assistant" else None
     asked = messages if truth is None else messages[:-1]
     if not asked or asked[-1].get("role") != "user":
-        raise DataError(f"{sample.where}: there is no question to answer: the last turn, or the one before an "
+        raise BadSample(sample.where, "there is no question to answer: the last turn, or the one before an "
                         "assistant's, must be a user's")  # fmt: skip
     return asked, truth
 
 
-def answer_file(answerer: Answerer, options: argparse.Namespace, drawing: Options) -> dict:
+@dataclass(frozen=True)
+class Asked:
+    """A line of --data that can be asked: the messages up to its last question, its pictures, its answer."""
+
+    sample: Sample
+    messages: list[dict]
+    pictures: list[Image.Image]
+    truth: str | None
+
+    def record(self, answer: Answer) -> dict:
+        """The line of --output."""
+        pictures = [str(path) for path in self.sample.pictures if isinstance(path, Path)]
+        question = self.messages[-1]["content"].replace("<image>", "").strip()
+        found = {"where": self.sample.where, "pictures": pictures, "question": question, **facts(answer)}
+        return found if self.truth is None else {**found, "truth": self.truth, "exact": found["answer"] == self.truth}
+
+
+def read_lines(samples: Sequence[Sample], numbers: Iterable[int], bad: list[Exception]) -> list[Asked]:
+    """Those of these lines that can be asked; why the others cannot goes to `bad`."""
+    lines = []
+    for number in numbers:
+        try:
+            sample = samples[number]
+            messages, truth = split_truth(sample)
+            lines.append(Asked(sample, messages, sample.open_pictures(), truth))
+        except BadSample as error:
+            bad.append(error)
+    return lines
+
+
+def answer_lines(
+    answerer: Answerer, lines: list[Asked], drawing: Options, bad: list[Exception]
+) -> list[tuple[Asked, Answer]]:
+    """Together, or where one of them does not fit each alone; why it does not goes to `bad`."""
+    try:
+        answers = answerer.batch([(line.messages, line.pictures) for line in lines], drawing)
+        return list(zip(lines, answers, strict=True))
+    except SampleError as error:
+        if len(lines) == 1:
+            bad.append(BadSample(lines[0].sample.where, str(error)))
+            return []
+        return [found for line in lines for found in answer_lines(answerer, [line], drawing, bad)]
+
+
+def answer_file(answerer: Answerer, samples: Sequence[Sample], options: argparse.Namespace, drawing: Options) -> dict:
     """Answers to every line, in batches, each written as soon as it is there; returns counts and speed."""
-    samples = read_samples(options.data, options.images_path)
     count = min(len(samples), options.limit or len(samples))
-    started, tokens, right, judged = time.perf_counter(), 0, 0, 0
+    started, tokens, right, judged, bad = time.perf_counter(), 0, 0, 0, []
     with options.output.open("w", encoding="utf-8") as file:
-        for start in range(0, count, options.batch_size):
-            chunk = [samples[number] for number in range(start, min(start + options.batch_size, count))]
-            split = [split_truth(sample) for sample in chunk]
-            asked = [(m, sample.open_pictures()) for (m, _), sample in zip(split, chunk, strict=True)]
-            try:
-                answers = answerer.batch(asked, drawing)
-            except SampleError as error:
-                raise UserError(f"{chunk[0].where} to {chunk[-1].where}: {error}") from error
-            for sample, (messages, truth), answer in zip(chunk, split, answers, strict=True):
-                record = {"where": sample.where, "pictures": [str(p) for p in sample.pictures if isinstance(p, Path)]}
-                record |= {"question": messages[-1]["content"].replace("<image>", "").strip(), **facts(answer)}
-                if truth is not None:
-                    record |= {"truth": truth, "exact": answer.text.strip() == truth}
-                    judged, right = judged + 1, right + record["exact"]
+        for start in progress_over(range(0, count, options.batch_size), "answers", "batch"):
+            lines = read_lines(samples, range(start, min(start + options.batch_size, count)), bad)
+            for line, answer in answer_lines(answerer, lines, drawing, bad):
+                record = line.record(answer)
+                judged, right = judged + ("exact" in record), right + record.get("exact", False)
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 tokens += answer.new_tokens
             file.flush()
-            print(f"\r{start + len(chunk)} of {count}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    seconds = time.perf_counter() - started
+    if bad:
+        print(left_out(bad, count, "lines"), file=sys.stderr)
+    seconds, answered = time.perf_counter() - started, count - len(bad)
     return {
-        "answers": count, "judged": judged, "exact": right, "exact_match": round(right / judged, 4) if judged else None,
-        "seconds": round(seconds, 2), "answers_per_second": round(count / seconds, 2),
-        "tokens_per_second": round(tokens / seconds, 1),
+        "answers": answered, "left_out": len(bad), "judged": judged, "exact": right,
+        "exact_match": round(right / judged, 4) if judged else None, "seconds": round(seconds, 2),
+        "answers_per_second": round(answered / seconds, 2), "tokens_per_second": round(tokens / seconds, 1),
     }  # fmt: skip
 
 
@@ -170,7 +230,7 @@ def report(found: dict, options: argparse.Namespace) -> None:
         return
     if found["judged"]:
         print(f"exactly right: {found['exact']} of {found['judged']} ({100 * found['exact_match']:.1f} %)")
-    print(f"{found['answers']} answers in {options.output}")
+    print(f"{counted(found['answers'], 'answers')} in {options.output}")
     print(f"[{found['seconds']:.1f} s, {found['answers_per_second']} answers/s, {found['tokens_per_second']} tokens/s]",
           file=sys.stderr)  # fmt: skip
 
@@ -210,14 +270,13 @@ def main() -> None:
     options = parse()
     try:
         drawing = Options(options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.seed)
+        samples = open_data(options.data, options.images_path) if options.data else []
         groups = [] if options.data else picture_groups(options.image)
         answerer = Answerer.from_weight(options.weight, options.vision_model, options.device, options.dtype)
         if options.data:
-            report(answer_file(answerer, options, drawing), options)
-        for group in groups:
-            if len(groups) > 1 and not options.json:
-                print(f"{group[0].name}: ", end="", flush=True)
-            converse(answerer, group, options, drawing)
+            report(answer_file(answerer, samples, options, drawing), options)
+        else:
+            converse_all(answerer, groups, options, drawing)
     except (UserError, OSError, Interrupted) as error:
         raise SystemExit(f"eval_vlm: {error}") from error
     except KeyboardInterrupt:

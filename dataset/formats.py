@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from model.command_line import did_you_mean
 from model.errors import UserError
 from model.processing import SampleError, open_picture
-from model.text import counted, plain
+from model.text import counted, did_you_mean, plain
 
 ENDINGS = (".jsonl", ".parquet")
 HELP = "docs/data_formats.md"
@@ -89,9 +88,8 @@ def read_samples(
     """
     path = Path(path)
     if path.suffix not in ENDINGS:
-        cure = (
-            f": turn it into one, {AS_LINES.format(path, path.with_suffix('.jsonl'))}" if path.suffix == ".json" else ""
-        )
+        lines = AS_LINES.format(path, path.with_suffix(".jsonl"))
+        cure = f": write its list as lines, {lines}" if path.suffix == ".json" else ""
         raise DataError(f"{path}: the ending {path.suffix!r} is none of {', '.join(ENDINGS)}{cure}")
     if not path.is_file():
         raise DataError(
@@ -230,10 +228,8 @@ def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) ->
     if not tags and len(pictures) == 1 and isinstance(pictures[0], bytes) and is_placeholder(pictures[0]):
         pictures = []
     if tags != len(pictures):
-        raise BadSample(
-            where,
-            f"the text holds {tags} <image> but the sample has {counted(len(pictures), 'pictures')}: make them equal",
-        )
+        there = counted(len(pictures), "pictures")
+        raise BadSample(where, f"the text holds {tags} <image> but the sample has {there}: make them equal")
     extra = {name: value for name, value in record.items() if name not in ("conversations", "image")}
     return Sample(where, messages, tuple(pictures), extra=extra)
 

@@ -1,10 +1,9 @@
-"""What every command has in common: flags as people type them, and names that were nearly right."""
+"""What every command has in common: flags as people type them."""
 
 import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 
@@ -50,21 +49,3 @@ class CommandLine(argparse.ArgumentParser):
         name = argument.partition("=")[0]
         close = difflib.get_close_matches(name.replace("-", "_"), [flag.replace("-", "_") for flag in self.flags], n=1)
         return f"there is no {name}" + (f": did you mean --{close[0][2:]}?" if close else "")
-
-
-def did_you_mean(path: str | Path) -> str:
-    """What exists and has nearly this name, as the end of a message: `: did you mean X?`, or nothing.
-
-    The first part of the path that does not exist is taken for the mistyped one.
-    """
-    path = Path(path)
-    for part in (path, *path.parents):
-        try:
-            names = {found.name for found in part.parent.iterdir()} if not part.exists() else ()
-        except OSError:
-            continue  # the folder above is mistyped too, or not ours to read
-        for close in difflib.get_close_matches(part.name, sorted(names), n=3):
-            candidate = part.parent / close / path.relative_to(part)
-            if candidate.exists():
-                return f": did you mean {candidate}?"
-    return ""

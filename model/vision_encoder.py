@@ -8,8 +8,8 @@ from safetensors import SafetensorError
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 from transformers.utils import logging
 
-from model.command_line import did_you_mean
 from model.errors import UserError
+from model.text import did_you_mean
 
 # OpenAI CLIP's channel statistics, RGB in 0..1 (https://github.com/openai/CLIP)
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)

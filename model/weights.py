@@ -11,12 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from model.command_line import did_you_mean
 from model.config import MiniMindConfig, VLMConfig
 from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
-from model.text import plain
+from model.text import did_you_mean, plain
 from model.vision_encoder import file_sha256, portable_path, read_tower
 
 TOWER_PREFIX = "vision_encoder."

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 
-from dataset.formats import read_samples
+from dataset.quarantine import Quarantine
 from dataset.shares import conversations
 from dataset.vlm_dataset import ConversationDataset
 from model.command_line import CommandLine
@@ -25,6 +25,7 @@ from model.errors import UserError
 from model.flops import StepFlops
 from model.processing import VLMProcessor
 from model.vision_encoder import find_folder
+from scripts.given_data import left_out, open_data
 from scripts.measure_step import GIVE_BACK, Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
 from scripts.step_memory import AFTER_START, LEARNS, NOT_FUSED, Step, StepMemory, largest_batch, step_memory
 
@@ -48,6 +49,8 @@ class RunCost:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
     try:
+        if options.data:
+            open_data(options.data, options.images_path)  # what is missing is missed before anything is measured
         step = step_of(options)
         found = report(step, options)
     except (UserError, OSError) as error:
@@ -207,9 +210,10 @@ def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed
 
     As in training, a step that the data does not fill is left out of each epoch. Rows are taken to be alike.
     """
-    data = ConversationDataset(
-        read_samples(options.data, options.images_path), VLMProcessor.for_config(step.config), step.tokens
-    )
+    samples, lenient = open_data(options.data, options.images_path), Quarantine(strict=False, max_share=1.0)
+    data = ConversationDataset(samples, VLMProcessor.for_config(step.config), step.tokens, lenient)
+    if data.report.bad:
+        print(left_out(data.report.bad, len(samples), "samples"))
     batch = step.rows * options.accumulation_steps
     if len(data) < batch:
         raise UserError(

@@ -25,6 +25,7 @@ TEMPLATES = Path(__file__).resolve().parent / "export_templates"
 # What a `transformers` folder ships, and which file of this project it is. Only import lines differ.
 SHIPPED_CODE = {
     "errors.py": ROOT / "model/errors.py",
+    "text.py": ROOT / "model/text.py",
     "configuration_minimind_vlm.py": ROOT / "model/config.py",
     "attention.py": ROOT / "model/attention.py",
     "modeling_minimind.py": ROOT / "model/model_minimind.py",

@@ -9,17 +9,19 @@ pictures, or with more of them than any other line shows, are left out of `shuff
 
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.formats import DataError, Sample, read_samples
+from dataset.formats import BadSample, DataError, Sample
 from model.command_line import CommandLine
 from model.errors import UserError
 from model.processing import IMAGE_TAG
 from model.progress import progress_over
 from scripts.answer import Answerer, Conversation, Options
+from scripts.given_data import left_out, open_data
 
 MODES = ("right", "shuffled", "none")
 BRIEF = Options(max_new_tokens=64)  # answers of this kind of data are short
@@ -38,16 +40,30 @@ class Question:
 
 
 def read_questions(path: Path, images_path: Path | None = None, limit: int | None = None) -> list[Question]:
-    """One question a line; `kind` and `language` are the line's own fields where it has them."""
-    samples = read_samples(path, images_path)
-    questions = []
-    for index in range(min(len(samples), limit or len(samples))):
-        sample = samples[index]
-        roles = [message["role"] for message in sample.messages[-2:]]
+    """One question a line; `kind` and `language` are the line's own fields where it has them.
+
+    Lines that cannot be read, or whose pictures cannot, are left out and told.
+    """
+    samples, questions, bad = open_data(path, images_path), [], []
+    sound: set[Path] = set()  # many questions are about one picture
+    count = min(len(samples), limit or len(samples))
+    for index in range(count):
+        try:
+            sample = samples[index]
+            for place, picture in enumerate(sample.pictures):
+                if picture not in sound:
+                    sample.open_picture(place)
+                    sound.update((picture,) if isinstance(picture, Path) else ())
+        except BadSample as error:
+            bad.append(error)
+            continue
+        roles = [message.get("role") for message in sample.messages[-2:]]
         if roles != ["user", "assistant"]:
             raise DataError(f"{sample.where}: the last two turns must be a question and its answer, they are {roles}")
         facts = {name: str(sample.extra.get(name, "all")) for name in ("kind", "language")}
         questions.append(Question(sample, sample.messages[-1]["content"].strip(), **facts))
+    if bad:
+        print(left_out(bad, count, "lines"), file=sys.stderr)
     return questions
 
 
@@ -200,11 +216,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--answers", type=Path, help="write every question with its answers here, as JSON lines")
     options = parser.parse_args()
+    if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
+        parser.error("--batch_size and --limit must be at least 1")
     try:
+        for path in filter(None, (options.json, options.answers)):
+            if not path.parent.is_dir():
+                raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
         questions = read_questions(options.data, options.images_path, options.limit)
         answerer = Answerer.from_weight(options.weight, options.vision_model, options.device, options.dtype)
         report, records = score(answerer, questions, options.batch_size)
-    except UserError as error:
+    except (UserError, OSError) as error:
         raise SystemExit(f"score: {error}") from error
     print(table(report))
     if options.json:
