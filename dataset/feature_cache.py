@@ -17,6 +17,7 @@ import torch
 from dataset.formats import BadSample, DataError
 from dataset.vlm_dataset import ConversationDataset
 from model.progress import progress_over
+from model.text import counted
 
 PIXELS = "pixels"
 FORMATS = {"float16": np.float16, "int8": np.int8, PIXELS: np.uint8}
@@ -128,7 +129,7 @@ def cache_features(
             f"--cache_features {kind} needs {needed / 1e9:.2f} GB in {folder.parent} for {len(sources):,} pictures and "
             f"{free / 1e9:.2f} GB are free: make room{smaller}, or --cache_features none"
         )
-    say(f"{what} of {len(sources):,} pictures: {needed / 1e9:.2f} GB of {kind} in {folder}")
+    say(f"{what} of {counted(len(sources), 'pictures')}: {needed / 1e9:.2f} GB of {kind} in {folder}")
     cache = FeatureCache(folder, kind, shape, numbers, data.found.starts)
     if kind == "int8" and cache.scales is None:
         first = range(0, min(MEASURED, len(sources)), CHUNK)

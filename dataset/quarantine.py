@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dataset.formats import BadSample, DataError
 from dataset.shares import Share
+from model.text import counted
 
 QUARANTINE = "quarantine.jsonl"  # in the run's folder: {"kind", "where", "reason"} a line
 MAX_BAD_SHARE = 0.05
@@ -115,7 +116,7 @@ class Quarantine:
         if not any(counts.values()):
             return ""
         return (
-            f"left out: {counts['bad']:,} bad samples, {counts['dropped']:,} that do not fit, "
+            f"left out: {counted(counts['bad'], 'bad samples')}, {counts['dropped']:,} that do not fit, "
             f"{counts[DAMAGED]:,} with a picture that was damaged; named in {self.path}"
         )
 

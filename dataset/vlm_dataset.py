@@ -15,6 +15,7 @@ from dataset.formats import BadSample, DataError, Sample
 from dataset.quarantine import Quarantine
 from dataset.token_cache import BAD, DROPPED, WORTH_KEEPING, Checked, Note, PicturesSeen, cache_path, read_or_render
 from model.processing import Rendered, SampleError, VLMProcessor, collate
+from model.text import counted
 
 FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
 PICTURE = np.uint16(65535)  # stands for a whole span in the stored ids
@@ -50,15 +51,15 @@ class DataReport:
     def __str__(self) -> str:
         counts = self.trained_tokens or [0]
         line = (
-            f"{self.conversations:,} conversations, {self.pictures:,} pictures, trained tokens a conversation "
-            f"{min(counts)} to {max(counts)}, mean {sum(counts) / len(counts):.1f}"
+            f"{counted(self.conversations, 'conversations')}, {counted(self.pictures, 'pictures')}, "
+            f"trained tokens a conversation {min(counts)} to {max(counts)}, mean {sum(counts) / len(counts):.1f}"
         )
         if self.rows < self.conversations:
-            line += f"; {self.rows:,} rows, as neighbours with the same beginning are computed together"
+            line += f"; {counted(self.rows, 'rows')}, as neighbours with the same beginning are computed together"
         if self.dropped:
-            line += f"\ndropped {len(self.dropped):,} samples, the first: " + "; ".join(self.dropped[:3])
+            line += f"\ndropped {counted(len(self.dropped), 'samples')}, the first: " + "; ".join(self.dropped[:3])
         if self.bad:
-            line += f"\nleft out {len(self.bad):,} bad samples, the first: " + "; ".join(self.bad[:3])
+            line += f"\nleft out {counted(len(self.bad), 'bad samples')}, the first: " + "; ".join(self.bad[:3])
         return line
 
 

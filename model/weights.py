@@ -15,7 +15,7 @@ from model.config import MiniMindConfig, VLMConfig
 from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
-from model.text import did_you_mean, plain
+from model.text import counted, did_you_mean, plain
 from model.vision_encoder import file_sha256, portable_path, read_tower
 
 TOWER_PREFIX = "vision_encoder."
@@ -132,17 +132,18 @@ def load_weights(
     if problems:
         sizes = f" The file says of itself: {_sizes(config)}." if config else ""
         raise UserError(
-            f"{path} does not fit the model in {len(problems)} tensors: {'; '.join(problems[:6])}. {advice}{sizes}"
+            f"{path} does not fit the model in {counted(len(problems), 'tensors')}: "
+            f"{'; '.join(problems[:6])}. {advice}{sizes}"
         )
     if not PROJECTOR_PREFIX.startswith(ignore or ("\0",)):
         _check_tower(path, config, model)
     model.load_state_dict(tensors, strict=False)
-    counted = {n: v.numel() for n, v in wanted.items() if not n.startswith((TOWER_PREFIX, *derived))}
+    parameters = {n: v.numel() for n, v in wanted.items() if not n.startswith((TOWER_PREFIX, *derived))}
     return LoadReport(
         path=Path(path),
         sha256=file_sha256(Path(path)),
-        matched=sum(size for name, size in counted.items() if name in tensors),
-        total=sum(counted.values()),
+        matched=sum(size for name, size in parameters.items() if name in tensors),
+        total=sum(parameters.values()),
         left_at_start=[name for name in missing if name.startswith(may_miss or ("\0",))],
     )
 

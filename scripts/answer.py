@@ -18,6 +18,7 @@ from model.device import choose_device, choose_dtype
 from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import SampleError, VLMProcessor
+from model.text import counted
 from model.weights import load_model
 from scripts.drawing import Drawing, GrowingText, Options, decode
 from scripts.reading import Prompt, Reader
@@ -43,7 +44,7 @@ class Interrupted(RuntimeError):
     """Something raised in the middle of an answer; `answer` holds what there was until then, __cause__ says why."""
 
     def __init__(self, answer: Answer, error: Exception):
-        super().__init__(f"the answer broke off after {answer.new_tokens} tokens: {error}")
+        super().__init__(f"the answer broke off after {counted(answer.new_tokens, 'tokens')}: {error}")
         self.answer = answer
 
 

@@ -19,6 +19,7 @@ from random import Random
 from dataset import emoji_world as world
 from model.processing import load_tokenizer
 from model.command_line import CommandLine
+from model.text import counted
 
 ZIPF = 1.0  # of the names in the base decoder's texts, as in any language
 ENDINGS = {"en": ("", ".", "?", "!"), "zh": ("", "。", "？", "！")}
@@ -97,7 +98,7 @@ def _draw(scene: world.Scene, arguments: argparse.Namespace, name: str) -> str:
 def write(path: Path, records: Iterable[dict]) -> None:
     with path.open("w", encoding="utf-8") as file:
         count = sum(bool(file.write(json.dumps(record, ensure_ascii=False) + "\n")) for record in records)
-    print(f"{path}: {count:,} lines")
+    print(f"{path}: {counted(count, 'lines')}")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from model.device import choose_dtype
 from model.errors import UserError
 from model.flops import StepFlops
 from model.processing import VLMProcessor
+from model.text import counted
 from model.vision_encoder import find_folder
 from scripts.given_data import left_out, open_data
 from scripts.measure_step import GIVE_BACK, Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
@@ -154,7 +155,7 @@ def report(step: Step, options: argparse.Namespace) -> dict:
         if options.data:
             cost = cost_of_run(step, model, options, speed)
             found["run"] = asdict(cost)
-            print(f"{options.data} x {options.epochs}: {cost.rows:,} rows, {cost.steps:,} steps, "
+            print(f"{options.data} x {options.epochs}: {counted(cost.rows, 'rows')}, {counted(cost.steps, 'steps')}, "
                   f"{cost.flops / 1e15:.3g} PFLOP, {cost.seconds / 3600:.3g} hours")  # fmt: skip
     if options.check:
         found["check"] = check(step, model)
@@ -166,7 +167,7 @@ def describe(step: Step, options: argparse.Namespace) -> str:
     tower = (", features cached" if step.cached else ", tower in every step") if step.sees else ""
     return (
         f"{step.stage}, {step.config.hidden_size} x {step.config.num_hidden_layers}: {options.accumulation_steps} x "
-        f"{step.rows} rows of {step.tokens} tokens, {step.supervised} learnt{pictures}{tower}, "
+        f"{counted(step.rows, 'rows')} of {step.tokens} tokens, {step.supervised} learnt{pictures}{tower}, "
         f"{str(step.dtype).removeprefix('torch.')}, {step.optimizer}, for {step.device}"
     )
 

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from model.command_line import CommandLine
 from model.errors import UserError
 
 MAX_NEW_TOKENS = 16
@@ -170,10 +171,17 @@ def prove(folder: Path, reference: Path, vision_model: str | None = None) -> flo
 
 
 if __name__ == "__main__":
+    parser = CommandLine(__doc__)
+    parser.add_argument("folder", type=Path, help="the conversion")
+    parser.add_argument("reference", type=Path, help="folder that write_reference has filled")
+    parser.add_argument("vision_model", nargs="?", help="folder of the tower, where the conversion leaves it out")
+    options = parser.parse_args()
+    for path in (options.folder, options.reference / "reference.json"):
+        if not path.exists():
+            parser.error(f"{path} does not exist")
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    converted, given, *tower_folder = sys.argv[1:]
-    if not any(Path(converted).glob("*.pth")):
+    if not any(options.folder.glob("*.pth")):
         for package in ("model", "scripts", "dataset", "trainer"):
             sys.modules[package] = None  # importing them raises ImportError
-    outcome = compare(Path(converted), Path(given), next(iter(tower_folder), None))
-    (Path(given) / "result.json").write_text(json.dumps(outcome))
+    outcome = compare(options.folder, options.reference, options.vision_model)
+    (options.reference / "result.json").write_text(json.dumps(outcome))

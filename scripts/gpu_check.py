@@ -24,6 +24,7 @@ import torch
 from model.command_line import CommandLine
 from model.device import choose_device, choose_dtype
 from model.errors import UserError
+from model.text import counted
 from scripts import gpu_checks
 from scripts.gpu_checks import FULL, TINY, Check, Figures, Machine, Skipped, checks_of
 
@@ -171,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     report = {"facts": facts, "bars": bars, "checks": [asdict(row) for row in rows]}
     (options.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     failed = sum(row.failed for row in rows)
-    print("\n".join([*bars, f"{len(rows)} checks, {failed} failed; {options.output / 'report.md'}"]))
+    print("\n".join([*bars, f"{counted(len(rows), 'checks')}, {failed} failed; {options.output / 'report.md'}"]))
     return int(failed > 0)
 
 

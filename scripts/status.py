@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model import process_lock
 from model.command_line import CommandLine
-from model.text import plain
+from model.text import counted, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 BARS = "▁▂▃▄▅▆▇█"
@@ -56,9 +56,9 @@ def describe(run: Path, width: int) -> str:
     lines = [
         f"{run}: {state}",
         f"  step {status['step']}{total}, epoch {status['epoch']:.2f}, {status['samples_seen']:,} rows seen, "
-        f"{status['samples_skipped']:,} skipped in {status['steps_skipped']} steps",
+        f"{status['samples_skipped']:,} skipped in {counted(status['steps_skipped'], 'steps')}",
         f"  last checkpoint: {status['last_checkpoint'] or 'none of this start'}",
-        f"  {status['ranks']} ranks, process {status['pid']} on {status['host']}, "
+        f"  {counted(status['ranks'], 'ranks')}, process {status['pid']} on {status['host']}, "
         f"updated {ago(status['updated'])} ago, restarts: {status['restarts']}",
     ]
     left_out = {name: status.get(f"samples_{name}") or 0 for name in ("bad", "dropped", "damaged")}

@@ -94,7 +94,7 @@ def test_pictures_are_opened_as_in_training(shipped, processor, saved, source):
     ("call", "message"),
     [
         (lambda p: p(text=f"{IMAGE_TAG} what?"), "holds 1 <image> but there are 0 pictures"),
-        (lambda p: p(text="what?", images=[Image.new("RGB", (9, 9))]), "1 pictures are left over"),
+        (lambda p: p(text="what?", images=[Image.new("RGB", (9, 9))]), "1 picture too many"),
         (lambda p: inputs_of(p, [{"role": "user", "content": [{"type": "image"}]}]), "holds no picture"),
         (lambda p: inputs_of(p, [{"role": "user", "content": f"{IMAGE_TAG} x"}]), "but there are 0 pictures"),
         (lambda p: inputs_of(p, [{"role": "cat", "content": "x"}]), "one of system, user, assistant"),

@@ -159,7 +159,7 @@ def test_profile_writes_a_trace_and_the_dearest_operations_and_changes_nothing(d
     assert losses(profiled) == losses(config) and len(losses(config)) == 12
 
 
-@pytest.mark.parametrize(("batch_size", "told"), [(5, "trace of 1 steps"), (12, "the run ended within the 3 steps")])
+@pytest.mark.parametrize(("batch_size", "told"), [(5, "trace of 1 step,"), (12, "the run ended within the 3 steps")])
 def test_profile_of_a_run_that_ends_earlier(batch_size, told, data_folder, tower_folder, capsys):
     config = tiny(SFT_VLM, data_folder, tower_folder, batch_size=batch_size, profile=9)
     run_stage(config)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from model.errors import UserError
+from model.text import counted
 
 POOL = 16  # steps whose rows are sorted together: fewer pad more, more make steps too alike
 
@@ -28,9 +29,10 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.rows < self.global_batch:
+            ranks = counted(self.world_size, "ranks")
             raise UserError(
                 f"{self.rows} rows do not fill one step of {self.global_batch} (--batch_size {self.batch_size} x "
-                f"--accumulation_steps {self.accumulation_steps} x {self.world_size} ranks): make one of these smaller"
+                f"--accumulation_steps {self.accumulation_steps} x {ranks}): make one of these smaller"
             )
 
     @property

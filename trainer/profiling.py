@@ -7,6 +7,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from model.text import counted
+
 WARM_UP = 3  # steps before: first ones compile, fill caches, wait for the first pictures
 SHOWN = 10
 
@@ -44,7 +46,7 @@ class Profiler:
             return
         self._profile.export_chrome_trace(str(self.path))
         self.say(table_of_operations(self._profile, self.on_gpu, steps))
-        self.say(f"trace of {steps} steps, for https://ui.perfetto.dev or chrome://tracing: {self.path}")
+        self.say(f"trace of {counted(steps, 'steps')}, for https://ui.perfetto.dev or chrome://tracing: {self.path}")
 
 
 def table_of_operations(profiled: profile, on_gpu: bool, steps: int) -> str:

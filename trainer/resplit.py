@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from model.errors import UserError
+from model.text import counted
 from trainer.order import Order
 
 
@@ -28,9 +29,10 @@ class ResplitOrder:
     def __post_init__(self) -> None:
         left = self.whole.total_steps * self.whole.global_batch - self.first_position
         if left % self.global_batch:
+            ranks = counted(self.world_size, "ranks")
             raise UserError(
                 f"{left} rows are left, which steps of {self.global_batch} (--batch_size {self.batch_size} x "
-                f"--accumulation_steps {self.accumulation_steps} x {self.world_size} ranks) do not divide: choose them "
+                f"--accumulation_steps {self.accumulation_steps} x {ranks}) do not divide: choose them "
                 f"so that a step takes {self.whole.global_batch} as before, or another divisor of {left}; or start "
                 "anew: --from_resume 0"
             )

@@ -24,6 +24,7 @@ from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
+from model.text import counted
 from model.weights import PROJECTOR_PREFIX, build_vlm, decoder_arguments, init_embeddings, load_weights, read_sizes
 from trainer.config import OPEN, SIZES, StageConfig
 from trainer.fingerprint import check_same_on_all_ranks, fingerprints
@@ -56,7 +57,10 @@ def run_stage(config: StageConfig) -> None:
             raise SystemExit(f"{config.name}: {error}") from error
         except Stopped as stopped:
             clear_frames(stopped.__traceback__)  # they hold what stop_runtime must find released
-            print(f"{config.name}: {stopped}; --from_resume 1 goes on from the last checkpoint", flush=True)
+            then = "--from_resume 1 goes on from the last checkpoint"  # which all ranks have just written
+            if not stop.training:
+                then = "before its first step, with nothing to save: the same command begins again"
+            print(f"{config.name}: {stopped}; {then}", flush=True)
             raise SystemExit(128 + stopped.number) from stopped
         finally:
             stop_runtime()
@@ -81,7 +85,8 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     rows, lengths = rows_of(config, data, say)
     quarantine.samples_a_row = len(data) / len(rows)
     order = Order(lengths, config.batch_size, config.accumulation_steps, runtime.world_size, config.epochs, config.seed)
-    say(f"{order.total_steps:,} steps of {order.global_batch} rows in passes of {config.token_budget:,} tokens at most")
+    steps, step = counted(order.total_steps, "steps"), counted(order.global_batch, "rows")
+    say(f"{steps} of {step} in passes of {config.token_budget:,} tokens at most")
     for line in worth_of_a_step(data, len(rows), order.global_batch):
         say(line)
 
@@ -249,7 +254,7 @@ def rows_of(config: StageConfig, data: Subset, say: Callable = print) -> tuple[D
         return data, torch.from_numpy(lengths)
     pictures = data.dataset.pictures_a_row[numbers]
     packed = PackedRows(data, lengths.tolist(), pictures.tolist(), config.pack_tokens, config.pack_pictures)
-    say(f"{len(packed):,} packed rows of {config.pack_tokens} tokens, {100 * packed.filled:.1f} % filled")
+    say(f"{counted(len(packed), 'packed rows')} of {config.pack_tokens} tokens, {100 * packed.filled:.1f} % filled")
     return packed, packed.lengths
 
 

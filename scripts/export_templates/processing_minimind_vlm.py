@@ -12,6 +12,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from model.config import IMAGE_TOKEN_ID
 from model.processing import IMAGE_TAG, Rendered, SampleError, VLMProcessor, open_picture
+from model.text import counted
 
 # pipeline("image-text-to-text") knows its models by their names and complains about others, though they work
 MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault("minimind_vlm", "MiniMindVLM")
@@ -85,7 +86,9 @@ class MiniMindVLMProcessor(ProcessorMixin):
             rows.append((rendered, pictures[:count]))
             pictures = pictures[count:]
         if pictures:
-            raise SampleError(f"{len(pictures)} pictures are left over: put an {IMAGE_TAG} for each into the text")
+            raise SampleError(
+                f"{counted(len(pictures), 'pictures')} too many: put an {IMAGE_TAG} for each into the text"
+            )
         return self._inputs(rows)
 
     def _inputs(self, rows: Sequence[tuple[Rendered, list]]) -> BatchFeature:
