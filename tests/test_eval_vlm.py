@@ -1,5 +1,6 @@
 """The terminal: pictures and folders, turns, JSON, files of questions, weights in files and in folders."""
 
+import io
 import json
 import sys
 
@@ -208,3 +209,67 @@ def test_folders_that_are_none(run, our_folder, tmp_path):
     (our_folder / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(SystemExit, match="is damaged or no weights file"):
         run("--prompt", "x", weight=our_folder)
+
+
+# what is broken is left out
+
+
+def test_a_broken_picture_does_not_end_a_folder(run, files, capsys):
+    (files[0].parent / "0.png").write_text("no picture")
+    assert [line[:5] for line in run("--image", files[0].parent, "--prompt", "what?").splitlines()] == [
+        "1.png",
+        "2.png",
+    ]
+    for path in files:
+        path.write_text("no picture")
+    with pytest.raises(
+        SystemExit, match="eval_vlm: none of 3 pictures can be used: --image .*0.png: it cannot be read"
+    ):
+        run("--image", files[0].parent, "--prompt", "what?")
+
+
+def test_broken_lines_do_not_end_a_file(run, files, tmp_path, capsys):
+    def asked(image: list[str], role: str = "user") -> dict:
+        return {"image": image, "conversations": [{"role": role, "content": "<image>" * len(image) + "what?"}]}
+
+    (files[0].parent / "0.png").write_text("no picture")
+    lines = [asked(["0.png"]), asked(["1.png"]), asked([], "robot"), asked(["absent.png"]), asked([]), asked(["2.png"])]
+    lines.insert(2, {"conversations": [{"role": "robot", "content": "hm"}, {"role": "user", "content": "what?"}]})
+    data = write_jsonl(tmp_path / "asked.jsonl", lines)
+    found = json.loads(run("--data", data, "--images_path", files[0].parent, "--json"))
+    assert (found["answers"], found["left_out"]) == (3, 4)
+    records = [json.loads(line) for line in (tmp_path / "asked_answers.jsonl").read_text().splitlines()]
+    assert [record["where"].rpartition(":")[2] for record in records] == ["2", "6", "7"]
+    with pytest.raises(SystemExit, match="asked.jsonl:1: .*0.png: it cannot be read as a picture"):
+        run("--data", data, "--images_path", files[0].parent, "--limit", 1)
+
+
+def test_missing_data_and_pictures_are_found_before_the_model_is_loaded(run, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(Answerer, "from_weight", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "page.png").write_text("no picture")
+    for arguments, said in (
+        (["--data", tmp_path / "emty.jsonl"], f"emty.jsonl does not exist: did you mean {tmp_path}/empty.jsonl"),
+        (["--data", tmp_path / "empty.jsonl"], "holds no sample"),
+        (["--data", tmp_path / "empty.jsonl", "--images_path", f"{files[0].parent}s"], "is no folder: did you mean"),
+        (["--image", files[0].parent / "1.pgn"], f"1.pgn: the file does not exist: did you mean {files[0]}"),
+        (["--image", tmp_path / "page.png"], "page.png: it cannot be read as a picture"),
+    ):
+        with pytest.raises(SystemExit, match=said) as stopped:
+            run(*arguments)
+        assert not [
+            flag for flag in ("data_path", "delete the line", "check --images_path") if flag in str(stopped.value)
+        ]
+
+
+def test_a_log_holds_no_carriage_returns(run, tmp_path, monkeypatch):
+    data = write_jsonl(tmp_path / "asked.jsonl", [{"conversations": [{"role": "user", "content": "hello"}]}] * 3)
+    monkeypatch.setattr(sys, "stderr", log := io.StringIO())
+    run("--data", data, "--batch_size", 1)
+    assert "tokens/s]" in log.getvalue() and "\r" not in log.getvalue() and " of 3" not in log.getvalue()
+
+
+def test_one_picture_is_not_plural(run, monkeypatch, files, capsys):
+    monkeypatch.setattr("builtins.input", lambda prompt: "")
+    monkeypatch.setattr(sys, "stderr", sys.stdout)
+    assert run("--image", files[0]) == "1 picture. Ask; an empty line ends.\n"

@@ -93,3 +93,10 @@ def test_shares_and_rows_of_two_kinds():
         "en",
     ]
     assert "| where | 0.333 (0.06 to 0.79) | - | 0.000" in _scores(report)
+
+
+def test_a_broken_picture_is_left_out_and_told(held_out, capsys):
+    (held_out.parent / "images" / "0_0.png").write_text("no picture")
+    assert [question.sample.where[-1] for question in read_questions(held_out)] == ["2", "3", "4"]
+    said = capsys.readouterr().err
+    assert said.startswith("left out 1 of 4 lines: ") and "held_out.jsonl:1: " in said and "cannot be read" in said
