@@ -17,8 +17,8 @@ from pathlib import Path
 from random import Random
 
 from dataset import emoji_world as world
-from model.processing import load_tokenizer
 from model.command_line import CommandLine
+from model.processing import load_tokenizer
 from model.text import counted
 
 ZIPF = 1.0  # of the names in the base decoder's texts, as in any language
