@@ -36,9 +36,8 @@ def decoder_of(path: Path) -> dict:
 
 
 @pytest.fixture
-def starts_from(data_folder, tower_folder, monkeypatch):
+def starts_from(data_folder, tower_folder):
     """starts_from(model, stage): a tiny run of texts that starts from this model, though it knows no language yet."""
-    monkeypatch.setattr(stage, "check_text_loss", lambda *_: None)
 
     def configure(model: MiniMindForCausalLM, of: StageConfig = LLM, **changes) -> StageConfig:
         path = data_folder / "start.safetensors"

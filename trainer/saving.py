@@ -42,12 +42,15 @@ class Saver:
     def __init__(
         self, config: StageConfig, model: MiniMindForCausalLM, optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler, order: Order | ResplitOrder, found: dict,
-        validate: Callable[[], float] | None, metrics: Metrics, folder: RunFolder, stop: StopRequest, runtime: Runtime,
+        validate: Callable[[], float] | None, probe: Callable[[], dict[str, str]], metrics: Metrics, folder: RunFolder,
+        stop: StopRequest, runtime: Runtime,
     ):  # fmt: skip
-        """found: the run's fingerprints. validate: measures the validation loss, called on every rank."""
+        """found: the run's fingerprints. validate, probe: the validation loss, and what weights are known by at the
+        next start (trainer/probe.py); called on every rank.
+        """
         self.run_folder, self.stop = folder, stop
         self.config, self.model, self.optimizer, self.scaler = config, model, optimizer, scaler
-        self.order, self.found, self.validate = order, found, validate
+        self.order, self.found, self.validate, self.probe = order, found, validate, probe
         self.metrics, self.runtime = metrics, runtime
         self.folder = config.run_dir / "checkpoints"
         self.last_path: Path | None = None
@@ -88,7 +91,7 @@ class Saver:
         loss, is_best = self._validate(state)
         facts = {
             "stage": self.config.name, "step": str(state.step), "stage_config": json.dumps(vars(self.config)),
-            **({} if loss is None else {"val_loss": f"{loss:.4f}"}),
+            **({} if loss is None else {"val_loss": f"{loss:.4f}"}), **self.probe(),
         }  # fmt: skip
         paths = [self.config.weight_path]
         if is_best:
