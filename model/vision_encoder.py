@@ -44,9 +44,7 @@ def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
         UserError: no such folder, or its weights are not those of a whole CLIP vision tower.
     """
     given, folder = folder, find_folder(folder)
-    weights = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
-    if weights is None or not (folder / "config.json").is_file():
-        reason = "no weights in it" if folder.is_dir() else "the folder does not exist"
+    if reason := lacks_tower(folder):
         if meant := did_you_mean(given) or did_you_mean(folder):
             raise UserError(f"{folder} holds no CLIP vision tower: {reason}{meant}")
         raise UserError(
@@ -54,6 +52,7 @@ def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
             f"scripts/download.py clip --to {folder}`, or name the small shipped one: "
             f"--vision_model {SHIPPED_TOWER}"
         )
+    weights = next(folder / name for name in WEIGHT_NAMES if (folder / name).is_file())
     logging.disable_progress_bar()  # it would flash for a file of this size
     wrapped = hasattr(CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=0)), "vision_model")
     names = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."} if wrapped else None
@@ -68,6 +67,15 @@ def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
     if wrong:
         raise UserError(f"{weights} lacks {len(wrong)} of the vision tower's tensors, the first is {wrong[0]}")
     return _unwrap(tower).requires_grad_(False).eval(), file_sha256(weights)
+
+
+def lacks_tower(folder: str | Path) -> str | None:
+    """Why a folder cannot hold a CLIP tower, None where it may."""
+    folder = find_folder(folder)
+    if not folder.is_dir():
+        return "the folder does not exist"
+    complete = any((folder / name).is_file() for name in WEIGHT_NAMES) and (folder / "config.json").is_file()
+    return None if complete else "no weights in it"
 
 
 def portable_path(folder: str | Path) -> str:

@@ -11,6 +11,7 @@ from dataset.quarantine import MAX_BAD_SHARE
 from model.command_line import CommandLine
 from model.errors import UserError
 from trainer.presets import PRESETS, preset_values
+from trainer.refusal import wait_to_be_ended
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
@@ -45,7 +46,9 @@ class StageConfig:
     val_path: str = flag("", "validation data; empty: --val_samples of the training data are held back")
     val_samples: int = flag(128, "rows for the validation loss, at most a tenth of the data; 0: none")
     save_dir: str = flag(str(OUT), "folder for weights and runs")
-    from_weight: str = flag("none", "weights to start from: a file, a stage's name looked up in save_dir, or none")
+    from_weight: str = flag(
+        "none", "weights to start from: a file, a stage's name looked up in save_dir (llm: else what ships), or none"
+    )
     init_embeddings: str = flag("", "with --from_weight none: first token embeddings, of scripts/embed_names.py")
     from_resume: int = flag(0, "1: go on from the run's last checkpoint, if there is one; torchrun's restarts do so")
     allow_data_change: int = flag(0, "1: go on from a checkpoint although the training data has changed since")
@@ -174,6 +177,7 @@ def parse_config(stage: StageConfig, arguments: list[str] | None = None) -> Stag
         del values["preset"]
         return StageConfig(**values)
     except UserError as error:
+        wait_to_be_ended()
         parser.error(str(error))
 
 

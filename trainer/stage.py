@@ -31,9 +31,11 @@ from trainer.fingerprint import check_same_on_all_ranks, fingerprints
 from trainer.finite import NumberWatch
 from trainer.loop import batches_of, train, validation_loss
 from trainer.metrics import Metrics
+from trainer.needs import check_needs, with_base
 from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
 from trainer.order import Order
 from trainer.probe import check_probe, probe_facts
+from trainer.refusal import note_for_torchrun, wait_to_be_ended
 from trainer.run_folder import RunFolder
 from trainer.run_state import begin, kept_dropout, kept_settings, resumes
 from trainer.runtime import RanksLost, Runtime, start_runtime, stop_runtime
@@ -47,17 +49,30 @@ CHECKED_SAMPLES = 32  # for the text loss before training
 
 def run_stage(config: StageConfig) -> None:
     """Train one stage, from a config to weights in config.weight_path. What a user can mend ends in one sentence."""
+    try:
+        _run_or_stop(config)
+    except (UserError, RanksLost, WorkersLost) as error:
+        sentence = f"{config.name}: {error}"
+        if isinstance(error, UserError):
+            wait_to_be_ended()
+            note_for_torchrun(sentence)
+        raise SystemExit(sentence) from error
+
+
+def _run_or_stop(config: StageConfig) -> None:
     with StopRequest() as stop:
         try:
             runtime = start_runtime(config.device, config.dtype, config.seed)
+            config = with_base(config, print if runtime.is_main else lambda *_: None)
+            check_needs(config)
             config = with_sizes(config)
             with RunFolder(config, runtime) as folder, runtime.watching():
                 _run(config, runtime, folder, stop)
         except (UserError, RanksLost, WorkersLost) as error:
-            clear_frames(error.__traceback__)
-            raise SystemExit(f"{config.name}: {error}") from error
+            clear_frames(error.__traceback__)  # they hold what stop_runtime must find released
+            raise
         except Stopped as stopped:
-            clear_frames(stopped.__traceback__)  # they hold what stop_runtime must find released
+            clear_frames(stopped.__traceback__)
             then = "--from_resume 1 goes on from the last checkpoint"  # which all ranks have just written
             if not stop.training:
                 then = "before its first step, with nothing to save: the same command begins again"
@@ -292,6 +307,6 @@ def tell_text_loss(model: MiniMindForCausalLM, data: Subset, say: Callable = pri
     say(f"text loss before training, pictures left out: {loss:.2f}")
     if loss > 0.8 * guess:
         say(
-            f"these words are new to this decoder: text loss {loss:.1f} (a uniform guess has {guess:.1f}); it will learn "
-            "them, and forget others unless old data is mixed in: docs/own_pictures.md"
+            f"these words are new to this decoder: text loss {loss:.1f} (a uniform guess has {guess:.1f}); it will "
+            "learn them, and forget others unless old data is mixed in: docs/own_pictures.md"
         )
