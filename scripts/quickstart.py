@@ -88,7 +88,7 @@ def main() -> None:
     lines = (options.output / "answers.jsonl").read_text(encoding="utf-8").split("\n")
     answers = [json.loads(line) for line in lines if line]
     sheet = options.output / "sheet.png"
-    draw_sheet(answers, sheet)
+    draw_sheet(answers, sheet, emoji_world.attribution())
     report = {
         "exact_match": score["exact_match"],
         "minutes": round(sum(quickstart.minutes.values()), 2),

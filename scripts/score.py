@@ -22,6 +22,7 @@ from model.processing import IMAGE_TAG
 from model.progress import progress_over
 from scripts.answer import Answerer, Conversation, Options
 from scripts.given_data import left_out, open_data
+from scripts.sheet import draw_sheet
 
 MODES = ("right", "shuffled", "none")
 BRIEF = Options(max_new_tokens=64)  # answers of this kind of data are short
@@ -215,11 +216,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--answers", type=Path, help="write every question with its answers here, as JSON lines")
+    parser.add_argument("--sheet", type=Path, help="draw the first pictures with questions and answers here, a .png")
     options = parser.parse_args()
     if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
         parser.error("--batch_size and --limit must be at least 1")
     try:
-        for path in filter(None, (options.json, options.answers)):
+        for path in filter(None, (options.json, options.answers, options.sheet)):
             if not path.parent.is_dir():
                 raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
         questions = read_questions(options.data, options.images_path, options.limit)
@@ -233,6 +235,9 @@ def main() -> None:
     if options.answers:
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         options.answers.write_text("".join(lines), encoding="utf-8")
+    if options.sheet:
+        draw_sheet(records, options.sheet)
+        print(f"sheet: {options.sheet}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.emoji_world import attribution
+from model.processing import open_picture
 
 CELL, MARGIN, LINE = 240, 16, 17  # pixels
 COLUMNS, ROWS = 4, 3
@@ -17,19 +17,19 @@ CHINESE_FONTS = (
 )  # fmt: skip
 
 
-def draw_sheet(records: Sequence[dict], path: Path) -> None:
+def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
     """The first pictures of the records, each with up to three of its questions.
 
-    records: as scripts/score.py writes them (pictures, language, question, right, truth). Pictures are taken in order,
-    not by whether the answers are right.
+    records: as scripts/score.py writes them (pictures, question, right, truth). Pictures are taken in order, not by
+    whether the answers are right. credit: whose pictures they are, a line at the bottom.
     """
     font, chinese = _fonts(13)
     scenes: dict[str, list[dict]] = {}
     for record in records:
-        if record["pictures"] and (chinese or record["language"] != "zh"):
+        if record["pictures"] and (chinese or not _is_chinese(record)):
             scenes.setdefault(record["pictures"][0], []).append(record)
-    shown = list(scenes.items())[: COLUMNS * ROWS]
-    height = CELL + 3 * 3 * LINE + MARGIN
+    shown = [(picture, questions[:3]) for picture, questions in list(scenes.items())[: COLUMNS * ROWS]]
+    height = CELL + max((len(questions) for _, questions in shown), default=0) * 3 * LINE + MARGIN
     width = COLUMNS * (CELL + MARGIN) + MARGIN
     rows = -(-len(shown) // COLUMNS)
     sheet = Image.new("RGB", (width, MARGIN + rows * height + 3 * LINE), "white")
@@ -37,23 +37,26 @@ def draw_sheet(records: Sequence[dict], path: Path) -> None:
     for number, (picture, questions) in enumerate(shown):
         x = MARGIN + number % COLUMNS * (CELL + MARGIN)
         y = MARGIN + number // COLUMNS * height
-        with Image.open(picture) as scene:
-            sheet.paste(scene.convert("RGB").resize((CELL, CELL)), (x, y))
+        sheet.paste(open_picture(picture).resize((CELL, CELL)), (x, y))
         y += CELL + 6
-        for record in questions[:3]:
+        for record in questions:
             right = record["right"] == record["truth"]
-            face = chinese if record["language"] == "zh" else font
+            face = chinese if _is_chinese(record) else font
             draw.text((x, y), _fit(record["question"], face), BLACK, face)
             draw.text((x, y + LINE), _fit(record["right"] or "(nothing)", face), GREEN if right else RED, face)
             if not right:
                 draw.text((x, y + 2 * LINE), _fit(f"truth: {record['truth']}", face), GREY, face)
             y += LINE * (2 if right else 3) + 4
-    note = "green: exactly right, red: wrong. Held-out scenes in order, none left out."
+    note = "green: exactly right, red: wrong. The first pictures in order, none left out."
     if not chinese:
-        note += " Chinese questions need a Chinese font; they are in answers.jsonl."
+        note += " Chinese questions need a Chinese font; see score.py --answers."
     draw.text((MARGIN, sheet.height - 2 * LINE - 6), note, GREY, font)
-    draw.text((MARGIN, sheet.height - LINE - 6), attribution(), GREY, font)
+    draw.text((MARGIN, sheet.height - LINE - 6), credit, GREY, font)
     sheet.save(path)
+
+
+def _is_chinese(record: dict) -> bool:
+    return any(letter >= "\u2e80" for name in ("question", "right", "truth") for letter in record[name] or "")
 
 
 def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont, ImageFont.FreeTypeFont | None]:

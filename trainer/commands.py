@@ -11,7 +11,11 @@ from trainer.config import ROOT
 
 def command(script: str, *flags: object) -> str:
     """`python SCRIPT FLAGS`, the script named from the project's root, paths as short as they can be."""
-    return shlex.join([shown(_python()), shown(ROOT / script), *map(shown, flags)])
+    return python(ROOT / script, *flags)
+
+
+def python(*parts: object) -> str:
+    return shlex.join([shown(_python()), *map(shown, parts)])
 
 
 def stage_command(name: str, *flags: object) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 
 from dataset.batching import PackedRows
 from dataset.feature_cache import cache_features
-from dataset.formats import read_samples
+from dataset.formats import Sample, read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.vlm_dataset import ConversationDataset, text_only
 from model.config import MiniMindConfig
@@ -30,8 +30,10 @@ from trainer.config import OPEN, SIZES, StageConfig
 from trainer.fingerprint import check_same_on_all_ranks, fingerprints
 from trainer.finite import NumberWatch
 from trainer.loop import batches_of, train, validation_loss
+from trainer.loss_curve import draw_losses
 from trainer.metrics import Metrics
 from trainer.needs import check_needs, with_base
+from trainer.next_steps import next_steps
 from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
 from trainer.order import Order
 from trainer.probe import check_probe, probe_facts
@@ -144,6 +146,9 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
         metrics.close()
     left_out(quarantine, folder, say)
     say(f"weights: {config.weight_path}")
+    if runtime.is_main:
+        show_losses(config, say)
+        say(next_steps(config, an_example(data)))
 
 
 def left_out(quarantine: Quarantine, folder: RunFolder, say: Callable = lambda *_: None) -> None:
@@ -152,6 +157,25 @@ def left_out(quarantine: Quarantine, folder: RunFolder, say: Callable = lambda *
         folder.update(**{f"samples_{kind}": count for kind, count in quarantine.counts().items()})
         if summary := quarantine.summary():
             say(summary)
+
+
+def show_losses(config: StageConfig, say: Callable = print) -> None:
+    """loss.png in the run's folder."""
+    path = config.run_dir / "loss.png"
+    try:
+        if draw_losses(config.run_dir / "metrics.jsonl", path, f"{config.weight_name}: loss a trained token"):
+            say(f"loss:    {path}")
+    except OSError as error:  # what was trained is saved
+        say(f"{path} cannot be written: {error.strerror}")
+
+
+def an_example(data: Subset) -> Sample | None:
+    """The first training sample that shows a picture."""
+    for index in data.indices[:CHECKED_SAMPLES]:
+        sample = data.dataset.samples[data.dataset.kept[index]]
+        if sample.pictures:
+            return sample
+    return None
 
 
 def where_is(rows: Subset | PackedRows, number: int) -> str:
