@@ -8,18 +8,21 @@
 import hashlib
 import io
 import json
+import os
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from dataset.limits import PictureLimits
 from model.errors import UserError
-from model.processing import SampleError, open_picture
+from model.processing import MAX_PIXELS, NO_FILE, SampleError, TooManyPixels, UnreadableFile, open_picture
 from model.text import counted, did_you_mean, plain
 
 ENDINGS = (".jsonl", ".parquet")
@@ -49,6 +52,10 @@ class BadSample(DataError):
         return f"{self.where}: {self.reason}"
 
 
+class Unreadable(BadSample):
+    """One whose file the disk or the system does not give: another day it may."""
+
+
 _short = reprlib.Repr()  # a value in a message: a few items, a few levels, however large it is
 _short.maxstring = _short.maxother = 60
 shown = _short.repr
@@ -63,6 +70,7 @@ class Sample:
     pictures: tuple[Path | bytes, ...] = ()
     text: str | None = None  # then there are no messages
     extra: dict = field(default_factory=dict, compare=False)  # the record's other fields
+    max_pixels: int = field(default=MAX_PIXELS, compare=False)  # of a picture
 
     def open_pictures(self, decode: bool = True) -> list[Image.Image]:
         """RGB pictures in order. Raises BadSample naming the line and the file."""
@@ -73,20 +81,24 @@ class Sample:
         source = self.pictures[number]
         name = str(source) if isinstance(source, Path) else f"picture {number + 1}"
         try:
-            return open_picture(source if isinstance(source, Path) else io.BytesIO(source), decode)
+            return open_picture(source if isinstance(source, Path) else io.BytesIO(source), decode, self.max_pixels)
+        except UnreadableFile as error:
+            raise Unreadable(self.where, f"{name}: {error}") from error
         except SampleError as error:
-            raise BadSample(self.where, f"{name}: {error}") from error
+            cure = ", or raise --max_megapixels" if isinstance(error, TooManyPixels) else ""
+            raise BadSample(self.where, f"{name}: {error}{cure}") from error
 
 
 def read_samples(
-    path: str | Path, images_path: str | Path | None = None, copies: Path = COPIES, say: Callable = print
-) -> Sequence[Sample]:
+    path: str | Path, images_path: str | Path | None = None, copies: Path = COPIES, say: Callable = print,
+    limits: PictureLimits | None = None,
+) -> Sequence[Sample]:  # fmt: skip
     """Open a data file by its ending; samples are parsed when they are asked for.
 
     images_path: the folder of a JSONL's pictures; by default `images` beside the file. copies: where a parquet's copy
     goes if the folder that it lies in takes none.
     """
-    path = Path(path)
+    path, limits = Path(path), limits or PictureLimits()
     if path.suffix not in ENDINGS:
         lines = AS_LINES.format(path, path.with_suffix(".jsonl"))
         cure = f": write its list as lines, {lines}" if path.suffix == ".json" else ""
@@ -99,9 +111,9 @@ def read_samples(
     if path.suffix == ".parquet":
         from dataset.parquet_rows import ParquetRows  # it loads pyarrow, which few runs need, and imports this file
 
-        samples = ParquetRows(path, copies, say)
+        samples = ParquetRows(path, copies, say, limits)
     else:
-        samples = JsonLines(path, Path(images_path) if images_path else path.parent / "images")
+        samples = JsonLines(path, Path(images_path) if images_path else path.parent / "images", limits)
     if not len(samples):
         raise DataError(f"{path} holds no sample")
     return samples
@@ -110,34 +122,57 @@ def read_samples(
 class JsonLines(Sequence):
     """Byte offsets of the lines; a line is parsed when it is asked for, so that a large file costs little memory."""
 
-    def __init__(self, path: Path, images_path: Path):
-        self.path, self.images_path = path, images_path.resolve()
+    def __init__(self, path: Path, images_path: Path, limits: PictureLimits):
+        self.path, self.images_path, self.limits = path, images_path.resolve(), limits
         with path.open("rb") as file:
-            self.lines = np.fromiter(_places(file), np.dtype((np.int64, 3)))  # line number, offset, bytes
+            self.facts = _facts(file)
+            found = np.fromiter(_places(file), np.dtype((np.int64, 3)))  # line number, offset, bytes
+        self._lines, self._rows = found[:, 1:].copy(), len(found)  # offset and bytes
+        is_plain = np.array_equal(found[:, 0], np.arange(1, len(found) + 1))
+        self.numbers = None if is_plain else found[:, 0].copy()  # of the lines; None: no line is blank
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_lines": None}  # reading processes need no lines: they are rendered
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return self._rows
+
+    def where(self, index: int) -> str:
+        return f"{self.path}:{index + 1 if self.numbers is None else self.numbers[index]}"
+
+    def _open(self) -> BinaryIO:
+        """The file whose lines were found. Raises DataError where it has been replaced, or written to."""
+        file = self.path.open("rb")
+        if _facts(file) != self.facts:
+            file.close()
+            raise DataError(f"{self.path} has changed since it was opened: start again when it is whole")
+        return file
 
     def identity(self) -> list:
         """What tells this data from other data, but for its pictures: where it lies, and every byte of it."""
-        with self.path.open("rb") as file:
-            return [str(self.path), str(self.images_path), hashlib.file_digest(file, "sha256").hexdigest()]
+        with self._open() as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        return [str(self.path), str(self.images_path), content, *astuple(self.limits)]
 
     def __getitem__(self, index: int) -> Sample:
-        number, offset, size = self.lines[index].tolist()
-        where = f"{self.path}:{number}"
+        where = self.where(index)
+        if self._lines is None:
+            with self._open() as file:
+                self._lines = np.fromiter(_places(file), np.dtype((np.int64, 3)))[:, 1:]
+        offset, size = self._lines[index].tolist()
         if size > MAX_LINE:
             raise BadSample(where, f"this line has {size:,} bytes, more than {MAX_LINE:,}: split or delete it")
-        with self.path.open("rb") as file:
+        with self._open() as file:
             file.seek(offset)
             line = file.read(size)
         try:
-            record = parse(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            record = parse(line.decode("utf-8" if offset else "utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise BadSample(where, f"this line is no JSON ({str(error)[:120]}): mend or delete it") from error
         if not isinstance(record, dict):
             raise BadSample(where, f"this line is {type(record).__name__}, it must be an object {{...}}")
-        return make_sample(where, record, [self._locate(where, name) for name in self._names(where, record)])
+        sample = make_sample(where, record, [self._locate(where, name) for name in self._names(where, record)])
+        return replace(sample, max_pixels=self.limits.max_pixels)
 
     @staticmethod
     def _names(where: str, record: dict) -> list[str]:
@@ -151,6 +186,8 @@ class JsonLines(Sequence):
     def _locate(self, where: str, name: str) -> Path:
         """Where a picture lies, found without opening it: a regular file inside the folder, whatever links lead to.
 
+        With follow_links the name must lie inside, and links there may lead anywhere.
+
         The path is the one that was named, so that a link that leads elsewhere tomorrow shows in the file's facts.
         """
         if "://" in name:
@@ -160,14 +197,24 @@ class JsonLines(Sequence):
             path = named.resolve()
             exists = path.exists()
         except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, half a surrogate pair, a loop of links
+            if isinstance(error, OSError) and error.errno not in NO_FILE:
+                raise Unreadable(where, f"picture {shown(name)}: {UnreadableFile(error)}") from error
             raise BadSample(where, f"no file can be called {name[:80]!r} ({str(error)[:80]})") from error
-        if not path.is_relative_to(self.images_path):
-            raise BadSample(
-                where, f"picture {name[:80]!r} lies outside {self.images_path}: use names inside --images_path"
-            )
+        is_inside = not os.path.isabs(name) and ".." not in Path(name).parts
+        if not (is_inside if self.limits.follow_links else path.is_relative_to(self.images_path)):
+            cure = "use names inside --images_path"
+            if is_inside:
+                cure += ", or --follow_links 1 where links may lead out of it"
+            raise BadSample(where, f"picture {name[:80]!r} lies outside {self.images_path}: {cure}")
         if exists and not path.is_file():
             raise BadSample(where, f"picture {name[:80]!r} is no regular file")
         return named
+
+
+def _facts(file: BinaryIO) -> tuple[int, ...]:
+    """What changes where a file is replaced or written to."""
+    facts = os.fstat(file.fileno())
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def _places(file: io.BufferedReader) -> Iterator[tuple[int, int, int]]:

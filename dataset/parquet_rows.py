@@ -1,11 +1,13 @@
 """MiniMind's parquet: rows in any order, out of a copy that is mapped into memory."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
 
 from dataset.formats import BadSample, Sample, check_number, make_sample, parse
+from dataset.limits import PictureLimits
 from dataset.parquet_copy import BYTES, TEXTS, copy_of
 
 
@@ -16,9 +18,9 @@ class ParquetRows(Sequence):
     once and shared by all ranks and workers without taking their memory.
     """
 
-    def __init__(self, path: Path, copies: Path, say: Callable = print):
+    def __init__(self, path: Path, copies: Path, say: Callable, limits: PictureLimits):
         """copies: the folder for the copy where it cannot lie beside the parquet."""
-        self.path, self.copy = path, copy_of(path, copies, say)
+        self.path, self.limits, self.copy = path, limits, copy_of(path, copies, say)
         self._columns: dict[str, pyarrow.ChunkedArray] | None = None
         self._rows = len(self._open()[TEXTS])
 
@@ -37,14 +39,15 @@ class ParquetRows(Sequence):
     def __len__(self) -> int:
         return self._rows
 
+    def where(self, index: int) -> str:
+        return f"{self.path}:{index + 1}"
+
     def identity(self) -> list:
-        """What tells this data from other data, pictures and all: the file's size and time of change."""
-        facts = self.path.stat()
-        return [str(self.path), facts.st_size, facts.st_mtime_ns]
+        """What tells this data from other data, pictures and all: the copy is named by the file's size and time of change."""
+        return [str(self.path), self.copy.name, self.limits.max_megapixels]
 
     def __getitem__(self, index: int) -> Sample:
-        where = f"{self.path}:{index + 1}"
-        columns = self._open()
+        where, columns = self.where(index), self._open()
         try:
             conversations = columns[TEXTS][index].as_py()
         except UnicodeDecodeError as error:
@@ -59,4 +62,5 @@ class ParquetRows(Sequence):
         numbers = columns["shows"][index].as_py()
         check_number(where, numbers)
         pictures = [columns["pictures"][number].as_py() for number in numbers]
-        return make_sample(where, {"conversations": conversations}, pictures)
+        sample = make_sample(where, {"conversations": conversations}, pictures)
+        return replace(sample, max_pixels=self.limits.max_pixels)

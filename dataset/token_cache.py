@@ -3,7 +3,8 @@
 One file a data set, `<key>.tokens`, named by a hash of all that decides what stands in it: the code that renders, the
 tokenizer, --max_seq_len, the data. Its columns are mapped into memory, which ranks and reading processes share.
 Written aside, fsynced, renamed, with a sha256 of everything at its end: what is damaged is found, and made again.
-Pictures have no part in the name; their sizes and times of change are compared instead, whenever the file is used.
+Pictures have no part in the name; their sizes and times of change are compared instead, whenever the file is used, and
+what was left out for a reason outside of the data file is looked at again: rights and disks are mended without a trace.
 
 length of the header (8 bytes), header (JSON: name, type and shape of each column), columns, sha256 (32 bytes)
 """
@@ -31,25 +32,26 @@ from model.weights import sync_to_disk
 
 WORTH_KEEPING = 200  # samples; fewer are rendered sooner than a file is made safe
 # what decides how a sample is read, checked and rendered
-CODE = ("model/config.py", "model/processing.py", "dataset/formats.py", "dataset/parquet_rows.py",
-        "dataset/parquet_copy.py", "dataset/batching.py", "dataset/vlm_dataset.py",
+CODE = ("model/config.py", "model/processing.py", "dataset/formats.py", "dataset/limits.py",
+        "dataset/parquet_rows.py", "dataset/parquet_copy.py", "dataset/batching.py", "dataset/vlm_dataset.py",
         "dataset/token_cache.py")  # fmt: skip
 ALIGNED = 64  # bytes, where each column begins
 DIGEST = 32  # bytes
 FULLEST = 0.5  # of the free disk space: checkpoints need theirs
 ABSENT, EMBEDDED = (-1, -1), (-2, -2)  # stamps of pictures that are no files
 BAD, DROPPED = "bad", "dropped"
+LINE, HEADER, PICTURE = "line", "header", "picture"  # what is looked at again: a line, its pictures' headers, all of them
 
 
 @dataclass
 class Note:
-    """Why a sample was left out; parsed: its line could be read, the reason lies in its text or its pictures."""
+    """Why a sample was left out; again: LINE, HEADER, PICTURE where it may be another at the next start, else empty."""
 
     kind: str
     number: int
     where: str
     reason: str
-    parsed: bool = True
+    again: str = ""
 
 
 @dataclass
@@ -65,14 +67,36 @@ class Checked:
     starts: np.ndarray  # int64 [rows + 1], where each row's begin in `shown`
     counts: np.ndarray  # int64 [samples that can be used, 2]: trained tokens, pictures
     names: np.ndarray  # uint8: of each picture that was looked at its path, or the sha256 of its bytes; then a zero
+    ends: np.ndarray  # int64 [pictures that were looked at], where the zero of each stands in `names`
     stamps: np.ndarray  # int64 [pictures that were looked at, 2]: bytes and time of change; ABSENT, EMBEDDED
     notes: np.ndarray  # uint8: JSON, the fields of a Note each
 
-    def identities(self) -> list[list]:
-        """What tells each picture from others: name, size and time of change of its file, or its sha256."""
-        names = [os.fsdecode(name) for name in self.each_name()]
-        pairs = zip(names, self.stamps.tolist(), strict=True)
-        return [[name] if tuple(stamp) == EMBEDDED else [os.path.basename(name), *stamp] for name, stamp in pairs]
+    mapped = None  # no column: (path, sha256) of the file that the columns are mapped from
+
+    def __getstate__(self) -> dict:
+        """To a process that is not forked: the file, for it to map, as long as it is the one that was read."""
+        if self.mapped:
+            with contextlib.suppress(OSError, ValueError):
+                if _load(self.mapped[0], thorough=False).mapped == self.mapped:
+                    return {"mapped": self.mapped}
+        return vars(self)
+
+    def __setstate__(self, state: dict) -> None:
+        if "ids" not in state:
+            state = vars(_load(state["mapped"][0], thorough=False))
+        self.__dict__.update(state)
+
+    def shown_in(self, row: int) -> np.ndarray:
+        """The numbers of a row's pictures."""
+        return self.shown[self.starts[row] : self.starts[row + 1]]
+
+    def name(self, number: int) -> str:
+        """A picture's path, or the sha256 of its bytes."""
+        start = int(self.ends[number - 1]) + 1 if number else 0
+        return os.fsdecode(self.names[start : self.ends[number]].tobytes())
+
+    def is_embedded(self, number: int) -> bool:
+        return tuple(self.stamps[number].tolist()) == EMBEDDED
 
     def each_name(self) -> list[bytes]:
         return self.names.tobytes().split(b"\0")[:-1]
@@ -96,10 +120,10 @@ class PicturesSeen:
             self.stamps.append(EMBEDDED if embedded else _stamp(name))
         return self.numbers[name]
 
-    def columns(self) -> tuple[np.ndarray, np.ndarray]:
-        """`names` and `stamps` of Checked."""
-        names = b"".join(os.fsencode(name) + b"\0" for name in self.numbers)
-        return np.frombuffer(names, np.uint8), np.array(self.stamps, np.int64).reshape(-1, 2)
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`names`, `ends` and `stamps` of Checked."""
+        names = np.frombuffer(b"".join(os.fsencode(name) + b"\0" for name in self.numbers), np.uint8)
+        return names, np.flatnonzero(names == 0), np.array(self.stamps, np.int64).reshape(-1, 2)
 
 
 def _stamp(name: str | bytes) -> tuple[int, int]:
@@ -181,14 +205,16 @@ def _read(path: Path, samples: Sequence[Sample], say: Callable) -> Checked | Non
 
 
 def _change(found: Checked, samples: Sequence[Sample]) -> str | None:
-    """What would be found otherwise today: a picture, or a line whose pictures could not even be located."""
+    """What would be found otherwise today: a picture, or a reason to leave a sample out."""
     for name, stamp in zip(found.each_name(), found.stamps.tolist(), strict=True):
         if tuple(stamp) != EMBEDDED and _stamp(name) != tuple(stamp):
             return f"{os.fsdecode(name)} has changed"
     for note in found.each_note():
-        if not note.parsed:
+        if note.again:
             try:
-                _ = samples[note.number]
+                sample = samples[note.number]
+                if note.again != LINE:
+                    sample.open_pictures(decode=note.again == PICTURE)
             except BadSample as error:
                 if error.reason == note.reason:
                     continue
@@ -209,7 +235,9 @@ def _load(path: Path, thorough: bool = True) -> Checked:
         columns[name], start = raw[start:end].view(kind).reshape(shape), end
     if start + DIGEST != len(raw):
         raise ValueError(f"it has {len(raw)} bytes instead of {start + DIGEST}")
-    return Checked(**columns)
+    found = Checked(**columns)
+    found.mapped = path, raw[-DIGEST:].tobytes()
+    return found
 
 
 def _write(path: Path, found: Checked) -> None:

@@ -11,9 +11,12 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.batching import grouped
-from dataset.formats import BadSample, DataError, Sample
+from dataset.formats import BadSample, DataError, Sample, Unreadable
+from dataset.limits import PictureLimits
 from dataset.quarantine import Quarantine
-from dataset.token_cache import BAD, DROPPED, WORTH_KEEPING, Checked, Note, PicturesSeen, cache_path, read_or_render
+from dataset.token_cache import (
+    BAD, DROPPED, HEADER, LINE, PICTURE as WHOLE, WORTH_KEEPING, Checked, Note, PicturesSeen, cache_path, read_or_render,
+)  # fmt: skip
 from model.processing import Rendered, SampleError, VLMProcessor, collate
 from model.text import counted
 
@@ -95,23 +98,22 @@ class Check:
         shown = np.array(self.shown)[begins_row.repeat(self.shows)]
         starts = np.append(0, counts[begins_row, 1].cumsum())
         notes = np.frombuffer(json.dumps([astuple(note) for note in self.notes]).encode(), np.uint8)
-        names, stamps = self.pictures.columns()
-        return Checked(
-            ids, trained, branch, np.array(offsets), np.array(kept), shown, starts, counts, names, stamps, notes
-        )
+        columns = ids, trained, branch, np.array(offsets), np.array(kept), shown, starts, counts
+        return Checked(*columns, *self.pictures.columns(), notes)
 
     def _usable(self, alive: Callable) -> Iterator[tuple[int, tuple[int, ...], Rendered]]:
         """Number, numbers of the pictures and rendered conversation of each sample that can be used."""
         for index in range(len(self.samples)):
             if index % SIGN_OF_LIFE == 0:
                 alive()
-            sample = None
+            self.looked_at = LINE
             try:
                 sample = self.samples[index]
                 shown = tuple(map(self.pictures.number, sample.pictures))
                 rendered, unfit = self._check(sample, shown)
             except BadSample as error:
-                self._leave_out(Note(BAD, index, error.where, error.reason, parsed=sample is not None))
+                again = self.looked_at if self.looked_at == LINE or isinstance(error, Unreadable) else ""
+                self._leave_out(Note(BAD, index, error.where, error.reason, again))
                 continue
             if unfit:
                 self._leave_out(Note(DROPPED, index, sample.where, unfit))
@@ -129,6 +131,7 @@ class Check:
 
     def _check(self, sample: Sample, shown: tuple[int, ...]) -> tuple[Rendered, str]:
         """A sample rendered and cut to its length, and why it does not fit, if so. Raises BadSample."""
+        self.looked_at = ""
         try:
             if sample.text is not None:
                 rendered = self.processor.render_text(sample.text, self.max_seq_len)
@@ -143,6 +146,7 @@ class Check:
         if not any(rendered.trained[1:]):
             return rendered, f"no token of an answer within {self.max_seq_len} tokens"
         decode = len(self.shown) + len(shown) <= FULLY_DECODED
+        self.looked_at = WHOLE if decode else HEADER
         for place, number in enumerate(shown):
             if number not in self.sound:  # questions about one picture open it once
                 sample.open_picture(place, decode)
@@ -182,8 +186,21 @@ class ConversationDataset(Dataset):
                     self.report.leave_out(note, quarantine, len(samples))
                 quarantine.check(self.report.bad, len(self.report.bad), len(samples))
         self.report.count(found)
+        self._take(found)
+
+    def _take(self, found: Checked) -> None:
         self.found, self.kept, self.offsets = found, found.kept, found.offsets
         self.ids, self.trained, self.branch = found.ids, found.trained, found.branch
+
+    def __getstate__(self) -> dict:
+        """To a process that reads and is not forked: it maps the columns of `found` again, and reports nothing."""
+        of_found = ("kept", "offsets", "ids", "trained", "branch")
+        state = {name: value for name, value in vars(self).items() if name not in of_found}
+        return {**state, "report": DataReport()}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._take(self.found)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -235,8 +252,16 @@ class ConversationDataset(Dataset):
 
     def pixels(self, index: int) -> list[torch.Tensor]:
         """A row's pictures, uint8 [3, height, width] each. Raises BadSample."""
-        pictures = self.samples[self.kept[index]].open_pictures()
-        return [self.processor.pixels(picture) for picture in pictures]
+        return [self.processor.pixels(picture) for picture in self.pictured(index).open_pictures()]
+
+    def pictured(self, index: int) -> Sample:
+        """A row's pictures as they were checked, without its text: the data file may hold other lines by now."""
+        numbers = self.found.shown_in(index).tolist()
+        if any(map(self.found.is_embedded, numbers)):
+            return self.samples[self.kept[index]]
+        limits = getattr(self.samples, "limits", PictureLimits())
+        pictures = tuple(Path(self.found.name(number)) for number in numbers)
+        return Sample(self.where(index), [], pictures, max_pixels=limits.max_pixels)
 
     def grey(self) -> torch.Tensor:
         """What stands for a picture that cannot be decoded."""
@@ -244,10 +269,8 @@ class ConversationDataset(Dataset):
 
     def where(self, index: int) -> str:
         """File and line of a row's first sample, whatever has become of them since."""
-        try:
-            return self.samples[self.kept[index]].where
-        except BadSample as error:
-            return error.where
+        number = int(self.kept[index])
+        return self.samples[number].where if isinstance(self.samples, list) else self.samples.where(number)
 
 
 def _pack(rendered: Rendered, image_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

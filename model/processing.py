@@ -6,6 +6,7 @@ image_mask                     (196 true)
 labels                                                                              a cat<|im_end|>
 """
 
+import errno
 import hashlib
 import json
 import reprlib
@@ -13,6 +14,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -28,8 +30,11 @@ IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")
 REMEMBERED_TEXTS = 65536
 MAX_PIXELS = 25_000_000  # a picture of more is refused by its header, before it is decoded
+DRAFT_SIDE = 1024  # pixels; a JPEG of more than MAX_PIXELS is decoded at a half to an eighth of its size, not smaller
 MAX_SIDE, MAX_RATIO = 16384, 200  # pixels; the longer side to the shorter
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+# Not there, no file, or a decoder sent to a place before its start; other numbers are the disk's or the system's fault.
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
 # What Pillow's decoders raise over bytes that they did not expect.
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError, struct.error,
                  LookupError, ArithmeticError, TypeError)  # fmt: skip
@@ -47,6 +52,20 @@ class SampleError(UserError):
 
     def __str__(self) -> str:
         return ": ".join(self.args)
+
+
+class UnreadableFile(SampleError):
+    """A picture's file that the disk or the system does not give, which says nothing of the picture."""
+
+    def __init__(self, error: OSError):
+        super().__init__(
+            f"the file could not be read ({error.strerror or error}), which is no fault of the picture",
+            "see to the rights of the file and its folder, or to the disk, and start again",
+        )
+
+
+class TooManyPixels(SampleError):
+    """A picture beyond a limit that may be raised."""
 
 
 @dataclass
@@ -105,19 +124,23 @@ def load_tokenizer(folder: str | Path | None = None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(folder or Path(__file__).parent)
 
 
-def open_picture(source: str | Path | Image.Image, decode: bool = True) -> Image.Image:
+def open_picture(
+    source: str | Path | BinaryIO | Image.Image, decode: bool = True, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """A picture as RGB, turned as its EXIF says, transparency on white.
 
     decode: False only looks at the header, which is fast, and finds what is no picture but not what is cut short.
 
     Raises:
-        SampleError: it is missing, no picture, too large, or damaged.
+        SampleError: it is missing, no picture, too large, or damaged, or the disk or the system does not give it.
     """
     try:
         picture = source if isinstance(source, Image.Image) else Image.open(source, formats=PICTURE_FORMATS)
-        _check_size(*picture.size)
+        _check_size(*picture.size, max_pixels)
         if not decode:
             return picture
+        if picture.width * picture.height > MAX_PIXELS:
+            picture.draft(None, (DRAFT_SIDE, DRAFT_SIDE))
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I;16"):  # Pillow's own conversion clips 16 bits to white
             picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
@@ -130,13 +153,15 @@ def open_picture(source: str | Path | Image.Image, decode: bool = True) -> Image
     except FileNotFoundError:
         raise SampleError("the file does not exist", "check --images_path") from None
     except DECODE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in NO_FILE:
+            raise UnreadableFile(error) from error
         raise SampleError(f"it cannot be read as a picture ({error})", "replace it or delete the line") from error
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     longer, shorter = max(width, height), min(width, height)
-    if width * height > MAX_PIXELS:
-        raise SampleError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down")
+    if width * height > max_pixels:
+        raise TooManyPixels(f"it has {width} x {height} pixels, more than {max_pixels:,}: scale it down")
     if longer > MAX_SIDE:
         raise SampleError(f"it has {width} x {height} pixels, a side of more than {MAX_SIDE:,}: scale it down")
     if longer > MAX_RATIO * shorter:
@@ -166,6 +191,9 @@ class VLMProcessor:
         if isinstance(config, VLMConfig):
             return cls(tokenizer, config.image_tokens, config.image_size)
         return cls(tokenizer)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_encoded": {}}  # processes that read pictures encode no text
 
     def fingerprint(self) -> str:
         """Of all that decides which ids a text becomes."""

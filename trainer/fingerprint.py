@@ -54,7 +54,7 @@ def data_fingerprint(data: Subset) -> str:
     digest.update(torch.as_tensor(list(data.indices), dtype=torch.int64).numpy().tobytes())
     stride = -(-len(data.indices) // SAMPLED_PICTURES)
     for index in list(data.indices)[::stride]:
-        for picture in dataset.samples[dataset.kept[index]].pictures:
+        for picture in dataset.pictured(index).pictures:
             content = file_sha256(picture) if isinstance(picture, Path) else hashlib.sha256(picture).hexdigest()
             digest.update(content.encode())
     return digest.hexdigest()

@@ -128,7 +128,7 @@ def test_the_same_for_parquet(start, folder, tmp_path, monkeypatch):
     fresh, _ = start(path=path, folder=None), start(path=path)
     monkeypatch.setattr(VLMProcessor, "render", refuse)
     assert_alike(start(path=path), fresh)
-    assert fresh.data.found.shown.tolist() == [0, 0, 0] and len(fresh.data.found.identities()) == 1
+    assert fresh.data.found.shown.tolist() == [0, 0, 0] and len(fresh.data.found.each_name()) == 1
 
 
 @pytest.fixture
