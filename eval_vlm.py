@@ -21,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from dataset.formats import BadSample, Sample
+from dataset.limits import add_limits, limits_of
 from model.command_line import CommandLine
 from model.errors import UserError
 from model.processing import SampleError, open_picture
@@ -243,6 +244,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt", nargs="+", help="the question, or the turns; without it you are asked")
     parser.add_argument("--data", type=Path, help="a .jsonl or .parquet of questions, instead of --image and --prompt")
     parser.add_argument("--images_path", type=Path, help="folder of a .jsonl's pictures; by default `images` beside it")
+    add_limits(parser)
     parser.add_argument("--output", type=Path, help="where answers to --data go; by default beside it, _answers.jsonl")
     parser.add_argument("--batch_size", type=int, default=16, help="questions of --data at once")
     parser.add_argument("--limit", type=int, help="only the first so many lines of --data")
@@ -270,7 +272,7 @@ def main() -> None:
     options = parse()
     try:
         drawing = Options(options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.seed)
-        samples = open_data(options.data, options.images_path) if options.data else []
+        samples = open_data(options.data, options.images_path, limits_of(options)) if options.data else []
         groups = [] if options.data else picture_groups(options.image)
         answerer = Answerer.from_weight(options.weight, options.vision_model, options.device, options.dtype)
         if options.data:

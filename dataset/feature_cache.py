@@ -1,20 +1,25 @@
 """What a frozen tower makes of every picture, or its pixels at the tower's size, computed once, in mapped files.
 
 One folder a cache, named by a hash of the tower (none where pixels are kept), the pixels' size, the number format and
-the pictures: anything that changes makes another cache. Ranks fill it together, a killed run's part of it is kept,
-workers share its pages.
+the pictures' content: anything that changes makes another cache. Ranks fill it together, a killed run's part of it is
+kept, workers share its pages. That a later start need not read every picture, the folder keeps their sha256 under a
+hash of their paths, sizes and times of change.
 """
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from dataset.formats import BadSample, DataError
+from dataset.formats import BadSample, DataError, Sample
+from dataset.token_cache import Checked
 from dataset.vlm_dataset import ConversationDataset
 from model.progress import progress_over
 from model.text import counted
@@ -24,18 +29,20 @@ FORMATS = {"float16": np.float16, "int8": np.int8, PIXELS: np.uint8}
 CHUNK = 32  # pictures encoded together
 MEASURED = 128  # pictures that give int8 its scale a channel: CLIP has channels far larger than the others
 FULLEST = 0.95  # of the free disk space
+DIGEST = 32  # bytes of a sha256
 DONE, DAMAGED = 1, 2  # of a picture, in the file `done`; a damaged one is grey, and tried again at the next start
 
 
 class FeatureCache:
     """[pictures, tokens, width], or [pictures, 3, height, width] of PIXELS, on disk.
 
-    numbers: of the pictures of all rows of a data set, in order; starts: where each row's begin among them, [rows + 1].
+    found: whose shown pictures have their places here, in the order of their numbers.
     """
 
-    def __init__(self, folder: Path, kind: str, shape: tuple[int, ...], numbers: np.ndarray, starts: np.ndarray):
-        self.folder, self.kind, self.shape, self.numbers, self.starts = folder, kind, shape, numbers, starts
+    def __init__(self, folder: Path, kind: str, shape: tuple[int, ...], found: Checked):
+        self.folder, self.kind, self.shape, self.found = folder, kind, shape, found
         self._maps: tuple[np.memmap, np.memmap] | None = None
+        self._places: np.ndarray | None = None
         folder.mkdir(parents=True, exist_ok=True)
         for name, size in (("patches", self.bytes_needed(kind, shape)), ("done", shape[0])):
             with (folder / name).open("ab") as file:  # no rank truncates what another has begun
@@ -56,7 +63,7 @@ class FeatureCache:
         return self._maps
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": None}  # each worker maps the files itself
+        return {**self.__dict__, "_maps": None, "_places": None}  # each worker maps the files itself
 
     def of_row(self, row: int) -> list[torch.Tensor]:
         """float16 [tokens, width], or uint8 [3, height, width], of each picture of a row."""
@@ -67,7 +74,10 @@ class FeatureCache:
         return any(self.maps[1][number] == DAMAGED for number in self.numbers_of(row))
 
     def numbers_of(self, row: int) -> np.ndarray:
-        return self.numbers[self.starts[row] : self.starts[row + 1]]
+        """The places of a row's pictures."""
+        if self._places is None:
+            self._places = np.unique(self.found.shown, return_inverse=True)[1]
+        return self._places[self.found.starts[row] : self.found.starts[row + 1]]
 
     def check_whole(self) -> None:
         """Once all ranks have stored their shares. Raises DataError where some of them wrote to another disk."""
@@ -117,10 +127,10 @@ def cache_features(
         return
     if kind == PIXELS:
         encode, tower = _unchanged, PIXELS
-    distinct, sources, numbers = np.unique(data.found.shown, return_index=True, return_inverse=True)
-    identities = data.found.identities()
-    shape = (len(sources), *encode(_pixels(data, sources[:1])[0]).shape[1:])
-    facts = [tower, data.processor.image_size, kind, [identities[number] for number in distinct]]
+    pictures = Pictures(data, folder)
+    sources, hashes = pictures.sources, pictures.hashes
+    shape = (len(sources), *encode(pictures.pixels([0])[0]).shape[1:])
+    facts = [tower, data.processor.image_size, kind, hashes]
     folder = folder / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
     needed, free = FeatureCache.bytes_needed(kind, shape), shutil.disk_usage(_existing(folder)).free
     what, smaller = ("pixels", "") if kind == PIXELS else ("features", ", choose int8")
@@ -130,13 +140,14 @@ def cache_features(
             f"{free / 1e9:.2f} GB are free: make room{smaller}, or --cache_features none"
         )
     say(f"{what} of {counted(len(sources), 'pictures')}: {needed / 1e9:.2f} GB of {kind} in {folder}")
-    cache = FeatureCache(folder, kind, shape, numbers, data.found.starts)
+    cache = FeatureCache(folder, kind, shape, data.found)
+    pictures.keep_hashes(folder)
     if kind == "int8" and cache.scales is None:
         first = range(0, min(MEASURED, len(sources)), CHUNK)
-        cache.set_scales(torch.cat([encode(_pixels(data, sources[n : min(n + CHUNK, MEASURED)])[0]) for n in first]))
+        cache.set_scales(torch.cat([encode(pictures.pixels(range(n, min(n + CHUNK, first.stop)))[0]) for n in first]))
     missing = [n for n in range(rank, len(sources), world_size) if cache.maps[1][n] != DONE]
     for chunk in progress_over(list(_chunks(missing)), "encoding", f"x{CHUNK}", silent=rank != 0):
-        pixels, marks = _pixels(data, sources[chunk])
+        pixels, marks = pictures.pixels(chunk)
         cache.store(chunk, encode(pixels).cpu(), marks)
     data.features = cache
 
@@ -149,19 +160,85 @@ def _unchanged(pixels: torch.Tensor) -> torch.Tensor:
     return pixels
 
 
-def _pixels(data: ConversationDataset, sources: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
-    """Pictures [n, 3, height, width], and whether each could be decoded; sources: their places in data.found.shown."""
-    pixels, marks = [], []
-    for source in sources:
-        row = int(np.searchsorted(data.found.starts, source, "right")) - 1
+class Pictures:
+    """The distinct pictures that a data set shows, by their place in a cache, each with the sha256 of its bytes."""
+
+    def __init__(self, data: ConversationDataset, folder: Path):
+        """folder: of the caches. Raises DataError where a picture has changed since it was checked."""
+        self.data, self.found = data, data.found
+        self.numbers, self.sources = np.unique(data.found.shown, return_index=True)  # sources: places in found.shown
+        names = [self.found.name(number) for number in self.numbers]
+        stamps = self.found.stamps[self.numbers]
+        key = hashlib.sha256(json.dumps([names, stamps.tolist()]).encode()).hexdigest()[:20]
+        self.file = f"{key}.hashes"
+        self.hashes = self._kept(folder) or [self._hash(place) for place in range(len(names))]
+
+    def _kept(self, folder: Path) -> list[str] | None:
+        """What keep_hashes left in any cache there."""
+        for path in sorted(folder.glob(f"*/{self.file}")):
+            raw, size = path.read_bytes(), DIGEST * len(self.numbers)
+            if len(raw) == size + DIGEST and hashlib.sha256(raw[:size]).digest() == raw[size:]:
+                return [raw[start : start + DIGEST].hex() for start in range(0, size, DIGEST)]
+        return None
+
+    def keep_hashes(self, folder: Path) -> None:
+        """For later starts, unless a picture could not be read."""
+        if all(self.hashes) and not (folder / self.file).is_file():
+            content = bytes.fromhex("".join(self.hashes))
+            temporary = folder / f"{self.file}.{os.getpid()}.{id(self)}.tmp"
+            temporary.write_bytes(content + hashlib.sha256(content).digest())
+            temporary.replace(folder / self.file)
+
+    def _hash(self, place: int) -> str:
+        """Empty where the file cannot be read."""
+        number = int(self.numbers[place])
+        name = self.found.name(number)
+        if self.found.is_embedded(number):
+            return name
         try:
-            picture = data.samples[data.kept[row]].open_picture(source - data.found.starts[row])
-            pixels.append(data.processor.pixels(picture))
-            marks.append(DONE)
-        except BadSample:
-            pixels.append(data.grey())
-            marks.append(DAMAGED)
-    return torch.stack(pixels), marks
+            with open(name, "rb") as file:
+                facts = os.fstat(file.fileno())
+                if [facts.st_size, facts.st_mtime_ns] != self.found.stamps[number].tolist():
+                    raise self._changed(place)
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return ""
+
+    def _changed(self, place: int) -> DataError:
+        where = self.data.where(self._row(place))
+        name = self.found.name(self.numbers[place])
+        return DataError(f"{where}: picture {name} has changed since it was checked: start again")
+
+    def _row(self, place: int) -> int:
+        return int(np.searchsorted(self.found.starts, self.sources[place], "right")) - 1
+
+    def pixels(self, places: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+        """Pictures [n, 3, height, width], and whether each could be decoded.
+
+        Raises:
+            DataError: one is not what its hash says.
+        """
+        pixels, marks = [], []
+        for place in places:
+            row = self._row(place)
+            sample = self.data.pictured(row)
+            try:
+                picture = self._open(sample, int(self.sources[place] - self.found.starts[row]), place)
+                pixels.append(self.data.processor.pixels(picture))
+                marks.append(DONE)
+            except (BadSample, OSError):
+                pixels.append(self.data.grey())
+                marks.append(DAMAGED)
+        return torch.stack(pixels), marks
+
+    def _open(self, sample: Sample, number: int, place: int) -> Image.Image:
+        source = sample.pictures[number]
+        if not self.hashes[place]:
+            raise BadSample(sample.where, f"{source} could not be read")
+        content = source.read_bytes() if isinstance(source, Path) else source
+        if hashlib.sha256(content).hexdigest() != self.hashes[place]:
+            raise self._changed(place)
+        return replace(sample, pictures=(content,)).open_picture(0)
 
 
 def _existing(folder: Path) -> Path:

@@ -43,7 +43,7 @@ class ParquetRows(Sequence):
         return f"{self.path}:{index + 1}"
 
     def identity(self) -> list:
-        """What tells this data from other data, pictures and all: the copy is named by the file's size and time of change."""
+        """What tells this data from other data, pictures and all: the copy's name holds size and time of change."""
         return [str(self.path), self.copy.name, self.limits.max_megapixels]
 
     def __getitem__(self, index: int) -> Sample:

@@ -40,12 +40,12 @@ DIGEST = 32  # bytes
 FULLEST = 0.5  # of the free disk space: checkpoints need theirs
 ABSENT, EMBEDDED = (-1, -1), (-2, -2)  # stamps of pictures that are no files
 BAD, DROPPED = "bad", "dropped"
-LINE, HEADER, PICTURE = "line", "header", "picture"  # what is looked at again: a line, its pictures' headers, all of them
+LINE, HEADER, WHOLE = "line", "header", "whole"  # what is looked at again: a line, its pictures by header, or whole
 
 
 @dataclass
 class Note:
-    """Why a sample was left out; again: LINE, HEADER, PICTURE where it may be another at the next start, else empty."""
+    """Why a sample was left out; again: LINE, HEADER, WHOLE where it may be another at the next start, else empty."""
 
     kind: str
     number: int
@@ -214,7 +214,7 @@ def _change(found: Checked, samples: Sequence[Sample]) -> str | None:
             try:
                 sample = samples[note.number]
                 if note.again != LINE:
-                    sample.open_pictures(decode=note.again == PICTURE)
+                    sample.open_pictures(decode=note.again == WHOLE)
             except BadSample as error:
                 if error.reason == note.reason:
                     continue

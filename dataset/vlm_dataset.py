@@ -15,8 +15,18 @@ from dataset.formats import BadSample, DataError, Sample, Unreadable
 from dataset.limits import PictureLimits
 from dataset.quarantine import Quarantine
 from dataset.token_cache import (
-    BAD, DROPPED, HEADER, LINE, PICTURE as WHOLE, WORTH_KEEPING, Checked, Note, PicturesSeen, cache_path, read_or_render,
-)  # fmt: skip
+    BAD,
+    DROPPED,
+    HEADER,
+    LINE,
+    WHOLE,
+    WORTH_KEEPING,
+    Checked,
+    Note,
+    PicturesSeen,
+    cache_path,
+    read_or_render,
+)
 from model.processing import Rendered, SampleError, VLMProcessor, collate
 from model.text import counted
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 
+from dataset.limits import add_limits, limits_of
 from dataset.quarantine import Quarantine
 from dataset.shares import conversations
 from dataset.vlm_dataset import ConversationDataset
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
     try:
         if options.data:
-            open_data(options.data, options.images_path)  # what is missing is missed before anything is measured
+            open_data(options.data, options.images_path, limits_of(options))  # what is missing is missed before anything is measured
         step = step_of(options)
         found = report(step, options)
     except (UserError, OSError) as error:
@@ -82,6 +83,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
                         help="sustained by the machine that is meant; 0: measure this one")  # fmt: skip
     parser.add_argument("--data", help="data of a whole run, .jsonl or .parquet")
     parser.add_argument("--images_path", help="folder of its pictures")
+    add_limits(parser)
     parser.add_argument("--epochs", type=int, default=1, help="passes over --data")
     parser.add_argument("--check", type=int, choices=(0, 1), default=0, help="1: run such steps here, and compare")
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -211,7 +213,8 @@ def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed
 
     As in training, a step that the data does not fill is left out of each epoch. Rows are taken to be alike.
     """
-    samples, lenient = open_data(options.data, options.images_path), Quarantine(strict=False, max_share=1.0)
+    samples = open_data(options.data, options.images_path, limits_of(options))
+    lenient = Quarantine(strict=False, max_share=1.0)
     data = ConversationDataset(samples, VLMProcessor.for_config(step.config), step.tokens, lenient)
     if data.report.bad:
         print(left_out(data.report.bad, len(samples), "samples"))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.formats import BadSample, DataError, Sample
+from dataset.limits import PictureLimits, add_limits, limits_of
 from model.command_line import CommandLine
 from model.errors import UserError
 from model.processing import IMAGE_TAG
@@ -40,12 +41,14 @@ class Question:
         return self.sample.messages[-2]["content"].replace(IMAGE_TAG, "").strip()
 
 
-def read_questions(path: Path, images_path: Path | None = None, limit: int | None = None) -> list[Question]:
+def read_questions(
+    path: Path, images_path: Path | None = None, limit: int | None = None, limits: PictureLimits | None = None
+) -> list[Question]:
     """One question a line; `kind` and `language` are the line's own fields where it has them.
 
     Lines that cannot be read, or whose pictures cannot, are left out and told.
     """
-    samples, questions, bad = open_data(path, images_path), [], []
+    samples, questions, bad = open_data(path, images_path, limits), [], []
     sound: set[Path] = set()  # many questions are about one picture
     count = min(len(samples), limit or len(samples))
     for index in range(count):
@@ -209,6 +212,7 @@ def main() -> None:
     parser.add_argument("--weight", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="held-out .jsonl or .parquet")
     parser.add_argument("--images_path", type=Path, help="folder of a .jsonl's pictures; by default `images` beside it")
+    add_limits(parser)
     parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--limit", type=int, help="only the first so many lines")
@@ -224,7 +228,7 @@ def main() -> None:
         for path in filter(None, (options.json, options.answers, options.sheet)):
             if not path.parent.is_dir():
                 raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
-        questions = read_questions(options.data, options.images_path, options.limit)
+        questions = read_questions(options.data, options.images_path, options.limit, limits_of(options))
         answerer = Answerer.from_weight(options.weight, options.vision_model, options.device, options.dtype)
         report, records = score(answerer, questions, options.batch_size)
     except (UserError, OSError) as error:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dataset.limits import FOLLOW_LINKS, MAX_MEGAPIXELS, PictureLimits
 from dataset.quarantine import MAX_BAD_SHARE
 from model.command_line import CommandLine
 from model.errors import UserError
@@ -43,6 +44,8 @@ class StageConfig:
     # where things are
     data_path: str = flag("", "training data, .jsonl or .parquet")
     images_path: str = flag("", "folder of a .jsonl's pictures; empty: `images` beside it")
+    follow_links: int = flag(0, FOLLOW_LINKS)
+    max_megapixels: int = flag(PictureLimits().max_megapixels, MAX_MEGAPIXELS)
     val_path: str = flag("", "validation data; empty: --val_samples of the training data are held back")
     val_samples: int = flag(128, "rows for the validation loss, at most a tenth of the data; 0: none")
     save_dir: str = flag(str(OUT), "folder for weights and runs")
@@ -120,8 +123,13 @@ class StageConfig:
             if getattr(self, name) not in choices:
                 raise UserError(f"--{name} {getattr(self, name)}: choose from {', '.join(choices)}")
 
+        _ = self.limits  # which refuses what cannot be
         if self.shard and self.optimizer == "muon":
             raise UserError("--shard 1 cannot go with --optimizer muon, which needs each matrix whole: take adamw")
+
+    @property
+    def limits(self) -> PictureLimits:
+        return PictureLimits(bool(self.follow_links), self.max_megapixels)
 
     @property
     def token_budget(self) -> int:

@@ -253,7 +253,8 @@ def load_data(
     """Training and validation samples, all checked and rendered. Raises DataError naming file, line and cure."""
 
     def read(path: str) -> ConversationDataset:
-        samples = read_samples(path, config.images_path or None, Path(config.save_dir) / "rows", say)
+        rows = Path(config.save_dir) / "rows"
+        samples = read_samples(path, config.images_path or None, rows, say, config.limits)
         folder = Path(config.save_dir) / "tokens"
         dataset = ConversationDataset(samples, processor, config.max_seq_len, quarantine, folder, say)
         say(f"{path}: {dataset.report}")

@@ -53,9 +53,7 @@ def test_every_kind_of_bad_sample_is_counted_and_named(tmp_path, processor, monk
     monkeypatch.setattr(formats, "MAX_LINE", LONGEST)
     planted = make_zoo(tmp_path)
     opened = []
-    monkeypatch.setattr(
-        formats, "open_picture", lambda source, *_: (opened.append(source), open_picture(source))[1]
-    )
+    monkeypatch.setattr(formats, "open_picture", lambda source, *_: (opened.append(source), open_picture(source))[1])
     random.Random(0).shuffle(planted)
     lines, wanted = [SOUND_LINE.encode()], {}
     for kind, line, reason in planted:
