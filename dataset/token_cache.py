@@ -25,7 +25,7 @@ import PIL
 import tokenizers
 import transformers
 
-from dataset.formats import BadSample, Sample
+from dataset.formats import BadSample, DataError, Sample
 from dataset.one_writer import open_lock, show_life, take, wait
 from model.processing import VLMProcessor
 from model.weights import sync_to_disk
@@ -82,8 +82,12 @@ class Checked:
         return vars(self)
 
     def __setstate__(self, state: dict) -> None:
+        """Raises DataError where the file has been made anew in between."""
         if "ids" not in state:
-            state = vars(_load(state["mapped"][0], thorough=False))
+            found = _load(state["mapped"][0], thorough=False)
+            if found.mapped != state["mapped"]:
+                raise DataError(f"{found.mapped[0]} has been made anew by another run: start this one again")
+            state = vars(found)
         self.__dict__.update(state)
 
     def shown_in(self, row: int) -> np.ndarray:
