@@ -51,8 +51,8 @@ class RunCost:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
     try:
-        if options.data:
-            open_data(options.data, options.images_path, limits_of(options))  # what is missing is missed before anything is measured
+        if options.data:  # what is missing is missed before anything is measured
+            open_data(options.data, options.images_path, limits_of(options))
         step = step_of(options)
         found = report(step, options)
     except (UserError, OSError) as error:

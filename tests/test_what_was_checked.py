@@ -1,4 +1,4 @@
-"""What was checked is what is used: by every process, whatever becomes of the files, and of pictures by their content."""
+"""What was checked is what is used, by every process, whatever becomes of the files; pictures by their content."""
 
 import dataclasses
 import json
