@@ -115,6 +115,7 @@ def over_all_places(
 
 def take(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """x [batch, seq, size] at positions [batch, n] -> [batch, n, size]."""
+    positions = positions.to(x.device)  # layers may stand on several
     return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
 
 

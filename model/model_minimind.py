@@ -18,6 +18,13 @@ from model.config import IGNORE_INDEX, MiniMindConfig
 # What the installed transformers calls the cache: in what a model returns, and in what generate() hands to it.
 CACHE_NAME = {"cache", "past_key_values"}.intersection(field.name for field in fields(MoeCausalLMOutputWithPast)).pop()
 
+OF_EMBED = ("patch_features", "pictures_a_row")  # what it takes besides; a decoder without eyes ignores them
+NOT_OFFERED = {  # what transformers' own models take
+    "output_attentions": "attention keeps no weights",
+    "output_router_logits": "aux_loss is the balance loss already",
+    "inputs_embeds": "it takes input_ids, and pictures as pixel_values with image_mask",
+}
+
 
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
@@ -137,6 +144,7 @@ class MiniMindModel(nn.Module):
         token_mask: torch.Tensor | None = None,
         branches: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
+        states: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """inputs_embeds [batch, seq, hidden] -> hidden states, and the balance loss of each sequence (None: dense).
 
@@ -146,6 +154,7 @@ class MiniMindModel(nn.Module):
             model.processing.Rendered); instead of attention_mask and cache, and with position_ids.
         positions: [batch, n], the only ones whose hidden states are wanted; the last layer is then computed there alone
             (an expert layer everywhere, because its balance counts every token).
+        states: receives what enters each layer, and then what comes out of the last norm.
         """
         seen = cache.get_seq_length() if cache is not None else 0
         places = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
@@ -160,13 +169,18 @@ class MiniMindModel(nn.Module):
         rotary = self.rotary(position_ids, product_dtype(inputs_embeds))
         x, balance_losses = inputs_embeds, []
         for number, layer in enumerate(self.layers, 1):
+            if states is not None:
+                states.append(x)
             only = positions if number == len(self.layers) and not self.config.use_moe else None
             x, balance_loss = layer(x, rotary, mask, token_mask, cache, only)
             if balance_loss is not None:
-                balance_losses.append(balance_loss)
+                balance_losses.append(balance_loss.to(inputs_embeds.device))  # layers may stand on several
         if positions is not None and self.config.use_moe:
             x = take(x, positions)
-        return self.norm(x), torch.stack(balance_losses).sum(0) if balance_losses else None
+        x = self.norm(x)
+        if states is not None:
+            states.append(x)
+        return x, torch.stack(balance_losses).sum(0) if balance_losses else None
 
 
 class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
@@ -175,6 +189,7 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = MiniMindConfig
     base_model_prefix = "model"
     _supports_sdpa = True
+    _no_split_modules = ["DecoderLayer"]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: MiniMindConfig):
@@ -209,10 +224,14 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
         sequences: int | None = None,
         branches: torch.Tensor | None = None,
         loss_positions: torch.Tensor | None = None,
-        return_dict: bool = True,  # generate() sends it; there is no other way to answer
+        return_dict: bool | None = None,
         cache: Cache | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        image_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         **inputs,
-    ) -> MoeCausalLMOutputWithPast:
+    ) -> MoeCausalLMOutputWithPast | tuple:
         """Logits of the next token, or with labels the loss.
 
         Args:
@@ -227,20 +246,32 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
             loss_positions: [batch, n], the positions before a label, each row filled up with its last position; without
                 them they are found in the labels, for which a GPU must be waited for.
             past_key_values, cache: one thing under the name before transformers 5.24 and since.
-            inputs: what `embed` takes; MiniMindVLM's image_mask and pixel_values.
+            return_dict, output_hidden_states: as in transformers, whose Trainer calls supervised_tokens
+                num_items_in_batch.
+            image_mask, pixel_values: for `embed`, and here by name because that Trainer drops what it does not find.
+            inputs: further ones of `embed` (OF_EMBED).
 
         Returns with labels the loss to minimise, cross-entropy and balance loss; in aux_loss the balance loss alone,
-        weighted (None: dense); logits [batch, kept positions, vocabulary]; the cache, where there is one.
+        weighted (None: dense); logits [batch, kept positions, vocabulary]; the cache, where there is one; hidden_states
+        if asked for: what enters each layer, and what enters the head.
+
+        Raises:
+            UserError: something else is given that transformers knows and this model does not.
         """
+        refuse_others(inputs)
         cache = past_key_values if cache is None else cache
+        supervised_tokens = num_items_in_batch if supervised_tokens is None else supervised_tokens
+        asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = [] if asked else None
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         token_mask = input_ids != self.config.pad_token_id if labels is not None and self.config.use_moe else None
         if labels is not None and loss_positions is None:
             loss_positions = positions_before(labels)
-        positions = loss_positions if labels is not None and logits_to_keep is None else None
+        positions = loss_positions if labels is not None and logits_to_keep is None and not asked else None
+        embeddings = self.embed(input_ids, image_mask=image_mask, pixel_values=pixel_values, **inputs)
         hidden, balance_losses = self.model(
-            self.embed(input_ids, **inputs), attention_mask, position_ids, cache, token_mask, branches, positions
+            embeddings, attention_mask, position_ids, cache, token_mask, branches, positions, states
         )
         loss = aux_loss = logits = None
         if labels is not None:
@@ -251,7 +282,12 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
                 loss = loss + aux_loss
         if labels is None or logits_to_keep is not None:
             logits = self.lm_head(_keep(hidden, logits_to_keep))
-        return MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux_loss, logits=logits, **{CACHE_NAME: cache})
+        output = MoeCausalLMOutputWithPast(
+            loss=loss, aux_loss=aux_loss, logits=logits, hidden_states=tuple(states) if asked else None,
+            **{CACHE_NAME: cache},
+        )  # fmt: skip
+        whole = self.config.return_dict if return_dict is None else return_dict
+        return output if whole else output.to_tuple()
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs) -> dict:
         """As transformers does, without what 5.3 adds: where in the cache a token goes, which the cache knows."""
@@ -263,12 +299,23 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
         self, hidden: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, supervised_tokens: int | None
     ) -> torch.Tensor:
         """Of each label, from the hidden state [batch, n, hidden] before it; logits are computed nowhere else."""
-        targets = F.pad(labels, (0, 1), value=IGNORE_INDEX).gather(1, positions + 1)
+        targets = F.pad(labels, (0, 1), value=IGNORE_INDEX).gather(1, positions + 1).to(hidden.device)
         if hidden.device.type == "cpu":  # elsewhere the host would wait to learn how many there are
             hidden, targets = hidden[targets != IGNORE_INDEX], targets[targets != IGNORE_INDEX]
         count = (targets != IGNORE_INDEX).sum() if supervised_tokens is None else torch.as_tensor(supervised_tokens)
         logits = self.lm_head(hidden).float().flatten(0, -2)
+        if count.device.type != "cpu":  # where layers stand on several devices; a number of the host goes anywhere
+            count = count.to(logits.device)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum") / count.clamp(1)
+
+
+def refuse_others(inputs: dict) -> None:
+    """Drops what is None or False, and refuses by name what `embed` does not take; see forward."""
+    for name in [name for name, value in inputs.items() if name not in OF_EMBED]:
+        value = inputs.pop(name)
+        if value is not None and value is not False:
+            why = NOT_OFFERED.get(name, "forward does not know it")
+            raise UserError(f"{name} is not offered by this model: {why}. Leave it out")
 
 
 def positions_before(labels: torch.Tensor) -> torch.Tensor:

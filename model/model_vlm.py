@@ -94,8 +94,11 @@ class MiniMindVLM(MiniMindForCausalLM):
             if image_mask is not None and pictures_a_row is None and image_mask.any():
                 raise ValueError(f"{int(image_mask.sum())} placeholders are marked but there are no pixel_values")
             if self.training:  # the projector takes part in every step, or ranks without pictures would hang the others
-                nothing = embeddings.new_zeros(1, self.config.vision_hidden_size)
-                embeddings = embeddings + 0.0 * self.vision_proj(nothing).sum()
+                device = self.vision_proj.vision_proj[
+                    0
+                ].weight.device  # where layers stand on several, not the embeddings'
+                nothing = embeddings.new_zeros(1, self.config.vision_hidden_size, device=device)
+                embeddings = embeddings + (0.0 * self.vision_proj(nothing).sum()).to(embeddings.device)
             return embeddings
         if image_mask is None:
             raise ValueError("pixel_values need image_mask, which says where they go")
@@ -105,7 +108,8 @@ class MiniMindVLM(MiniMindForCausalLM):
         if patch_features is None:
             pictures = self.encode_pictures(pictures)
         tokens = self.vision_proj(pictures.to(embeddings.dtype))  # [pictures, image_tokens, hidden]
-        return embeddings.masked_scatter(image_mask[..., None].bool(), tokens.to(embeddings.dtype))
+        places = image_mask[..., None].bool().to(embeddings.device)  # the tower may stand on another one
+        return embeddings.masked_scatter(places, tokens.to(embeddings))
 
     def _count_pictures(self, image_mask: torch.Tensor, most: int) -> list[int]:
         """Of each row, from its placeholders, which must be those of whole pictures and of no more than `most`."""
