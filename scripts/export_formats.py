@@ -72,6 +72,12 @@ def export_transformers(source: Source, folder: Path) -> None:
             "AutoModelForCausalLM": model_class,
             "AutoModelForImageTextToText": model_class,
         },
+        "custom_pipelines": {
+            "image-text-to-text": {
+                "impl": "processing_minimind_vlm.MiniMindVLMPipeline",
+                "pt": ["AutoModelForImageTextToText"],
+            }
+        },
         "dtype": str(source.dtype).removeprefix("torch."),
         "vision_source": portable_name(source.model.config),
     }
