@@ -65,7 +65,7 @@ def _in_blocks(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _has_fbgemm() -> bool:
-    return torch.backends.quantized.engine in ("fbgemm", "x86", "onednn")
+    return torch.backends.quantized.engine in ("fbgemm", "x86")  # torch's onednn and qnnpack have no float16 product
 
 
 class PackedLinear(nn.Module):
