@@ -59,11 +59,11 @@ class Decoder:
         rows, length, _ = x.shape
         start, end = memory.length, memory.length + length
         memory.make_room(end)
-        self._turn_up_to(end)
+        table = self._turns_up_to(end)
         slots = torch.arange(start, end, device=x.device)
-        turns = self.turns[start:end]  # [seq, head size / 2]
+        turns = table[start:end]  # [seq, head size / 2]
         if memory.padding is not None:
-            turns = self.turns[(slots - memory.padding[:, None]).clamp(min=0)]  # [rows, seq, head size / 2]
+            turns = table[(slots - memory.padding[:, None]).clamp(min=0)]  # [rows, seq, head size / 2]
         mask = self._mask(memory, slots) if memory.padding is not None or (start and length > 1) else None
         x, last = x.reshape(rows * length, -1), len(self.layers) - 1
         for number, layer in enumerate(self.layers):
@@ -72,13 +72,16 @@ class Decoder:
         memory.length = end  # only now: what raised in the middle has left nothing that counts
         return self.head(_normed(x, self.config.rms_norm_eps)).float()
 
-    def _turn_up_to(self, length: int) -> None:
-        if self.turns is None or len(self.turns) < length:
+    def _turns_up_to(self, length: int) -> torch.Tensor:
+        """The caller's own reference: another thread may put a shorter table in the place of this one."""
+        table = self.turns
+        if table is None or len(table) < length:
             positions = torch.arange(-(-length // STEP) * STEP, device=self.embeddings.device)
             cos, sin = (
-                table[0, 0, :, : self.config.head_dim // 2] for table in self.rotary(positions[None], torch.float32)
+                angles[0, 0, :, : self.config.head_dim // 2] for angles in self.rotary(positions[None], torch.float32)
             )
-            self.turns = torch.complex(cos, sin)
+            self.turns = table = torch.complex(cos, sin)
+        return table
 
     @staticmethod
     def _mask(memory: Memory, slots: torch.Tensor) -> torch.Tensor:
