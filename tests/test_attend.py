@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from model import attention
 from model.attention import attend, attend_written_out, causal_mask, over_all_places
+from model.model_minimind import MiniMindForCausalLM
 
 
 def heads(groups: int, asking: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -50,6 +51,19 @@ def test_training_in_bfloat16_takes_it_and_nothing_else_does(monkeypatch):
     attend(*(inputs.detach() for inputs in heads(2, 24, torch.bfloat16)), None)
     attend(*heads(2, 24, torch.bfloat16), None, dropout=0.1)
     assert len(taken) == 1
+
+
+def test_eager_trains_in_bfloat16_on_a_cpu(tiny_config):
+    """transformers makes masks of floats for "eager", which `~` refuses; ours are booleans whatever the name."""
+    ids, mask = torch.arange(18).view(2, 9), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :3] = 0
+    losses = []
+    for name in ("eager", "sdpa"):
+        torch.manual_seed(0)
+        model = MiniMindForCausalLM._from_config(tiny_config, attn_implementation=name).bfloat16().train()
+        losses.append(model(input_ids=ids, attention_mask=mask, labels=ids).loss)
+        losses[-1].backward()
+    assert losses[0].isfinite() and torch.equal(*losses)
 
 
 def test_a_row_that_may_look_nowhere_gives_numbers():
