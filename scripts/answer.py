@@ -145,12 +145,14 @@ class Answerer:
 
     @torch.inference_mode()
     def batch(self, conversations: Sequence[Conversation], options: Options = DEFAULTS) -> list[Answer]:
-        """Answers to several conversations at once, in order. Raises SampleError as `stream` does."""
+        """Answers to several conversations at once, in order; a seed draws for each what it draws in `stream`.
+
+        Raises SampleError as `stream` does."""
         if not conversations:
             return []
         started = time.perf_counter()
         prompts = [self._prompt(*conversation) for conversation in conversations]
-        draw = Drawing(options, self.device)
+        draw = Drawing(options, self.device, len(prompts))
         tokens: list[list[int]] = [[] for _ in prompts]
         times: list[list[float]] = [[] for _ in prompts]
         logits, memory = self.reader.start(prompts)
@@ -167,9 +169,11 @@ class Answerer:
             if not going:
                 return [self._answer(*facts) for facts in zip(tokens, prompts, times, strict=True)]
             if 2 * len(going) <= len(rows):  # fewer rows are cheaper, but moving them costs too
-                kept = torch.tensor([place for place, row in enumerate(rows) if row in going], device=self.device)
+                places = [place for place, row in enumerate(rows) if row in going]
+                kept = torch.tensor(places, device=self.device)
                 rows, drawn = [row for row in rows if row in going], drawn[kept]
                 memory.keep(kept)
+                draw.keep(places)
             logits = self.reader.step(drawn, memory)
 
     def _prompt(self, messages: Sequence[dict], pictures: Sequence[Image.Image]) -> Prompt:

@@ -1,6 +1,6 @@
 """Which token comes next, and the text that tokens make: what every way of answering shares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model.errors import UserError
 
+COLDEST = 1e-30  # a temperature whose inverse float32 still holds; nothing but the likeliest is left far above it
 UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are no whole character yet
 
 
@@ -33,24 +34,33 @@ class Options:
 
 
 class Drawing:
-    """Draws one token a row, on the logits' device, with a random state of its own."""
+    """Draws one token a row, on the logits' device, with random states of its own."""
 
-    def __init__(self, options: Options, device: torch.device):
-        self.options, self.generator = options, None
-        if options.temperature:
-            self.generator = torch.Generator(device)
-            self.generator.seed() if options.seed is None else self.generator.manual_seed(options.seed)
+    def __init__(self, options: Options, device: torch.device, rows: int | None = None):
+        """rows: each of so many draws from a state of its own, what it would draw alone; None: all from one."""
+        self.options, self.apart = options, rows is not None
+        self.generators = [torch.Generator(device) for _ in range(rows or 1)] if options.temperature else []
+        for generator in self.generators:
+            generator.seed() if options.seed is None else generator.manual_seed(options.seed)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [rows, vocabulary] -> tokens [rows]."""
         if not self.options.temperature:
             return logits.argmax(-1)
-        return torch.multinomial(chances(logits, self.options), 1, generator=self.generator)[:, 0]
+        found = chances(logits, self.options)
+        parts = found.split(1) if self.apart else [found]
+        drawn = [torch.multinomial(part, 1, generator=g) for part, g in zip(parts, self.generators, strict=True)]
+        return torch.cat(drawn)[:, 0]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Forget the other rows."""
+        self.generators = [self.generators[place] for place in places] if self.generators else []
 
 
 def chances(logits: torch.Tensor, options: Options) -> torch.Tensor:
     """Probabilities [rows, vocabulary] after temperature, then top_k, then top_p (Holtzman et al. 2020)."""
-    logits = logits.float() / options.temperature
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(options.temperature, COLDEST)  # the likeliest at 0: no inf
     if 0 < options.top_k < logits.shape[-1]:
         weakest = logits.topk(options.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < weakest, float("-inf"))
