@@ -240,6 +240,7 @@ def parse() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     parser.add_argument("--weight", type=Path, required=True, help=".safetensors of a stage, MiniMind's .pth, a folder")
     parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
+    parser.add_argument("--num_attention_heads", type=int, default=8, help="of a .pth, which does not say")
     parser.add_argument("--image", type=Path, nargs="+", default=[], help="files for one conversation, or folders")
     parser.add_argument("--prompt", nargs="+", help="the question, or the turns; without it you are asked")
     parser.add_argument("--data", type=Path, help="a .jsonl or .parquet of questions, instead of --image and --prompt")
@@ -274,7 +275,9 @@ def main() -> None:
         drawing = Options(options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.seed)
         samples = open_data(options.data, options.images_path, limits_of(options)) if options.data else []
         groups = [] if options.data else picture_groups(options.image)
-        answerer = Answerer.from_weight(options.weight, options.vision_model, options.device, options.dtype)
+        answerer = Answerer.from_weight(
+            options.weight, options.vision_model, options.device, options.dtype, options.num_attention_heads
+        )
         if options.data:
             report(answer_file(answerer, samples, options, drawing), options)
         else:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from model.config import END_ID
 from model.device import choose_device, choose_dtype
 from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
@@ -27,6 +28,7 @@ from scripts.stock import StockReader, load_folder
 __all__ = ["Answer", "Answerer", "Conversation", "Interrupted", "Options", "assistant_turn", "user_turn"]
 Conversation = tuple[Sequence[dict], Sequence[Image.Image]]  # messages and their pictures, in order
 DEFAULTS = Options()
+ELSE = "ask with --dtype float32; if that says the same, the weights are damaged, copy or train them again"
 
 
 @dataclass(frozen=True)
@@ -72,26 +74,31 @@ class Answerer:
         processor: VLMProcessor | None = None,
     ):
         """model: from now on the engine's; on a CPU its tower is packed in place, elsewhere it becomes `dtype`."""
-        self.model, self.device = model.eval(), torch.device(device)
+        self.model, self.device, self.dtype = model.eval(), torch.device(device), dtype
         self.processor = processor or VLMProcessor.for_config(model.config)
         ours = isinstance(model, MiniMindForCausalLM)
         self.reader = (Reader if ours else StockReader)(model, self.device, dtype)
         text_config = getattr(model.config, "text_config", model.config)
-        self.max_length, self.end_id = text_config.max_position_embeddings, text_config.eos_token_id
+        self.max_length, self.end_ids = text_config.max_position_embeddings, _end_ids(model)
+        self.padding_id = text_config.pad_token_id
 
     @classmethod
     def from_weight(
-        cls, path: str | Path, vision_model: str | None = None, device: str = "auto", dtype: str = "auto"
+        cls,
+        path: str | Path,
+        vision_model: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        num_attention_heads: int = 8,
     ) -> "Answerer":
-        """path: a file in out/, MiniMind's .pth, or a folder with config.json. Raises UserError as load_model does."""
+        """path: a file in out/, MiniMind's .pth, or a folder with config.json. num_attention_heads: of a .pth, which
+        does not say. Raises UserError as load_model and load_folder do."""
         chosen = choose_device(device)
         arithmetic, processor = choose_dtype(dtype, chosen), None
         if Path(path).is_dir():
-            if vision_model:
-                raise UserError(f"{path} is a folder and holds a tower of its own: leave --vision_model out")
-            model, processor = load_folder(Path(path))
+            model, processor = load_folder(Path(path), vision_model)
         else:
-            model = load_model(path, vision_model)
+            model = load_model(path, vision_model, num_attention_heads)
         return cls(model, chosen, arithmetic, processor)
 
     @property
@@ -114,7 +121,8 @@ class Answerer:
 
         Raises:
             SampleError: the messages and pictures do not fit together, or are longer than the model reads.
-            Interrupted: `show` raised, or the model did; the text so far is in it, and the engine is ready for more.
+            Interrupted: `show` raised, or the model did, or it answers nothing but padding; the text so far is in it,
+                and the engine is ready for more.
         """
         started = time.perf_counter()
         prompt = self._prompt(messages, pictures)
@@ -125,6 +133,7 @@ class Answerer:
         times: list[float] = []
         try:
             logits, memory = self.reader.start([prompt])
+            self._check_numbers(logits)
             while True:
                 drawn = draw(logits)
                 tokens.append(int(drawn))
@@ -136,6 +145,7 @@ class Answerer:
                     break
                 logits = self.reader.step(drawn, memory)
             text.flush()
+            self._check_said(tokens)
         except Exception as error:
             raise Interrupted(self._answer(tokens, prompt, times), error) from error
         finally:
@@ -147,7 +157,10 @@ class Answerer:
     def batch(self, conversations: Sequence[Conversation], options: Options = DEFAULTS) -> list[Answer]:
         """Answers to several conversations at once, in order; a seed draws for each what it draws in `stream`.
 
-        Raises SampleError as `stream` does."""
+        Raises:
+            SampleError: as `stream` does.
+            UserError: an answer is nothing but padding.
+        """
         if not conversations:
             return []
         started = time.perf_counter()
@@ -156,6 +169,7 @@ class Answerer:
         tokens: list[list[int]] = [[] for _ in prompts]
         times: list[list[float]] = [[] for _ in prompts]
         logits, memory = self.reader.start(prompts)
+        self._check_numbers(logits)
         rows, going = list(range(len(prompts))), set(range(len(prompts)))  # rows of the memory; those not ended
         while True:
             drawn = draw(logits)
@@ -167,6 +181,8 @@ class Answerer:
                     if self._ended(tokens[row], prompts[row], options):
                         going.discard(row)
             if not going:
+                for row in tokens:
+                    self._check_said(row)
                 return [self._answer(*facts) for facts in zip(tokens, prompts, times, strict=True)]
             if 2 * len(going) <= len(rows):  # fewer rows are cheaper, but moving them costs too
                 places = [place for place, row in enumerate(rows) if row in going]
@@ -191,7 +207,16 @@ class Answerer:
 
     def _ended(self, tokens: Sequence[int], prompt: Prompt, options: Options) -> bool:
         room = min(options.max_new_tokens, self.max_length - len(prompt.ids))
-        return tokens[-1] == self.end_id or len(tokens) >= room
+        return tokens[-1] in self.end_ids or len(tokens) >= room
+
+    def _check_numbers(self, logits: torch.Tensor) -> None:
+        """Before the first token is drawn: of what is no number a GPU's draw would take the whole process down."""
+        if logits.isnan().any():
+            raise UserError(f"the model computes what is no number in {self.dtype}: {ELSE}")
+
+    def _check_said(self, tokens: Sequence[int]) -> None:
+        if self.padding_id not in self.end_ids and all(token == self.padding_id for token in tokens):
+            raise UserError(f"the model says nothing but padding ({len(tokens)} tokens) in {self.dtype}: {ELSE}")
 
     def _answer(self, tokens: list[int], prompt: Prompt, times: Sequence[float], stopped: bool = False) -> Answer:
         rest = times[-1] - times[0] if times else 0.0
@@ -204,3 +229,11 @@ class Answerer:
             tokens_per_second=(len(tokens) - 1) / rest if rest else 0.0,
             stopped=stopped,
         )
+
+
+def _end_ids(model: PreTrainedModel) -> frozenset[int]:
+    """Every token that ends a turn: a stock folder may list several, in its config or for generate()."""
+    places = (model.config, getattr(model.config, "text_config", None), getattr(model, "generation_config", None))
+    found = [getattr(place, "eos_token_id", None) for place in places]
+    lists = [ids if isinstance(ids, (list, tuple)) else [ids] for ids in found if ids is not None]
+    return frozenset(number for ids in lists for number in ids) or frozenset([END_ID])

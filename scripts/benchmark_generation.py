@@ -109,7 +109,7 @@ def measure_generation(
     torch.manual_seed(0)
     model = (model or MiniMindVLM(VLMConfig())).eval()
     plain, engine = PlainWay(model), Answerer(model, dtype=dtype)
-    engine.end_id = -1  # nothing ends an answer but its length, so that all do the same work
+    engine.end_ids = frozenset()  # nothing ends an answer but its length, so that all do the same work
     options = Options(max_new_tokens=new_tokens)
     exact = dtype == torch.float32
     turns = [_one_turn(plain, engine, seed, options, exact) for seed in range(repetitions + 1)][

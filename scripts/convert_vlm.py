@@ -23,7 +23,7 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from model.command_line import CommandLine
-from model.config import END_ID, END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, START_ID, MiniMindConfig
+from model.config import END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, MiniMindConfig
 from model.errors import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import load_tokenizer
@@ -34,10 +34,11 @@ from scripts.export_folder import claim, publish, seal
 from scripts.export_formats import FORMATS, Source, portable_name
 from scripts.export_proof import prove, write_reference
 from scripts.hub import HubError
+from scripts.stock import CONTROL_IDS, wrong_tokens
 from scripts.upload import push_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-IDS = {"<|endoftext|>": END_OF_TEXT_ID, "<|im_start|>": START_ID, "<|im_end|>": END_ID, IMAGE_TOKEN: IMAGE_TOKEN_ID}
+IDS = {"<|endoftext|>": END_OF_TEXT_ID, **CONTROL_IDS, IMAGE_TOKEN: IMAGE_TOKEN_ID}
 
 
 def convert(options: argparse.Namespace) -> dict:
@@ -143,11 +144,11 @@ def read_tokenizer(folder: Path | None, vocab_size: int) -> PreTrainedTokenizerF
     if folder is not None and not (folder / "tokenizer.json").is_file():
         raise UserError(f"--tokenizer {folder} holds no tokenizer.json: name MiniMind's `model` folder")
     tokenizer = load_tokenizer(folder)
-    wrong = [f"{text!r} is not token {number}" for text, number in IDS.items() if tokenizer.encode(text) != [number]]
+    wrong = wrong_tokens(tokenizer, IDS)
     if len(tokenizer) > vocab_size:
-        wrong.append(f"it has {len(tokenizer)} tokens and the model {vocab_size}")
+        wrong = "; ".join(filter(None, [wrong, f"it has {len(tokenizer)} tokens and the model {vocab_size}"]))
     if wrong:
-        raise UserError(f"--tokenizer {folder or 'model'} does not fit these weights: {'; '.join(wrong)}")
+        raise UserError(f"--tokenizer {folder or 'model'} does not fit these weights: {wrong}")
     return tokenizer
 
 

@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--images_path", type=Path, help="folder of a .jsonl's pictures; by default `images` beside it")
     add_limits(parser)
     parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
+    parser.add_argument("--num_attention_heads", type=int, default=8, help="of a .pth, which does not say")
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--limit", type=int, help="only the first so many lines")
     parser.add_argument("--device", default="auto")
@@ -229,7 +230,9 @@ def main() -> None:
             if not path.parent.is_dir():
                 raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
         questions = read_questions(options.data, options.images_path, options.limit, limits_of(options))
-        answerer = Answerer.from_weight(options.weight, options.vision_model, options.device, options.dtype)
+        answerer = Answerer.from_weight(
+            options.weight, options.vision_model, options.device, options.dtype, options.num_attention_heads
+        )
         report, records = score(answerer, questions, options.batch_size)
     except (UserError, OSError) as error:
         raise SystemExit(f"score: {error}") from error

@@ -10,24 +10,35 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedModel
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.cache_utils import Cache, DynamicCache
 
-from model.config import MiniMindConfig, VLMConfig
+from model.config import END_ID, START_ID, MiniMindConfig, VLMConfig
 from model.errors import UserError
 from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor, load_tokenizer
-from model.vision_encoder import normalize_pixels
+from model.vision_encoder import find_folder, normalize_pixels, read_tower
 from model.weights import load_weights, weights_in
+from scripts.export_stock import SMALL
 from scripts.reading import Prompt
 
 OURS = {"minimind": (MiniMindConfig, MiniMindForCausalLM), "minimind_vlm": (VLMConfig, MiniMindVLM)}
 STOCK = {"llava": LlavaForConditionalGeneration, "llama": AutoModelForCausalLM, "qwen2_moe": AutoModelForCausalLM}
+BLIND = "MiniMindVLMWithoutVision"  # the class that a --no_vision folder names
+CONTROL_IDS = {"<|im_start|>": START_ID, "<|im_end|>": END_ID}
 
 
-def load_folder(folder: Path) -> tuple[PreTrainedModel, VLMProcessor]:
+def load_folder(folder: Path, vision_model: str | None = None) -> tuple[PreTrainedModel, VLMProcessor]:
     """A model with its processor from a folder with config.json, model.safetensors and a tokenizer.
+
+    vision_model: the tower's folder, for one that convert_vlm wrote with --no_vision.
 
     Raises:
         UserError: something of that is missing, damaged, or of another kind than OURS and STOCK.
@@ -41,10 +52,18 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel, VLMProcessor]:
         ) from error
     if kind not in (*OURS, *STOCK):
         raise UserError(f"{folder} holds a model of type {kind!r}: this reads {', '.join((*OURS, *STOCK))}")
+    without_tower = BLIND in (facts.get("architectures") or ())
+    if vision_model and not without_tower:
+        raise UserError(f"{folder} is a folder and holds a tower of its own: leave --vision_model out")
     try:
         tokenizer = load_tokenizer(folder)
+        if wrong := wrong_tokens(tokenizer, CONTROL_IDS):
+            raise UserError(
+                f"{folder} was trained in another format of conversations, in its tokenizer {wrong}: ask it with "
+                "transformers' own generate()"
+            )
         if kind in OURS:
-            model = _load_ours(folder, facts, kind)
+            model = _load_ours(folder, facts, kind, _tower_of(folder, facts, vision_model) if without_tower else None)
         else:
             model = STOCK[kind].from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
@@ -57,12 +76,40 @@ def load_folder(folder: Path) -> tuple[PreTrainedModel, VLMProcessor]:
     return model.eval(), VLMProcessor(tokenizer, image_tokens, vision["image_size"])
 
 
-def _load_ours(folder: Path, facts: dict, kind: str) -> MiniMindForCausalLM:
+def wrong_tokens(tokenizer: PreTrainedTokenizerFast, ids: dict[str, int]) -> str:
+    """What stands elsewhere than the renderer puts it, in words; nothing where all is right."""
+    known = tokenizer.get_vocab()
+    wrong = {text: number for text, number in ids.items() if known.get(text) != number}
+    return "; ".join(f"{text!r} is not token {number}" for text, number in wrong.items())
+
+
+def _tower_of(folder: Path, facts: dict, named: str | None) -> tuple[PreTrainedModel, str]:
+    """The tower of a --no_vision folder, and where it lies: as named, inside the folder, or among the project's."""
+    name, wanted = facts.get("vision_source"), facts.get("vision_sha256")
+    places = [named] if named else [folder / "vision_model", find_folder(f"model/vision_model/{name}")]
+    place = next((place for place in places if find_folder(place).is_dir()), None)
+    if place is None:
+        raise UserError(
+            f"{folder} comes without its vision tower ({name}, sha256 {str(wanted)[:12]}), which is not in "
+            f"{', nor in '.join(map(str, places))}: name its folder with --vision_model DIR"
+        )
+    tower, sha256 = read_tower(place)
+    if sha256 != wanted:
+        raise UserError(
+            f"{place} is another tower (sha256 {sha256[:12]}) than the one {folder} was trained with ({name}, "
+            f"{str(wanted)[:12]}): name the right one with --vision_model DIR"
+        )
+    return tower, str(place)
+
+
+def _load_ours(folder: Path, facts: dict, kind: str, tower: tuple[PreTrainedModel, str] | None) -> MiniMindForCausalLM:
     config_class, model_class = OURS[kind]
     config = config_class.from_dict(facts)
     if kind == "minimind_vlm":
-        config.vision_source = None  # the folder is whole: its tower is in it
+        config.vision_source = tower[1] if tower else None  # a whole folder has its tower in it
     model = model_class(config)
+    if tower:
+        model.vision_encoder = tower[0]
     load_weights(model, folder / "model.safetensors")
     return model
 
@@ -77,12 +124,27 @@ class StockMemory:
         self.attention_mask = self.attention_mask[rows]
 
 
+@torch.no_grad()
+def unscale_projector(projector: nn.Module) -> None:
+    """Undo what scripts/export_stock.py does for engines that know no projector without GELU: float16 has no numbers so
+    small. The rounding stays as it was, for all factors are powers of two."""
+    first, second = projector.linear_1, projector.linear_2
+    undo = 2 / SMALL * torch.eye(*second.weight.shape, device=second.weight.device)
+    if torch.equal(second.weight.float(), undo):
+        for parameter in first.parameters():
+            parameter.div_(SMALL)
+        second.weight.mul_(SMALL / 2)
+        projector.act = nn.Identity()
+
+
 class StockReader:
     """transformers' own models behind the same three calls as scripts/reading.py's Reader; nothing is remembered."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype):
-        self.model, self.device = model.to(device, dtype), device
         self.sees = isinstance(model, LlavaForConditionalGeneration)
+        if self.sees:
+            unscale_projector(model.model.multi_modal_projector)
+        self.model, self.device = model.to(device, dtype), device
         self.limit = getattr(model.config, "text_config", model.config).max_position_embeddings
 
     def start(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, StockMemory]:

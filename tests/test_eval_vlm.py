@@ -53,6 +53,14 @@ def test_a_question_about_several_pictures(run, weight, files, picture):
     assert run("--image", *files, "--prompt", "what?") == expected(weight, ["what?"], [picture(1), picture(2)]) + "\n"
 
 
+def test_a_pth_is_told_how_many_heads_it_has(run, weight, files, tower_folder, make_vlm, tmp_path):
+    torch.save(enliven(make_vlm()).state_dict(), tmp_path / "old.pth")
+    asked = ("--image", *files, "--prompt", "what?")
+    heads = ("--vision_model", tower_folder, "--num_attention_heads")
+    assert run(*asked, *heads, 4, weight=tmp_path / "old.pth") == run(*asked)
+    assert run(*asked, *heads, 8, weight=tmp_path / "old.pth") != run(*asked)
+
+
 def test_a_folder_is_asked_picture_by_picture(run, weight, files, picture):
     answers = "".join(f"{seed}.png: {expected(weight, ['what?'], [picture(seed)])}\n" for seed in (1, 2))
     assert run("--image", files[0].parent, "--prompt", "what?") == answers

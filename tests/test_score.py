@@ -1,12 +1,14 @@
 """scripts/score.py on files that are not all alike: lines without pictures, lonely ones, one kind of question."""
 
 import json
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import make_picture, write_jsonl
+import torch
+from conftest import enliven, make_picture, write_jsonl
 
 from dataset.formats import Sample
 from scripts import score as scoring
@@ -71,6 +73,16 @@ def test_a_lonely_line_and_one_without_a_picture_are_scored_and_left_out_of_the_
                     "pictures of that number in the file")  # fmt: skip
     assert [row.split()[0] for row in rows[1:]] == ["all"]  # one kind, one language: one row
     assert " (" in _scores(report).splitlines()[2]
+
+
+def test_a_pth_is_told_how_many_heads_it_has(held_out, make_vlm, tower_folder, tmp_path, monkeypatch):
+    model, answers = enliven(make_vlm()), tmp_path / "answers.jsonl"
+    torch.save(model.state_dict(), tmp_path / "old.pth")
+    flags = ["--weight", tmp_path / "old.pth", "--data", held_out, "--answers", answers, "--device", "cpu", "--dtype",
+             "float32", "--vision_model", tower_folder, "--num_attention_heads", 4]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["score.py", *map(str, flags)])
+    scoring.main()
+    assert [json.loads(line) for line in answers.open()] == score(Answerer(model), read_questions(held_out))[1]
 
 
 def test_with_nothing_to_shuffle_the_figure_is_missing_and_not_naught(held_out, vlm):
