@@ -5,14 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from random import Random
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from dataset import emoji_world as world
 from model.errors import UserError
 from model.processing import SampleError, open_picture
-from scripts.answer import Answer, assistant_turn, user_turn
+from scripts.answer import Answer, Options, assistant_turn, user_turn
 from scripts.attention import Looked
+
+if TYPE_CHECKING:
+    from scripts.demo_engine import Weight
 
 MOST_BYTES = 10 * 1024 * 1024  # a picture, as maxUploadSize in .streamlit/config.toml
 MOST_PICTURES = 4  # a message
@@ -46,9 +50,13 @@ class Turn:
     pictures: list[Picture] = field(default_factory=list)
     credit: str = ""  # who made the pictures, where that must be said
     suggestions: list[str] = field(default_factory=list)  # what else might be asked about an example
+    left_out: list[Refused] = field(default_factory=list)  # pictures that were sent with it and cannot be used
+    weight: "Weight | None" = None  # who was asked, and how
+    options: Options | None = None
     answer: Answer | None = None
     failure: str = ""  # a key of scripts.demo_words
     looked: tuple[Looked, list[tuple[str, slice]]] | None = None  # and the words of the answer
+    second: "Turn | None" = None  # the same question to other weights, side by side
 
 
 def take_picture(content: bytes, image_size: int) -> Picture:
@@ -82,12 +90,12 @@ def keep_picture(picture: Image.Image, image_size: int) -> Picture:
 
 
 def new_turn(turns: Sequence[Turn], question: str, files: Sequence[bytes], image_size: int | None) -> Turn:
-    """The next turn of a conversation, all of it checked.
+    """The next turn of a conversation, all of it checked; pictures that take_picture refuses are left out of it.
 
     image_size: None for weights without eyes.
 
     Raises:
-        Refused: too long, too many pictures, or one that take_picture refuses (facts say the how many-th).
+        Refused: too long, too many pictures, or none of them that can be used (facts say the how many-th).
     """
     if len(question) > MOST_CHARACTERS:
         raise Refused("too_many_characters", characters=MOST_CHARACTERS)
@@ -97,13 +105,28 @@ def new_turn(turns: Sequence[Turn], question: str, files: Sequence[bytes], image
         raise Refused("too_many_pictures", pictures=MOST_PICTURES)
     if len(files) + sum(len(turn.pictures) for turn in turns) > MOST_PICTURES_IN_ALL:
         raise Refused("too_many_in_all", pictures=MOST_PICTURES_IN_ALL)
-    pictures = []
+    turn = Turn(question)
     for number, content in enumerate(files, 1):
         try:
-            pictures.append(take_picture(content, image_size))
+            turn.pictures.append(take_picture(content, image_size))
         except Refused as error:
-            raise Refused(error.key, number=number, **error.facts) from error
-    return Turn(question, pictures)
+            turn.left_out.append(Refused(error.key, number=number, **error.facts))
+    if turn.left_out and not turn.pictures:  # an answer without the picture would be about nothing
+        raise turn.left_out[0]
+    return turn
+
+
+def asked_otherwise(turn: Turn, question: str) -> Turn:
+    """The turn with another question about its pictures, not yet answered. Raises Refused where it is too long."""
+    if len(question) > MOST_CHARACTERS:
+        raise Refused("too_many_characters", characters=MOST_CHARACTERS)
+    suggestions = [other for other in turn.suggestions if other != question]
+    return Turn(question, turn.pictures, turn.credit, suggestions, turn.left_out)
+
+
+def seconds(turns: Sequence[Turn]) -> list[Turn]:
+    """The conversation as the second weights know it: their own answers, and the first's where they were not asked."""
+    return [turn.second or turn for turn in turns]
 
 
 def conversation(turns: Sequence[Turn]) -> tuple[list[dict], list[Image.Image]]:

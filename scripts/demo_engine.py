@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from model.errors import UserError
-from model.vision_encoder import ROOT
 from scripts.answer import Answerer, Interrupted, Options
 from scripts.attention import look, words
 from scripts.demo_chat import Refused
@@ -29,6 +28,7 @@ MOST_PROMPT = 4096  # tokens
 MOST_NEW = 1024  # tokens
 MOST_LOADED = 2  # models in memory
 IDLE = 20.0  # seconds without a job until memory is tidied
+SHOWN_PARTS = 3  # of a data file's path: quickstart/data/sft.jsonl
 STAGES = ("sft_vlm", "pretrain_vlm")  # in the order in which they are offered; what is none of them comes last
 log = logging.getLogger("web_demo")
 
@@ -39,11 +39,10 @@ class Weight:
     changed: int  # nanoseconds, so that weights that were trained anew are loaded anew
     stage: str
     image_size: int | None  # pixels per side; None: a decoder without eyes
-
-    @property
-    def label(self) -> str:
-        folder = self.path.parent
-        return f"{self.path.stem} · {folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder}"
+    data: str = ""  # what it was trained on, steps, validation loss and tower: as the file says, "" where it does not
+    steps: str = ""
+    val_loss: str = ""
+    tower: str = ""
 
 
 def find_weights(folders: Sequence[Path]) -> list[Weight]:
@@ -70,12 +69,17 @@ def _weight(path: Path, changed: int) -> Weight | None:
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
-        config = json.loads(facts.get("config", "null"))
+        config, stage = json.loads(facts.get("config", "null")), json.loads(facts.get("stage_config", "{}"))
     except (SafetensorError, OSError, ValueError):
         return None
     if not isinstance(config, dict) or "hidden_size" not in config:
         return None
-    return Weight(path, changed, facts.get("stage", ""), (config.get("vision_config") or {}).get("image_size"))
+    data = stage.get("data_path", "") if isinstance(stage, dict) else ""
+    return Weight(
+        path, changed, facts.get("stage", ""), (config.get("vision_config") or {}).get("image_size"),
+        data="/".join(Path(str(data)).parts[-SHOWN_PARTS:]), steps=facts.get("step", ""),
+        val_loss=facts.get("val_loss", ""), tower=Path(str(config.get("vision_source") or "")).name,
+    )  # fmt: skip
 
 
 class Job:

@@ -97,8 +97,10 @@ def test_hostile_files_are_refused_at_once(name):
     content = make()
     started = time.perf_counter()
     with pytest.raises(Refused) as refused:
-        new_turn([], "what?", [file_of(make_picture(1)), content], IMAGE_SIZE)
-    assert refused.value.key == key and refused.value.facts["number"] == 2
+        new_turn([], "what?", [content], IMAGE_SIZE)
+    assert refused.value.key == key and refused.value.facts["number"] == 1
+    turn = new_turn([], "what?", [file_of(make_picture(1)), content], IMAGE_SIZE)  # the good one is not lost with it
+    assert [(left.key, left.facts["number"]) for left in turn.left_out] == [(key, 2)] and len(turn.pictures) == 1
     assert time.perf_counter() - started < 0.5
 
 

@@ -155,15 +155,16 @@ def test_where_it_looked_shows_every_picture_of_the_conversation(page):
 
 @pytest.mark.parametrize(
     ("files", "sentence"),
-    [([b"no picture"], "no_picture"), ([png(), b"<svg/>"], "no_picture"), ([png()] * 5, "too_many_pictures")],
+    [([b"no picture"], "no_picture"), ([b"", b"<svg/>"], "no_picture"), ([png()] * 5, "too_many_pictures")],
 )
 def test_bad_files_are_refused_in_a_sentence(page, files, sentence):
     shown = ask(page(), "What is it?", *files)
     (warning,) = shown.warning
     assert WORDS[sentence][0].format(pictures=4)[:40] in warning.value and "/" not in warning.value
     if sentence == "no_picture":
-        assert warning.value.startswith(f"File {len(files)}: ")
-    assert shown.session_state.turns == [] and shown.session_state.job is None
+        assert warning.value.startswith("File 1: ")
+    assert shown.chat_input[0].proto.value == "What is it?"  # the words are not lost with the files
+    assert shown.session_state.turns == [] and not shown.session_state.jobs
     ask(shown, "And this?", png())
     assert not shown.warning and len(shown.session_state.turns) == 1
 
@@ -208,10 +209,10 @@ def test_a_full_queue_is_said(page, monkeypatch):
 def test_one_answer_at_a_time_a_session(page):
     shown = ask(page(), "first")
     job = Job(lambda job: shown.session_state.turns[0].answer)
-    shown.session_state.job = job
+    shown.session_state.jobs = [job]
     threading.Timer(0.3, job.run).start()
     ask(shown, "second")  # a page that was written by hand sends even what is disabled
-    assert [turn.question for turn in shown.session_state.turns] == ["first"] and shown.session_state.job is None
+    assert [turn.question for turn in shown.session_state.turns] == ["first"] and not shown.session_state.jobs
 
 
 def test_examples_begin_a_conversation(page):
