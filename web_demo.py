@@ -29,7 +29,7 @@ from scripts.demo_weights import about, file_name, fold, names
 from scripts.demo_words import LANGUAGES
 
 POLL, POLL_WAITING = 0.08, 0.3  # seconds between two looks at jobs that run, or wait for their turn
-EXAMPLE_WIDTH = 150  # pixels on the page
+EXAMPLE_WIDTH = 160  # pixels on the page
 
 
 @st.cache_resource(show_spinner=False)
@@ -154,8 +154,8 @@ def choose_weights(weights: list[Weight]) -> tuple[Weight, Weight | None]:
     others = [other for other in weights if other != weight and other.image_size == weight.image_size]
     if not others:
         return weight, None
-    known = {None: words("no_second"), **names(others, language)}
-    return weight, st.selectbox(words("second"), list(known), key="second", format_func=known.get)
+    known = {"": words("no_second"), **names(others, language)}
+    return weight, st.selectbox(words("second"), list(known), key="second", format_func=known.get) or None
 
 
 def choose_options() -> Options:

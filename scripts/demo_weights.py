@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from model.text import plain
-from model.vision_encoder import ROOT
 from scripts.demo_engine import Weight
 from scripts.demo_words import WORDS, say
 
@@ -24,10 +23,9 @@ def fold(weights: Sequence[Weight]) -> dict[Weight, Weight | None]:
 
 def names(weights: Sequence[Weight], language: str) -> dict[Weight, str]:
     """A name for each, no two alike: what it does and its folder, then as much of its path as tells it from others."""
-    out = ROOT / "out"
 
     def folder(weight: Weight) -> str:
-        return "" if weight.path.parent == out else weight.path.parent.name
+        return weight.path.parent.name if weight.path.parent.name != "out" else ""
 
     def kind(weight: Weight) -> str:
         key = f"kind_{weight.stage}"

@@ -1,5 +1,6 @@
 """The page of the browser demo, run without a browser: what it shows, what it lets in, and that it stays safe."""
 
+import ast
 import sys
 import threading
 import tomllib
@@ -15,7 +16,7 @@ from streamlit.testing.v1.element_tree import ChatInput
 import model.vision_encoder
 from eval_vlm import load_pictures
 from model.weights import save_weights
-from scripts.answer import Answer, Answerer, Options, user_turn
+from scripts.answer import Answer, Answerer, Options, assistant_turn, user_turn
 from scripts.demo_engine import Job
 from scripts.demo_words import WORDS
 
@@ -290,11 +291,92 @@ def test_the_shipped_settings_are_safe():
 
 
 def test_the_page_takes_no_html():
-    source = (ROOT / "web_demo.py").read_text()
-    for word in ("unsafe", "st.markdown", "st.write", "st.html", "components"):
-        assert word not in source
+    """But for its style, which is a constant."""
+    for path in [ROOT / "web_demo.py", *(ROOT / "scripts").glob("demo_*.py")]:
+        source = path.read_text()
+        if path.stem == "demo_style":
+            (style,) = [node.value for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+            assert isinstance(style, ast.Constant) and source.count("STYLE") == 2 and "script" not in style.value
+            source = source.replace("st.html(STYLE)", "")
+        for word in ("unsafe-allow", "unsafe_", "st.markdown", "st.write", "st.html", "components"):
+            assert word not in source, path
 
 
 def test_screenshots_are_small_files():
     shots = list((ROOT / "docs").glob("demo_*.png"))
     assert shots and all(shot.stat().st_size < 300_000 for shot in shots)
+
+
+def test_a_mistyped_flag_is_told_on_the_page(empty_page, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["web_demo.py", "--devcie", "cpu"])
+    page = empty_page()
+    assert "did you mean --device?" in page.code[0].value and "--vision_model" in page.code[1].value
+    assert not page.chat_input
+
+
+def test_a_folder_that_is_none_is_told_on_the_page(page, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["web_demo.py", "no/such/folder"])
+    shown = page()
+    assert shown.warning[0].value == WORDS["no_folder"][0] and shown.code[0].value == "no/such/folder"
+    assert shown.chat_input  # the weights in out/ are there all the same
+
+
+def test_only_the_broken_picture_is_left_out(page):
+    shown = ask(page(), "What is it?", png(1), b"no picture", png(2))
+    assert pictures_on(shown) == [2, 0] and shown.session_state.turns[0].answer.new_tokens > 0
+    assert [warning.value[:18] for warning in shown.warning] == ["File 2: it is no J"]
+
+
+def test_the_empty_page_has_its_input_at_the_top(page):
+    """At the bottom of the window Streamlit scrolls to it, past the title on a phone."""
+    shown = page()
+    assert len(shown.main.chat_input) == 1
+    assert not ask(shown, "hello").main.chat_input and len(shown.chat_input) == 1  # then where chats have it
+
+
+def test_a_question_can_be_edited(page):
+    shown = ask(page(), "What is it?", png())
+    ask(shown, "And now?")
+    shown.button(key="edit_0").click()
+    checked(shown.run())
+    assert shown.text_area(key="edited_0").value == "What is it?"
+    shown.text_area(key="edited_0").set_value("Is it red?")
+    shown.button(key="edit_ask_0").click()
+    checked(shown.run())
+    (turn,) = shown.session_state.turns  # what followed is gone
+    assert turn.question == "Is it red?" and len(turn.pictures) == 1 and turn.answer is not None
+    shown.button(key="edit_0").click()
+    checked(shown.run())
+    shown.button(key="edit_cancel_0").click()
+    checked(shown.run())
+    assert not shown.text_area and shown.session_state.turns[0].answer is turn.answer
+
+
+def test_an_answer_can_be_copied_and_a_conversation_taken_home(page):
+    shown = ask(page(), "What is it?", png())
+    assert shown.code[0].value == shown.session_state.turns[0].answer.text
+    assert [button.proto.label for button in shown.get("download_button")] == ["As a page (HTML)", "As data (JSON)"]
+
+
+def test_two_weights_side_by_side_and_the_best_folded_away(page, make_vlm, tmp_path):
+    save_weights(make_vlm(seed=7), tmp_path / "out/sft_vlm_32_best.safetensors", {"stage": "sft_vlm"})
+    shown = page()
+    assert shown.selectbox(key="weight").options == ["Picture Q&A"] and not shown.toggle(key="use_best").value
+    shown.selectbox(key="second").select_index(1)
+    ask(checked(shown.run()), "What is it?", png())
+    ask(shown, "And now?")
+    first, second = Answerer.from_weight(tmp_path / "out/sft_vlm_32.safetensors"), Answerer.from_weight(
+        tmp_path / "out/sft_vlm_32_best.safetensors"
+    )  # fmt: skip
+    path = tmp_path / "1.png"
+    path.write_bytes(png())
+    for answerer, turns in (
+        (first, shown.session_state.turns),
+        (second, [t.second for t in shown.session_state.turns]),
+    ):
+        messages = [user_turn("What is it?", 1), assistant_turn(turns[0].answer.text), user_turn("And now?", 0)]
+        expected = answerer.stream(messages, load_pictures([path]), Options(max_new_tokens=8))
+        assert turns[1].answer.token_ids == expected.token_ids  # each heard its own first answer
+    shown.toggle(key="where_1_second").set_value(True)
+    checked(shown.run())
+    assert shown.session_state.turns[1].second.looked and not shown.session_state.turns[1].looked

@@ -18,7 +18,7 @@ pytest.importorskip("streamlit", reason="no streamlit: pip install -r requiremen
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--no-first-run"]  # fmt: skip
 SECONDS = 90_000  # milliseconds that a busy machine may need for one step
 
@@ -46,8 +46,9 @@ def open_tab(server, browser):
     """open_tab(): a new tab of the demo, ready to be asked; what went wrong in its console or on it fails the test."""
     tabs, wrong = [], []
 
-    def open_tab():
+    def open_tab(width=1100, height=900):
         tab = browser.new_page()
+        tab.set_viewport_size({"width": width, "height": height})
         tab.set_default_timeout(SECONDS)
         tab.on("pageerror", lambda error: wrong.append(str(error)))
         tab.on("request", lambda request: None if server.address in request.url or request.url.startswith(
@@ -143,6 +144,7 @@ def test_bad_and_oversized_files(open_tab):
     send(tab, "What is it?")
     tab.get_by_text("File 1: it is no JPEG").wait_for()
     assert answers(tab).count() == 0
+    assert tab.get_by_test_id("stChatInputTextArea").input_value() == "What is it?"  # not lost
     file = BytesIO()
     Image.new("1", (6000, 6000)).save(file, "PNG")
     upload(tab, ("wide.png", file.getvalue()))
@@ -159,7 +161,7 @@ def test_bad_and_oversized_files(open_tab):
 
 def test_stop_keeps_what_was_said_and_streams(open_tab):
     tab = open_tab()
-    tab.get_by_text("How answers are drawn").click()
+    tab.get_by_text("Generation settings").click()
     for label, most in (("Longest answer", "512"), ("Temperature", "2.00")):  # a tiny model says little when greedy
         slider = tab.get_by_test_id("stSlider").filter(has_text=label)
         slider.get_by_role("slider").focus()
@@ -204,6 +206,29 @@ def test_what_is_typed_stays_text(open_tab):
     wait_for_answers(tab, 1)
     assert tab.get_by_text(typed).count() == 1
     assert tab.locator("[data-testid=stChatMessage] :is(img[src*=example], a)").count() == 0
+
+
+def test_a_click_on_an_example_asks_and_its_question_can_be_edited(open_tab):
+    tab = open_tab()
+    tab.locator("[class*=st-key-card_] img").nth(1).click(force=True)  # the button lies over it
+    wait_for_answers(tab, 1)
+    assert shown_pictures(tab).count() == 1
+    tab.get_by_role("button", name="Edit").click()
+    tab.get_by_role("textbox", name="asked anew").fill("Is it red?")
+    tab.get_by_role("button", name="Ask", exact=True).click()
+    tab.get_by_text("Is it red?").wait_for()
+    wait_for_answers(tab, 1)
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Save conversation").click()
+        tab.get_by_role("button", name="HTML").click()
+    assert "Is it red?" in download.value.path().read_text()
+
+
+def test_on_a_phone_it_begins_at_its_title(open_tab):
+    tab = open_tab(width=390, height=600)
+    tab.locator("[class*=st-key-card_] img").nth(3).wait_for()
+    time.sleep(2)  # for Streamlit to scroll, which it did
+    assert tab.get_by_text("Ask about your pictures").bounding_box()["y"] > 0
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(server, open_tab):
