@@ -28,8 +28,10 @@ def names(weights: Sequence[Weight], language: str) -> dict[Weight, str]:
         return weight.path.parent.name if weight.path.parent.name != "out" else ""
 
     def kind(weight: Weight) -> str:
-        key = f"kind_{weight.stage}"
-        return say(language, key) if key in WORDS else weight.path.stem
+        key, best = f"kind_{weight.stage}", weight.path.stem.endswith(BEST)
+        if key not in WORDS:
+            return weight.path.stem
+        return say(language, "kind_best", kind=say(language, key)) if best else say(language, key)
 
     forms = (
         lambda weight: [kind(weight), folder(weight)],

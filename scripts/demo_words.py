@@ -28,6 +28,7 @@ WORDS = {
     "kind_sft_vlm": ("Picture Q&A", "看图问答"),
     "kind_pretrain_vlm": ("Captions (stage 1)", "图片描述（第一阶段）"),
     "kind_llm": ("Text only", "仅文本"),
+    "kind_best": ("{kind}, best checkpoint", "{kind}，最佳检查点"),
     "trained_on": ("Trained on {data}", "训练数据 {data}"),
     "trained_unknown": ("The file does not say what it was trained on", "文件未说明训练数据"),
     "trained_steps": ("{steps:,} steps", "{steps:,} 步"),

@@ -82,6 +82,8 @@ def test_names_say_what_weights_do_and_no_two_are_alike():
     assert found[captions] == "Captions (stage 1) · run" and found[other] == "my_stage_32 · run"
     assert found[wide] == "Picture Q&A · run · sft_vlm_64"
     assert found[one] == "Picture Q&A · /a/run/sft_vlm_32.safetensors" and len(set(found.values())) == 5
+    best = weight("/a/run/sft_vlm_64_best.safetensors")
+    assert names([best], "en") == {best: "Picture Q&A, best checkpoint · run"}
     assert names([wide], "zh") == {wide: "看图问答 · run"}
 
 
