@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart gpu-check test test-browser test-oldest test-newest soak lint format lock clean
+.PHONY: quickstart gpu-check test test-browser screenshots test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
@@ -22,6 +22,11 @@ test-browser: $(VENV)/.installed-dev
 		echo "no Chromium, and apt-get cannot install it here: the tests that need it are skipped"
 	$(RUN) -m pytest tests/browser -rs $(ARGS)
 	$(RUN) tests/browser/load_test.py
+
+# docs/demo_*.png anew, from out/quickstart or ARGS="--weights FOLDER". Look at them before they are committed.
+screenshots: $(VENV)/.installed-dev
+	$(RUN) -m pip install --quiet -r requirements/browser.txt
+	$(RUN) tests/browser/screenshots.py $(ARGS)
 
 # The whole suite at either end of the ranges of pyproject.toml, in a venv of its own; ends with a table of versions.
 test-oldest test-newest:

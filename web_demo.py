@@ -19,7 +19,7 @@ from dataset.emoji_world import attribution
 from model.vision_encoder import ROOT
 from scripts import demo_chat
 from scripts.answer import Options
-from scripts.demo_answers import refused, show_answer, show_question, words
+from scripts.demo_answers import refused, show_answer, show_pictures, words
 from scripts.demo_chat import MOST_CHARACTERS, Refused, Turn
 from scripts.demo_engine import Engine, Weight, find_weights, log, options_within
 from scripts.demo_export import as_html, as_json
@@ -248,10 +248,11 @@ def show_turn(setup: Setup, number: int) -> list[st.delta_generator.DeltaGenerat
     turn: Turn = state.turns[number]
     jobs = state.jobs if number == len(state.turns) - 1 else []
     with st.chat_message("user"):
+        show_pictures(turn)
         if state.editing == number and not state.jobs:
             edit(setup, number)
         else:
-            show_question(turn)
+            st.text(turn.question)
             if not state.jobs:
                 st.button(words("edit"), key=f"edit_{number}", icon=":material/edit:", type="tertiary",
                           on_click=state.update, kwargs={"editing": number})  # fmt: skip

@@ -32,14 +32,14 @@ def refused(refusal: Refused) -> str:
     return which + words(refusal.key, **refusal.facts)
 
 
-def show_question(turn: Turn) -> None:
+def show_pictures(turn: Turn) -> None:
+    """A question's pictures, who made them, and what was left out."""
     if turn.pictures:
         st.image([picture.shown for picture in turn.pictures], width=PICTURE_WIDTH)
     if turn.credit:
         st.caption(turn.credit)
     for refusal in turn.left_out:
         st.warning(f"{refused(refusal)} {words('left_out')}")
-    st.text(turn.question)
 
 
 def show_answer(engine: Engine, turns: Sequence[Turn], side: int = 0) -> None:

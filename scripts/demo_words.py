@@ -71,8 +71,8 @@ WORDS = {
     "searched": ("Looked for *.safetensors of this project in:", "已在以下位置查找本项目的 *.safetensors："),
     "wrong_start": ("The demo was started with something that it does not know:", "启动参数有误："),
     "usage": ("Stop it in its terminal (Ctrl+C) and start it like this:", "请在终端按 Ctrl+C 停止，并按以下方式启动："),
-    "no_folder": ("Named when the demo was started, but no folder. Check the spelling; a weights file is found by the "
-                  "name of its folder:",
+    "no_folder": ("This was named when the demo was started and is no folder. Check the spelling; for a weights file, "
+                  "name the folder that it lies in:",
                   "启动时给出，但不是文件夹。请检查拼写；权重文件请给出其所在文件夹："),
     # refusals and failures
     "left_out": ("It was left out.", "已略过。"),
