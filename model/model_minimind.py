@@ -291,7 +291,18 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
         return output if whole else output.to_tuple()
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs) -> dict:
-        """As transformers does, without what 5.3 adds: where in the cache a token goes, which the cache knows."""
+        """As transformers does, without what 5.3 adds: where in the cache a token goes, which the cache knows.
+
+        And with use_cache=False a given cache is left alone; transformers would read everything again on top of it.
+        """
+        if kwargs.get("use_cache") is False:
+            kwargs = {name: value for name, value in kwargs.items() if name not in (CACHE_NAME, "next_sequence_length")}
+            mask = kwargs.get("attention_mask")
+            if mask is not None and mask.shape[1] != input_ids.shape[1]:
+                raise UserError(
+                    f"use_cache=False reads everything again: attention_mask has {mask.shape[1]} columns, so give as "
+                    f"many input_ids, not {input_ids.shape[1]}"
+                )
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         inputs.pop("cache_position", None)
         return inputs

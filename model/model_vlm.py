@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPVisionConfig
 
 from model.config import VLMConfig
-from model.model_minimind import MiniMindForCausalLM
+from model.errors import UserError
+from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 from model.vision_encoder import build_tower, normalize_pixels
 
 
@@ -130,14 +132,38 @@ class MiniMindVLM(MiniMindForCausalLM):
         is_first_iteration: bool = False,
         **kwargs,
     ) -> dict:
-        """Pictures enter at prefill only: afterwards the cache remembers them."""
+        """Pictures enter at prefill only: afterwards the cache remembers them, and a given one those of earlier turns.
+
+        image_mask: of the whole conversation, or its beginning where no placeholder follows; or of the new tokens,
+            where input_ids are those alone. pixel_values: all pictures that it marks, those in the cache too.
+        """
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if is_first_iteration or not kwargs.get("use_cache", True):
-            inputs["pixel_values"] = pixel_values
-            if image_mask is not None:  # without a cache the prompt grows by what was generated
-                grown = inputs["input_ids"].shape[1] - image_mask.shape[1]
-                inputs["image_mask"] = nn.functional.pad(image_mask, (0, grown))
-        return inputs
+        if image_mask is None:  # without which pictures are refused
+            return {**inputs, "pixel_values": pixel_values}
+        cache, length = inputs.get(CACHE_NAME), inputs["input_ids"].shape[1]
+        if cache is not None and length == 1 and not is_first_iteration:
+            return inputs  # word after word; how much it knows, a static cache would have to ask a GPU
+        start = input_ids.shape[1] - length  # of what is read now, in the mask
+        if image_mask.shape[1] > input_ids.shape[1]:
+            if start:
+                raise UserError(
+                    f"image_mask has {image_mask.shape[1]} columns and input_ids {input_ids.shape[1]}: both are to be "
+                    "of the whole conversation"
+                )
+            start = int(cache.get_seq_length()) if cache is not None else 0  # new tokens alone, or prefill in chunks
+        image_mask = nn.functional.pad(image_mask, (0, max(0, start + length - image_mask.shape[1])))
+        if start and pixel_values is not None:
+            pixel_values = self._unread_pictures(image_mask, pixel_values, start)
+        return {**inputs, "image_mask": image_mask[:, start : start + length], "pixel_values": pixel_values}
+
+    def _unread_pictures(self, image_mask: torch.Tensor, pixel_values: torch.Tensor, start: int) -> torch.Tensor | None:
+        """Of each row the pictures whose placeholders stand from column `start` on, first; None: no row has any."""
+        counts = self._count_pictures(image_mask, pixel_values.shape[1])
+        read = self._count_pictures(image_mask[:, :start], pixel_values.shape[1])
+        if counts == read:
+            return None
+        rows = zip(pixel_values, read, counts, strict=True)
+        return pad_sequence([pictures[done:count] for pictures, done, count in rows], batch_first=True)
 
 
 def without_filling(pictures: torch.Tensor, pictures_a_row: Sequence[int]) -> torch.Tensor:
