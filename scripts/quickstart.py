@@ -69,7 +69,8 @@ def main() -> None:
     if options.from_scratch:
         names = options.output / "names.safetensors"
         quickstart.run("base data", "scripts/build_emoji_world.py", "--output", data, "--questions", QUESTIONS,
-                       "--llm", options.llm_texts, "--pretrain", 0, "--sft", 0, "--held_out", 0)  # fmt: skip
+                       "--llm", options.llm_texts, "--strangers", options.llm_texts // 10,
+                       "--pretrain", 0, "--sft", 0, "--held_out", 0)  # fmt: skip
         quickstart.run("names", "scripts/embed_names.py", "--vision_model", TOWER, "--output", names)
         quickstart.run("base decoder", "trainer/train_llm.py", "--data_path", data / "llm.jsonl",
                        "--init_embeddings", names, *BASE_SIZES, *FLAGS, "--save_dir", options.output)  # fmt: skip

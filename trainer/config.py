@@ -94,7 +94,7 @@ class StageConfig:
     )
     shard: int = flag(0, "1: each rank holds a part of the model; for models that outgrow one device")
     num_workers: int = flag(1, "processes a rank that decode pictures")
-    profile: int = flag(0, "steps to profile: a trace in the run's folder, and the ten dearest operations; 0: none")
+    profile: int = flag(0, "steps to profile: a trace in the run's folder, and the ten slowest operations; 0: none")
     log_interval: int = flag(20, "steps between log lines")
     save_interval: int = flag(500, "steps between checkpoints, each with a validation")
     keep_last: int = flag(2, "checkpoints kept: so many of the newest, and the best by validation loss")

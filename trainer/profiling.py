@@ -50,7 +50,7 @@ class Profiler:
 
 
 def table_of_operations(profiled: profile, on_gpu: bool, steps: int) -> str:
-    """Name, milliseconds a step in the operation itself, share of all, calls a step; the dearest first."""
+    """Name, milliseconds a step in the operation itself, share of all, calls a step; the slowest first."""
 
     def cost(operation) -> float:
         return operation.self_device_time_total if on_gpu else operation.self_cpu_time_total  # microseconds
