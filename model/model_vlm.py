@@ -96,9 +96,7 @@ class MiniMindVLM(MiniMindForCausalLM):
             if image_mask is not None and pictures_a_row is None and image_mask.any():
                 raise ValueError(f"{int(image_mask.sum())} placeholders are marked but there are no pixel_values")
             if self.training:  # the projector takes part in every step, or ranks without pictures would hang the others
-                device = self.vision_proj.vision_proj[
-                    0
-                ].weight.device  # where layers stand on several, not the embeddings'
+                device = next(self.vision_proj.parameters()).device  # where layers stand on several, another one
                 nothing = embeddings.new_zeros(1, self.config.vision_hidden_size, device=device)
                 embeddings = embeddings + (0.0 * self.vision_proj(nothing).sum()).to(embeddings.device)
             return embeddings
