@@ -34,7 +34,7 @@ test-oldest test-newest:
 
 # Kills and faults by the hundred, minutes of them; the results stand in docs/reliability.md.
 soak: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m soak -s --durations=0 tests/faults $(ARGS)
+	$(RUN) -m pytest -m soak -s --durations=0 tests $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff format --check .

@@ -18,7 +18,7 @@ from PIL import Image
 
 PAGES = {"en": ROOT / "docs/own_pictures.md", "zh": ROOT / "docs/own_pictures_zh.md"}
 PROGRAMS = ("model", "trainer", "dataset", "scripts", "eval_vlm.py", "web_demo.py", ".streamlit")
-PATIENCE = 240  # seconds of work for training and scoring: four minutes on two cores, waiting for others left out
+PATIENCE = 240  # seconds of a core's work, training and scoring together, whoever else shares the machine
 
 
 def steps(page: Path) -> list[str]:
@@ -45,8 +45,7 @@ def clone(tmp_path) -> Path:
 
 def start(step: str, clone: Path) -> subprocess.Popen:
     """A step as the user would type it, with this environment's Python and no package but the clone's own."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    environment |= {"PYTHONPATH": str(clone)}
+    environment = {**os.environ, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"}
     program = [sys.executable, "-c", step] if "\n" in step else [re.sub("^python", sys.executable, step)]
     return subprocess.Popen(
         program, shell="\n" not in step, cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -61,6 +60,11 @@ def follow(step: str, clone: Path) -> str:
     return said
 
 
+def work_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def exact_match(path: Path) -> dict[str, float]:
     return json.loads(path.read_text())["exact_match"]
 
@@ -71,7 +75,7 @@ def test_both_pages_have_the_same_commands():
 
 def test_own_pictures_are_learnt_from_a_fresh_clone(clone):
     write, train, ask, score, *_ = steps(PAGES["en"])
-    started = time.monotonic()
+    started = work_of_children()
     follow(write, clone)
     said = follow(train, clone)
     assert "these words are new to this decoder" in said and "taking" not in said
@@ -82,9 +86,9 @@ def test_own_pictures_are_learnt_from_a_fresh_clone(clone):
     assert "A cup of tea." in follow(ask, clone)
     follow(score, clone)
     shares = exact_match(clone / "out/mine/score.json")
-    print(f"{time.monotonic() - started:.0f} s, {shares}")
+    print(f"{work_of_children() - started:.0f} s of work, {shares}")
     assert shares["right"] >= shares["none"] + 0.5 and shares["right"] >= shares["shuffled"] + 0.5
-    assert time.monotonic() - started < PATIENCE
+    assert work_of_children() - started < PATIENCE
     with Image.open(clone / "out/mine/sheet.png") as sheet:
         assert sheet.width > 900 and sheet.height > 600
 
