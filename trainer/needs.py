@@ -1,6 +1,7 @@
 """What a stage needs and does not find, told all at once, with a command that works from what ships."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +32,7 @@ def check_needs(config: StageConfig) -> None:
     """
     absent, cures = [], []
     data, tower = Path(config.data_path), config.with_vision and lacks_tower(config.vision_model)
-    if not data.is_file():
+    if not os.path.isfile(data):  # a Path would raise where the folder may not be read
         absent.append(f"{shown(data)} does not exist (--data_path)")
         if data.parent == ROOT / "dataset/data":
             cures.append(command("scripts/build_emoji_world.py"))
