@@ -274,6 +274,8 @@ def main() -> None:
     try:
         drawing = Options(options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.seed)
         samples = open_data(options.data, options.images_path, limits_of(options)) if options.data else []
+        if options.data and not options.output.parent.is_dir():
+            raise UserError(f"--output {options.output}: there is no folder {options.output.parent}")
         groups = [] if options.data else picture_groups(options.image)
         answerer = Answerer.from_weight(
             options.weight, options.vision_model, options.device, options.dtype, options.num_attention_heads

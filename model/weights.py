@@ -23,6 +23,7 @@ PROJECTOR_PREFIX = "vision_proj."
 NOT_DECODER = ("model_type", "vision_config", "vision_source", "vision_sha256", "image_token_id")  # of a VLMConfig
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 SHOWN = 6  # weights that a message lists
+NOWHERE = ": check its name, or train the stage that writes it"
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"  # one tensor where the config ties them
 
@@ -53,7 +54,7 @@ def read_weights(path: str | Path) -> tuple[dict | None, dict[str, torch.Tensor]
     if path.is_dir():
         raise UserError(f"{path} is a folder, which is for models as transformers saves them{weights_in(path)}")
     if not path.is_file():
-        raise UserError(f"{path} does not exist{did_you_mean(path) or weights_in(path.parent)}")
+        raise UserError(f"{path} does not exist{did_you_mean(path) or weights_in(path.parent) or NOWHERE}")
     if path.suffix not in WEIGHT_ENDINGS:
         raise UserError(f"{path} is no weights file, those end in {', '.join(WEIGHT_ENDINGS)}{weights_in(path.parent)}")
     try:

@@ -18,6 +18,7 @@ from random import Random
 
 from dataset import emoji_world as world
 from model.command_line import CommandLine
+from model.errors import UserError
 from model.processing import load_tokenizer
 from model.text import counted
 
@@ -127,4 +128,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"build_emoji_world: {error}") from error

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from dataset import emoji_world as world
 from model.command_line import CommandLine
+from model.errors import UserError
 from model.processing import load_tokenizer
 from model.vision_encoder import normalize_pixels, read_tower
 
@@ -77,4 +78,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"embed_names: {error}") from error

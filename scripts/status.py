@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model import process_lock
 from model.command_line import CommandLine
-from model.text import counted, plain
+from model.text import counted, did_you_mean, plain
 
 ROOT = Path(__file__).resolve().parent.parent
 BARS = "▁▂▃▄▅▆▇█"
@@ -28,8 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
     while True:
         runs = [run for folder in options.folders for run in runs_in(Path(folder))]
         if not runs:
+            meant = did_you_mean(options.folders[0])
             raise SystemExit(
-                f"no status.json in {', '.join(options.folders)}: name a run folder, such as out/sft_vlm_512"
+                f"no status.json in {', '.join(options.folders)}{meant or ': name a run folder, such as out/sft_vlm_512'}"
             )
         print("\n\n".join(describe(run, options.width) for run in runs), flush=True)
         if not options.watch:

@@ -47,8 +47,9 @@ def load_folder(folder: Path, vision_model: str | None = None) -> tuple[PreTrain
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = facts.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
+        reason = getattr(error, "strerror", error)
         raise UserError(
-            f"{folder} is no model folder: its config.json cannot be read ({error}){weights_in(folder)}"
+            f"{folder} is no model folder: its config.json cannot be read ({reason}){weights_in(folder)}"
         ) from error
     if kind not in (*OURS, *STOCK):
         raise UserError(f"{folder} holds a model of type {kind!r}: this reads {', '.join((*OURS, *STOCK))}")
