@@ -28,10 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
     while True:
         runs = [run for folder in options.folders for run in runs_in(Path(folder))]
         if not runs:
-            meant = did_you_mean(options.folders[0])
-            raise SystemExit(
-                f"no status.json in {', '.join(options.folders)}{meant or ': name a run folder, such as out/sft_vlm_512'}"
-            )
+            cure = did_you_mean(options.folders[0]) or ": name a run folder, such as out/sft_vlm_512"
+            raise SystemExit(f"no status.json in {', '.join(options.folders)}{cure}")
         print("\n\n".join(describe(run, options.width) for run in runs), flush=True)
         if not options.watch:
             return

@@ -186,7 +186,7 @@ def test_a_run_stopped_before_its_first_step_promises_no_checkpoint(monkeypatch,
     def stopped(*_: object) -> None:
         raise Stopped(2)
 
-    monkeypatch.setattr(stage, "build_model", stopped)
+    monkeypatch.setattr(stage, "check_needs", stopped)
     with pytest.raises(SystemExit):
         run_stage(parse_config(SFT_VLM, ["--save_dir", str(tmp_path), "--from_weight", "none", "--device", "cpu"]))
     said = capsys.readouterr().out
