@@ -263,7 +263,8 @@ class VLMProcessor:
         """Raises SampleError where the text has places for more or fewer pictures than there are."""
         wanted = sum(rendered.image_mask) // self.image_tokens
         if wanted != pictures:
-            raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there are {counted(pictures, 'pictures')}")
+            there = "is" if pictures == 1 else "are"
+            raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there {there} {counted(pictures, 'pictures')}")
 
     def prompts(self, conversations: Sequence[tuple[Sequence[dict], Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
         """(messages, pictures) pairs to the inputs of generate()."""

@@ -83,7 +83,7 @@ def test_nothing_to_look_at(make_vlm, processor, picture):
         look(make_vlm(), processor, asked(pictures=0), [], (300,))
     with pytest.raises(ValueError, match="1 pictures and 0 tokens"):
         look(make_vlm(), processor, asked(), [picture(1)], ())
-    with pytest.raises(SampleError, match="holds 2 <image> but there are 1"):
+    with pytest.raises(SampleError, match="holds 2 <image> but there is 1"):
         look(make_vlm(), processor, asked(pictures=2), [picture(1)], (300,))
 
 

@@ -40,6 +40,6 @@ def test_a_tiny_picture_of_one_colour_without_a_tag_is_a_row_of_text(picture, tm
 def test_any_other_picture_without_a_tag_stays_an_error(pictures, tmp_path):
     samples = read_samples(write_parquet(tmp_path / "a.parquet", [json.dumps(turns(0))], [pictures]))
     with pytest.raises(
-        BadSample, match=rf"holds 0 <image> but the sample has {len(pictures)} pictures: make them equal"
+        BadSample, match=f"holds 0 <image> but the sample has {len(pictures)} pictures?: make them equal"
     ):
         samples[0]

@@ -309,7 +309,8 @@ def test_prompts_without_pictures_have_no_pixels(processor):
 @pytest.mark.parametrize(("tags", "pictures"), [(1, 0), (0, 1), (2, 1), (1, 3)])
 def test_prompts_count_pictures(processor, tags, pictures):
     content = "<image>" * tags + "@" * IMAGE_TOKENS + "What?"
-    with pytest.raises(SampleError, match=rf"holds {tags} <image> but there are {pictures} pictures"):
+    there = "is 1 picture$" if pictures == 1 else f"are {pictures} pictures$"
+    with pytest.raises(SampleError, match=f"holds {tags} <image> but there {there}"):
         processor.prompts([([user(content)], [make_picture(n) for n in range(pictures)])])
 
 

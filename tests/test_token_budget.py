@@ -16,6 +16,12 @@ from trainer.resplit import order_after
 from trainer.train_sft_vlm import SFT_VLM
 
 
+@pytest.fixture(autouse=True)
+def no_probe(monkeypatch):
+    """The sentences that a weight file is known by are a pass more at each save."""
+    monkeypatch.setattr(stage, "probe_facts", lambda *_: {})
+
+
 def fewest_by_trying(lengths: list[int], budget: int) -> int:
     """Of all ways to cut a sorted list."""
     for pieces in range(1, len(lengths) + 1):

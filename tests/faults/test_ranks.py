@@ -113,7 +113,7 @@ def test_stopped_run_says_what_it_left_out(config):
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert run_ranks(dataclasses.replace(config, max_bad_share=0.5), 1, stop) == [128 + signal.SIGTERM]
-    assert "\nleft out: 1 bad samples" in said_by(config, 0)
+    assert "\nleft out: 1 bad sample," in said_by(config, 0)
 
 
 def test_hung_rank_is_noticed_within_the_timeout_and_named(config, monkeypatch):
