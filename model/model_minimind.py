@@ -291,7 +291,7 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
         return output if whole else output.to_tuple()
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs) -> dict:
-        """As transformers does, without what 5.3 adds: where in the cache a token goes, which the cache knows.
+        """As transformers does, without what 5.4 adds: where in the cache a token goes, which the cache knows.
 
         And with use_cache=False a given cache is left alone; transformers would read everything again on top of it.
         """

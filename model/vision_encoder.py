@@ -32,7 +32,7 @@ def build_tower(config: CLIPVisionConfig) -> PreTrainedModel:
 
 
 def _unwrap(tower: CLIPVisionModel) -> PreTrainedModel:
-    return getattr(tower, "vision_model", tower)  # transformers 5.3 wraps the tower once more than 5.23
+    return getattr(tower, "vision_model", tower)  # transformers 5.4 wraps the tower once more than 5.24
 
 
 def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:

@@ -57,7 +57,7 @@ def tower_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tower")
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     tower = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=IMAGE_SIZE, patch_size=16))
-    with torch.no_grad():  # transformers 5.3 and 5.24 draw them in another order, and some tests live by one tower
+    with torch.no_grad():  # transformers 5.4 and 5.24 draw them in another order, and some tests live by one tower
         for _, parameter in sorted(tower.named_parameters(), key=lambda named: named[0].removeprefix("vision_model.")):
             parameter.copy_(0.02 * torch.randn(parameter.shape) + (parameter.ndim == 1 and parameter.mean().round()))
     tower.save_pretrained(folder)

@@ -173,7 +173,7 @@ def test_batch_padded_on_the_left_answers_as_one_by_one(lively_vlm, format_name,
     for part in (part for messages in conversations for part in messages[0]["content"] if part["type"] == "image"):
         part["path"] = str(tmp_path / "reference" / part["path"])
     padding = {"padding": True} if not own_code else {}
-    if "processor_kwargs" in signature(processor.apply_chat_template).parameters:  # not yet in transformers 5.3
+    if "processor_kwargs" in signature(processor.apply_chat_template).parameters:  # not yet in transformers 5.4
         padding = {"processor_kwargs": padding}
     inputs = processor.apply_chat_template(
         conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **padding

@@ -130,7 +130,7 @@ def test_damaged_tower_is_refused(tmp_path, tower_folder, damage):
 
 
 class WrappedOnce(nn.Module):
-    """CLIPVisionModel as transformers 5.3 builds it: the tower one attribute deeper, so that every name is longer."""
+    """CLIPVisionModel as transformers 5.4 builds it: the tower one attribute deeper, so that every name is longer."""
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__()
