@@ -13,7 +13,7 @@ gpu-check: $(VENV)/.installed
 	$(RUN) scripts/gpu_check.py $(ARGS)
 
 test: $(VENV)/.installed-dev lint
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # The demo in a headless Chromium, then under load. Installs playwright, and Chromium where apt-get may.
 test-browser: $(VENV)/.installed-dev

@@ -72,7 +72,8 @@ def run_suite(what: str, pytest_arguments: list[str]) -> int:
         chosen.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
         python = python_of(what, "-r", str(chosen), "-e", ".")
     subprocess.run([python, "-m", "pip", "check"], check=True)
-    code = subprocess.run([python, "-m", "pytest", *pytest_arguments], cwd=ROOT, check=False).returncode
+    suite = [python, "-m", "pytest", "--numprocesses", "2", "--dist", "loadfile"]
+    code = subprocess.run([*suite, *pytest_arguments], cwd=ROOT, check=False).returncode
     freeze = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
     print(table(read_pins(LOCK) | read_pins(ROOT / "requirements/dev.txt"), parse_pins(freeze), code), flush=True)
     return code
