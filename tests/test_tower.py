@@ -134,7 +134,8 @@ class WrappedOnce(nn.Module):
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__()
-        self.vision_model, self.config = CLIPVisionModel(config), config
+        tower = CLIPVisionModel(config)
+        self.vision_model, self.config = getattr(tower, "vision_model", tower), config
 
 
 @pytest.mark.parametrize("version", [CLIPVisionModel, WrappedOnce], ids=["as here", "wrapped once more"])
