@@ -22,6 +22,7 @@ from pyarrow import parquet, types
 
 from dataset.formats import DataError, shown
 from dataset.one_writer import PATIENCE, open_lock, show_life, take, wait
+from model.errors import NO_ROOM
 from model.text import plain
 from model.weights import sync_to_disk
 
@@ -35,7 +36,6 @@ EMPTY_AT_ONCE = 1 << 14  # rows of a damaged group
 BYTES_A_ROW = 32  # for numbers and ends, beside the text and the pictures
 READ_BUFFER = 1 << 16  # bytes; without one pyarrow reads a whole column of a group ahead
 FULLEST = 0.95  # of the free disk space
-NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 UNREADABLE = (pyarrow.ArrowException, OSError, ValueError)  # what pyarrow raises over damage
 
 

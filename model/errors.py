@@ -1,5 +1,9 @@
 """UserError: what a user can mend, told in one sentence. Whatever else is raised is a slip of ours, and shows where."""
 
+import errno
+
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # how a full disk, and whoever limits it, says so
+
 
 class UserError(ValueError):
     """Wrong flags, data, files or machines; the message says what is wrong, where, and what to do.

@@ -1,6 +1,5 @@
 """Hugging Face and ModelScope behind one interface: list, fetch, push; what goes wrong comes out as a sentence."""
 
-import errno
 import hashlib
 import logging
 import os
@@ -15,11 +14,11 @@ from typing import BinaryIO
 from huggingface_hub import CommitOperationAdd, HfApi, constants, errors, get_token, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
+from model.errors import NO_ROOM
 from model.progress import Progress
 
 # The package's HTTP library has changed more than once; the base class of its errors is in every version's ancestry.
 HTTP_ERROR = next(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 RETRY = "run the same command again: it goes on where it stopped"
 CONNECT_SECONDS = 15
 RECONNECTIONS = 3
@@ -77,7 +76,7 @@ def _checked_name(path: str) -> str:
 
 def _system_failure(error: OSError, page: str) -> HubError:
     """OSErrors that are no hub's own: the disk, a path, a connection that broke."""
-    if error.errno in DISK_FULL:
+    if error.errno in NO_ROOM:
         return LocalError(f"the disk is full ({error.strerror}): free some space or name another place, then {RETRY}")
     if error.filename:
         return LocalError(f"{error.filename} cannot be used ({error.strerror}): name another place")
@@ -88,7 +87,7 @@ def _no_network(endpoint: str, error: BaseException) -> HubError:
     """The packages' word for it, unless the disk is behind it."""
     cause: BaseException | None = error
     while cause:
-        if isinstance(cause, OSError) and cause.errno in DISK_FULL:
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
             return _system_failure(cause, endpoint)
         cause = cause.__cause__
     return NoNetworkError(f"{endpoint} cannot be reached, or the connection broke")

@@ -10,7 +10,6 @@ Order of a save: write every file, fsync every file, read them back, fsync the d
 name `step-...` is either whole or was damaged later, which the manifest shows. Nothing here is ever unpickled.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -26,14 +25,13 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from model.errors import UserError
+from model.errors import NO_ROOM, UserError
 from model.vision_encoder import file_sha256
 from model.weights import sync_to_disk
 from trainer.sharding import own_part, whole_tensors
 
 FORMAT = 2
 TRAINED, OPTIMIZER, STATE, MANIFEST = "trained.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
-NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 CHUNK = 1 << 24  # bytes a write
 ROOM = 1 << 20  # bytes that a file system needs beside the files themselves
 
