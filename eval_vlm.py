@@ -23,11 +23,10 @@ from PIL import Image
 from dataset.formats import BadSample, Sample
 from dataset.limits import add_limits, limits_of
 from model.command_line import CommandLine
-from model.errors import UserError
+from model.inference.answerer import Answer, Answerer, Interrupted, Options, assistant_turn, user_turn
+from model.messages import UserError, counted, did_you_mean
 from model.processing import SampleError, open_picture
 from model.progress import progress_over
-from model.text import counted, did_you_mean
-from scripts.answer import Answer, Answerer, Interrupted, Options, assistant_turn, user_turn
 from scripts.given_data import left_out, open_data
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}

@@ -4,7 +4,7 @@
     streamlit run web_demo.py -- FOLDER ...            # those of other folders too
 
 This file is the page alone. What a conversation is, what is let in, and who answers when stands in
-scripts/demo_chat.py and scripts/demo_engine.py, how an answer is shown in scripts/demo_answers.py. What people and
+scripts/demo/chat.py and scripts/demo/engine.py, how an answer is shown in scripts/demo/answers.py. What people and
 models say is shown as plain text only: as Markdown it could fetch pictures from elsewhere. What people can mend is said
 in a sentence; errors go to the terminal, in a line.
 """
@@ -16,17 +16,17 @@ from pathlib import Path
 import streamlit as st
 
 from dataset.emoji_world import attribution
-from model.vision_encoder import ROOT
-from scripts import demo_chat
-from scripts.answer import Options
-from scripts.demo_answers import refused, show_answer, show_pictures, words
-from scripts.demo_chat import MOST_CHARACTERS, Refused, Turn
-from scripts.demo_engine import Engine, Weight, find_weights, log, options_within
-from scripts.demo_export import as_html, as_json
-from scripts.demo_start import WrongStart, no_folders, parse_arguments
-from scripts.demo_style import clickable_cards
-from scripts.demo_weights import about, file_name, fold, names
-from scripts.demo_words import LANGUAGES
+from model.files import ROOT
+from model.inference.answerer import Options
+from scripts.demo import chat as demo_chat
+from scripts.demo.answers import refused, show_answer, show_pictures, words
+from scripts.demo.chat import MOST_CHARACTERS, Refused, Turn
+from scripts.demo.engine import Engine, Weight, find_weights, log, options_within
+from scripts.demo.export import as_html, as_json
+from scripts.demo.start import WrongStart, no_folders, parse_arguments
+from scripts.demo.style import clickable_cards
+from scripts.demo.weights import about, file_name, fold, names
+from scripts.demo.words import LANGUAGES
 
 POLL, POLL_WAITING = 0.08, 0.3  # seconds between two looks at jobs that run, or wait for their turn
 EXAMPLE_WIDTH = 160  # pixels on the page

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 import torch
 from torch.utils.data import Dataset
 
-from model.errors import UserError
+from model.messages import UserError
 from model.processing import Rendered
 
 POOL = 64  # samples among which a packed row chooses

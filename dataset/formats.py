@@ -21,16 +21,16 @@ import numpy as np
 from PIL import Image
 
 from dataset.limits import PictureLimits
-from model.errors import UserError
+from model.files import ROOT
+from model.messages import UserError, counted, did_you_mean, plain
 from model.processing import MAX_PIXELS, NO_FILE, SampleError, TooManyPixels, UnreadableFile, open_picture
-from model.text import counted, did_you_mean, plain
 
 ENDINGS = (".jsonl", ".parquet")
 HELP = "docs/data_formats.md"
 AS_LINES = (
     "python -c \"import json; [print(json.dumps(line)) for line in json.load(open('{}', encoding='utf-8'))]\" > {}"
 )
-COPIES = Path(__file__).parent.parent / "out" / "rows"
+COPIES = ROOT / "out" / "rows"
 MAX_LINE = 16 * 1024 * 1024  # bytes of a line; what is longer is never read into memory
 MAX_PICTURES = 1000  # of a sample
 PLACEHOLDER_BYTES, PLACEHOLDER_SIDE = 4096, 16  # at most; and pixels of one colour

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
-from model.errors import UserError
+from model.messages import UserError
 from model.processing import MAX_PIXELS
 
 MEGA = 1_000_000

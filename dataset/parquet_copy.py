@@ -22,9 +22,8 @@ from pyarrow import parquet, types
 
 from dataset.formats import DataError, shown
 from dataset.one_writer import PATIENCE, open_lock, show_life, take, wait
-from model.errors import NO_ROOM
-from model.text import plain
-from model.weights import sync_to_disk
+from model.files import sync_to_disk
+from model.messages import NO_ROOM, plain
 
 TEXTS, PICTURES = "conversations", "image_bytes"
 BYTES, NUMBER = pyarrow.large_binary(), pyarrow.int64()

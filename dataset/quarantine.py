@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset.formats import BadSample, DataError
-from dataset.shares import Share
-from model.text import counted
+from dataset.step_batch import Share
+from model.messages import counted
 
 QUARANTINE = "quarantine.jsonl"  # in the run's folder: {"kind", "where", "reason"} a line
 MAX_BAD_SHARE = 0.05

@@ -27,8 +27,8 @@ import transformers
 
 from dataset.formats import BadSample, DataError, Sample
 from dataset.one_writer import open_lock, show_life, take, wait
+from model.files import sync_to_disk
 from model.processing import VLMProcessor
-from model.weights import sync_to_disk
 
 WORTH_KEEPING = 200  # samples; fewer are rendered sooner than a file is made safe
 # what decides how a sample is read, checked and rendered

@@ -27,8 +27,8 @@ from dataset.token_cache import (
     cache_path,
     read_or_render,
 )
+from model.messages import counted
 from model.processing import Rendered, SampleError, VLMProcessor, collate
-from model.text import counted
 
 FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
 PICTURE = np.uint16(65535)  # stands for a whole span in the stored ids

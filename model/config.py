@@ -4,7 +4,7 @@ import math
 
 from transformers import PretrainedConfig
 
-from model.errors import UserError
+from model.messages import UserError
 
 IGNORE_INDEX = -100  # label of a position that the loss skips
 IMAGE_TOKEN = "@"  # one character and one token; a picture is a span of config.image_tokens of them

@@ -7,7 +7,7 @@ import time
 import torch
 from torch import nn
 
-from model.errors import UserError
+from model.messages import UserError
 
 MEASURING = 0.1  # seconds, for the peak
 SIDES = {"cpu": 768, "cuda": 8192}  # of matrices whose product takes some milliseconds; elsewhere 2048

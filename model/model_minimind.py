@@ -14,7 +14,7 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from model.attention import Attention, RotaryEmbedding, causal_mask, rope_frequencies, take, visible
 from model.config import IGNORE_INDEX, MiniMindConfig
-from model.errors import UserError
+from model.messages import UserError
 
 # What the installed transformers calls the cache: in what a model returns, and in what generate() hands to it.
 CACHE_NAME = {"cache", "past_key_values"}.intersection(field.name for field in fields(MoeCausalLMOutputWithPast)).pop()

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPVisionConfig
 
 from model.config import VLMConfig
-from model.errors import UserError
+from model.messages import UserError
 from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 from model.vision_encoder import build_tower, normalize_pixels
 

@@ -22,9 +22,8 @@ from PIL import Image, ImageOps
 from transformers import PreTrainedTokenizerFast
 
 from model.config import END_ID, END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, START_ID, MiniMindConfig, VLMConfig
-from model.errors import UserError
+from model.messages import UserError, counted
 from model.model_minimind import positions_before
-from model.text import counted
 
 IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")

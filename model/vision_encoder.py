@@ -1,6 +1,5 @@
 """The frozen CLIP tower: where it comes from, what identifies it, how pixels enter it."""
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -8,14 +7,13 @@ from safetensors import SafetensorError
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
 from transformers.utils import logging
 
-from model.errors import UserError
-from model.text import did_you_mean
+from model.files import file_sha256, find_folder
+from model.messages import UserError, did_you_mean
 
 # OpenAI CLIP's channel statistics, RGB in 0..1 (https://github.com/openai/CLIP)
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
-ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_TOWER = "model/vision_model/emoji-clip"  # from ROOT
 
 
@@ -76,19 +74,3 @@ def lacks_tower(folder: str | Path) -> str | None:
         return "the folder does not exist"
     complete = any((folder / name).is_file() for name in WEIGHT_NAMES) and (folder / "config.json").is_file()
     return None if complete else "no weights in it"
-
-
-def portable_path(folder: str | Path) -> str:
-    """As it is written into weight files: from the project's root where it lies inside, so that a clone can move."""
-    path = find_folder(folder).resolve()
-    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
-
-
-def find_folder(folder: str | Path) -> Path:
-    """A relative path is looked up in the working directory, then in the project."""
-    return Path(folder) if Path(folder).exists() else ROOT / folder
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from model.config import MiniMindConfig, VLMConfig
-from model.errors import UserError
+from model.files import file_sha256, portable_path, sync_to_disk
+from model.messages import UserError, counted, did_you_mean, plain
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
-from model.text import counted, did_you_mean, plain
-from model.vision_encoder import file_sha256, portable_path, read_tower
+from model.vision_encoder import read_tower
 
 TOWER_PREFIX = "vision_encoder."
 PROJECTOR_PREFIX = "vision_proj."
@@ -195,18 +195,6 @@ def save_weights(
         temporary.unlink(missing_ok=True)
 
 
-def sync_to_disk(path: str | Path) -> None:
-    """Wait until a file's content, or a folder's list of names, would outlive a power cut."""
-    is_folder = os.path.isdir(path)
-    if is_folder and not hasattr(os, "O_DIRECTORY"):
-        return  # Windows opens no folders, and writes their names down by itself
-    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # it syncs only what may be written
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def infer_config(
     tensors: Mapping[str, torch.Tensor], num_attention_heads: int = 8, path: str | Path = "this file"
 ) -> dict:
@@ -238,7 +226,7 @@ def _infer_config(tensors: Mapping[str, torch.Tensor], num_attention_heads: int)
 def init_embeddings(model: MiniMindForCausalLM, path: str | Path) -> str:
     """Overwrite the embeddings of some tokens in a model that is still untrained; returns what was done.
 
-    path: {"token_ids": [n], "embeddings": [n, hidden_size]}, as scripts/embed_names.py writes it.
+    path: {"token_ids": [n], "embeddings": [n, hidden_size]}, as scripts/assets/embed_names.py writes it.
     """
     _, tensors = read_weights(path)
     table = model.model.embed_tokens.weight

@@ -18,9 +18,9 @@ from random import Random
 
 from dataset import emoji_world as world
 from model.command_line import CommandLine
-from model.errors import UserError
+from model.files import ROOT
+from model.messages import UserError, counted
 from model.processing import load_tokenizer
-from model.text import counted
 
 ZIPF = 1.0  # of the names in the base decoder's texts, as in any language
 ENDINGS = {"en": ("", ".", "?", "!"), "zh": ("", "。", "？", "！")}
@@ -104,7 +104,7 @@ def write(path: Path, records: Iterable[dict]) -> None:
 
 def main() -> None:
     parser = CommandLine(__doc__)
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent.parent / "dataset/data")
+    parser.add_argument("--output", type=Path, default=ROOT / "dataset/data")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--concepts", type=int, default=None, help="only the first so many; all without it")
     parser.add_argument(

@@ -24,17 +24,17 @@ from transformers import PreTrainedTokenizerFast
 
 from model.command_line import CommandLine
 from model.config import END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, MiniMindConfig
-from model.errors import UserError
+from model.files import file_sha256, find_folder
+from model.inference.stock_reader import CONTROL_IDS, wrong_tokens
+from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import load_tokenizer
-from model.vision_encoder import file_sha256, find_folder
 from model.weights import NOT_DECODER, TOWER_PREFIX, load_model, read_facts
-from scripts.export_card import model_card
-from scripts.export_folder import claim, publish, seal
-from scripts.export_formats import FORMATS, Source, portable_name
-from scripts.export_proof import prove, write_reference
-from scripts.hub import HubError
-from scripts.stock import CONTROL_IDS, wrong_tokens
+from scripts.export.card import model_card
+from scripts.export.folder import claim, publish, seal
+from scripts.export.formats import FORMATS, Source, portable_name
+from scripts.export.proof import prove, write_reference
+from scripts.hub.clients import HubError
 from scripts.upload import push_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -86,7 +86,7 @@ def read_source(options: argparse.Namespace) -> Source:
 
 
 def proof(source: Source, folder: Path, options: argparse.Namespace) -> float:
-    """Compare the folder with the model in memory; see scripts/export_proof.py."""
+    """Compare the folder with the model in memory; see scripts/export/proof.py."""
     model, tower = source.model, None
     if options.to == "llm":
         model = bare_decoder(model)

@@ -23,7 +23,8 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from model.command_line import CommandLine
-from scripts.hub import (
+from model.files import ROOT
+from scripts.hub.clients import (
     RETRY,
     SOURCES,
     HubError,
@@ -35,7 +36,6 @@ from scripts.hub import (
     partial_path,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 STAGING = ".download"  # unfinished files wait here, inside the folder that they are for
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # The same weights once more for other frameworks; .bin only counts as one beside .safetensors

@@ -17,19 +17,18 @@ from transformers import CLIPVisionConfig
 
 from dataset.limits import add_limits, limits_of
 from dataset.quarantine import Quarantine
-from dataset.shares import conversations
+from dataset.step_batch import conversations
 from dataset.vlm_dataset import ConversationDataset
 from model.command_line import CommandLine
 from model.config import MiniMindConfig, VLMConfig
 from model.device import choose_dtype
-from model.errors import UserError
+from model.files import find_folder
 from model.flops import StepFlops
+from model.messages import UserError, counted
 from model.processing import VLMProcessor
-from model.text import counted
-from model.vision_encoder import find_folder
 from scripts.given_data import left_out, open_data
-from scripts.measure_step import GIVE_BACK, Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
-from scripts.step_memory import AFTER_START, LEARNS, NOT_FUSED, Step, StepMemory, largest_batch, step_memory
+from scripts.measure.memory import AFTER_START, LEARNS, NOT_FUSED, Step, StepMemory, largest_batch, step_memory
+from scripts.measure.real_step import GIVE_BACK, Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
 
 FREE = 0.15  # of a card, left for CUDA itself, its allocator's gaps and a screen
 GB = 1e9

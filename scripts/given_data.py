@@ -5,8 +5,7 @@ from pathlib import Path
 
 from dataset.formats import Sample, read_samples
 from dataset.limits import PictureLimits
-from model.errors import UserError
-from model.text import counted, did_you_mean
+from model.messages import UserError, counted, did_you_mean
 
 SHOWN = 3  # reasons that a line names
 

@@ -23,10 +23,10 @@ import torch
 
 from model.command_line import CommandLine
 from model.device import choose_device, choose_dtype
-from model.errors import UserError
-from model.text import counted
-from scripts import gpu_checks
-from scripts.gpu_checks import FULL, TINY, Check, Figures, Machine, Skipped, checks_of
+from model.files import ROOT
+from model.messages import UserError, counted
+from scripts.measure import gpu_checks
+from scripts.measure.gpu_checks import FULL, TINY, Check, Figures, Machine, Skipped, checks_of
 
 TOTAL = 480  # seconds
 LEAST = 3  # seconds left, with fewer nothing begins
@@ -144,7 +144,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=0, help="most processes under torchrun; 0: one a GPU")
     parser.add_argument("--only", nargs="+", choices=gpu_checks.NAMES, default=list(gpu_checks.NAMES))
     parser.add_argument("--seconds", type=float, default=TOTAL, help="for all; what is left then is not run")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent.parent / "out/gpu_check")
+    parser.add_argument("--output", type=Path, default=ROOT / "out/gpu_check")
     return parser.parse_args(arguments)
 
 

@@ -18,9 +18,9 @@ import transformers
 
 from dataset import emoji_world
 from model.command_line import CommandLine
-from scripts.sheet import draw_sheet
+from model.files import ROOT
+from scripts.assets.sheet import draw_sheet
 
-ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "model/language_model/emoji-llm.safetensors"
 TOWER = ROOT / "model/vision_model/emoji-clip"
 CONCEPTS = 128  # the first of Emoji World's: short everyday names
@@ -71,7 +71,7 @@ def main() -> None:
         quickstart.run("base data", "scripts/build_emoji_world.py", "--output", data, "--questions", QUESTIONS,
                        "--llm", options.llm_texts, "--strangers", options.llm_texts // 10,
                        "--pretrain", 0, "--sft", 0, "--held_out", 0)  # fmt: skip
-        quickstart.run("names", "scripts/embed_names.py", "--vision_model", TOWER, "--output", names)
+        quickstart.run("names", "scripts/assets/embed_names.py", "--vision_model", TOWER, "--output", names)
         quickstart.run("base decoder", "trainer/train_llm.py", "--data_path", data / "llm.jsonl",
                        "--init_embeddings", names, *BASE_SIZES, *FLAGS, "--save_dir", options.output)  # fmt: skip
         base = quickstart.weight("llm")

@@ -18,12 +18,12 @@ from pathlib import Path
 from dataset.formats import BadSample, DataError, Sample
 from dataset.limits import PictureLimits, add_limits, limits_of
 from model.command_line import CommandLine
-from model.errors import UserError
+from model.inference.answerer import Answerer, Conversation, Options
+from model.messages import UserError
 from model.processing import IMAGE_TAG
 from model.progress import progress_over
-from scripts.answer import Answerer, Conversation, Options
+from scripts.assets.sheet import draw_sheet
 from scripts.given_data import left_out, open_data
-from scripts.sheet import draw_sheet
 
 MODES = ("right", "shuffled", "none")
 BRIEF = Options(max_new_tokens=64)  # answers of this kind of data are short

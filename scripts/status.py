@@ -12,9 +12,9 @@ from pathlib import Path
 
 from model import process_lock
 from model.command_line import CommandLine
-from model.text import counted, did_you_mean, plain
+from model.files import ROOT
+from model.messages import counted, did_you_mean, plain
 
-ROOT = Path(__file__).resolve().parent.parent
 BARS = "▁▂▃▄▅▆▇█"
 HEIGHT = 8  # lines of the curve
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.command_line import CommandLine
-from scripts.hub import SOURCES, HubError, LocalError, NoNetworkError
+from scripts.hub.clients import SOURCES, HubError, LocalError, NoNetworkError
 
 # What belongs to a model's folder: weights that cannot run code, configurations, the model's own code, its card
 ALLOWED_SUFFIXES = {".safetensors", ".gguf", ".json", ".jinja", ".py", ".md", ".txt", ".png", ".jpg"}

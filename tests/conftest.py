@@ -13,10 +13,10 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from model.config import MiniMindConfig
+from model.files import file_sha256
 from model.processing import VLMProcessor, load_tokenizer
-from model.vision_encoder import file_sha256
 from model.weights import build_vlm, save_weights
-from scripts.export_folder import MANIFEST
+from scripts.export.folder import MANIFEST
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")

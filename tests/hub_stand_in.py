@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import arange
 
 from scripts import download
-from scripts.hub import SOURCES
+from scripts.hub.clients import SOURCES
 
 COMMIT = "c0ffee" * 6 + "c0ff"  # 40 digits, as a commit has
 LARGE = 1000  # bytes; from here on a file is stored as a large one, with a sha256

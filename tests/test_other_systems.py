@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 from conftest import ROOT
-from test_training import tiny, write_texts
+from test_stage import tiny, write_texts
 
 from model.process_lock import ProcessLock
-from scripts import export_folder
+from scripts.export import folder as export_folder
 from trainer.train_llm import LLM
 
 # Libraries are imported before, as on Linux they have a right to what is taken away then. Reading processes are started
@@ -90,7 +90,7 @@ def test_every_module_is_imported_and_one_process_trains_and_goes_on_and_the_fol
 
 
 def test_a_lock_is_refused_while_another_holds_it_and_names_the_holder(tmp_path, monkeypatch):
-    """The road without fcntl; the one with it is in tests/faults/test_run_folder.py."""
+    """The road without fcntl; the one with it is in tests/trainer/guard/test_run_folder.py."""
     monkeypatch.setattr("model.process_lock.fcntl", None)
     first, second = ProcessLock(tmp_path / "lock"), ProcessLock(tmp_path / "lock")
     assert first.take("process 1 on here")

@@ -10,11 +10,10 @@ from pathlib import Path
 from dataset.limits import FOLLOW_LINKS, MAX_MEGAPIXELS, PictureLimits
 from dataset.quarantine import MAX_BAD_SHARE
 from model.command_line import CommandLine
-from model.errors import UserError
-from trainer.presets import PRESETS, preset_values
-from trainer.refusal import wait_to_be_ended
+from model.files import ROOT
+from model.messages import UserError
+from trainer.guard.refusal import wait_to_be_ended
 
-ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "out"
 PARTS = ("projector", "last_layer", "language_model")
 CHOICES = {
@@ -25,6 +24,24 @@ CHOICES = {
 SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
          "use_moe": 0, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
 OPEN = {**dict.fromkeys(SIZES, 0), "dropout": -1.0}  # values that leave it to the file to start from
+
+# `--preset 8gb`: batch sizes for cards of 4, 8, 12 and 24 GB. Each is the largest power of two that scripts/estimate.py
+# lets through for the 26 M decoder and a tower of CLIP-ViT-B/16's size, bfloat16 or float16, every row as long as
+# max_seq_len and learnt but for its picture, 15 % of the card left free; counted for GPUs from Ampere on, not measured
+# on any. Both stages take 64 rows a step on every card: a preset decides where a run fits, never what it learns.
+STEP = 64  # rows of one rank
+
+
+def _batch_of(rows: int) -> dict[str, int]:
+    return {"batch_size": rows, "accumulation_steps": STEP // rows}
+
+
+PRESETS: dict[str, dict[str, dict[str, int]]] = {  # rows of 640 tokens in pretrain_vlm, of 1024 in sft_vlm
+    "4gb": {"pretrain_vlm": _batch_of(16), "sft_vlm": _batch_of(8)},  # at most 26 and 10 rows fit
+    "8gb": {"pretrain_vlm": _batch_of(32), "sft_vlm": _batch_of(16)},  # 55 and 23
+    "12gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(32)},  # 84 and 36
+    "24gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(64)},  # 171 and 75
+}
 
 
 def flag(default: object, help: str) -> object:
@@ -52,7 +69,7 @@ class StageConfig:
     from_weight: str = flag(
         "none", "weights to start from: a file, a stage's name looked up in save_dir (llm: else what ships), or none"
     )
-    init_embeddings: str = flag("", "with --from_weight none: first token embeddings, of scripts/embed_names.py")
+    init_embeddings: str = flag("", "with --from_weight none: first token embeddings, of scripts/assets/embed_names.py")
     from_resume: int = flag(0, "1: go on from the run's last checkpoint, if there is one; torchrun's restarts do so")
     allow_data_change: int = flag(0, "1: go on from a checkpoint although the training data has changed since")
     vision_model: str = flag(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the CLIP tower")
@@ -197,3 +214,13 @@ def _bit(text: str) -> bool:
     if text not in ("0", "1"):
         raise argparse.ArgumentTypeError(f"{text!r} must be 0 or 1")
     return text == "1"
+
+
+def preset_values(preset: str, stage: str) -> dict[str, int]:
+    """The flags that a preset sets for a stage. Raises UserError where it has none for that stage."""
+    if stage not in PRESETS[preset]:
+        raise UserError(
+            f"--preset {preset} is for {', '.join(PRESETS[preset])}, not for {stage}: find its --batch_size with "
+            f"`python scripts/estimate.py --stage {stage} --memory_gb {preset.removesuffix('gb')}`"
+        )
+    return PRESETS[preset][stage]

@@ -8,25 +8,22 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from dataset.shares import Share, Shares
-from model.errors import UserError
+from dataset.step_batch import Share, Shares
+from model.messages import UserError
+from trainer.checkpoint.resume import RunState
+from trainer.checkpoint.saver import Saver
 from trainer.config import StageConfig
-from trainer.cut import cut_once, cut_shares
-from trainer.finite import NumberWatch, carry_to_gradient, step_if_finite
-from trainer.metrics import Metrics
+from trainer.distributed import Runtime, whole
+from trainer.guard.numbers import NumberWatch, carry_to_gradient, step_if_finite
+from trainer.guard.signals import ignore_stopping
+from trainer.guard.workers import POLL, HandsOver
 from trainer.optim import rate_share, set_learning_rate
-from trainer.order import Order
-from trainer.resplit import ResplitOrder
-from trainer.run_state import RunState
-from trainer.runtime import Runtime
-from trainer.saving import Saver
-from trainer.sharding import whole
-from trainer.signals import ignore_stopping
-from trainer.steady_batches import POLL, HandsOver
+from trainer.order import Order, ResplitOrder, cut_once, cut_shares
+from trainer.report.metrics import Metrics
 
 
 def train(
-    model: nn.Module,  # as it is, or what trainer.sharding.distribute made of it
+    model: nn.Module,  # as it is, or what trainer.distributed.distribute made of it
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     batches: Iterator[Share],

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from model.errors import UserError
+from model.messages import UserError
 from trainer.config import StageConfig
 
 FINAL_SHARE = 0.1  # of the peak learning rate, at the last step

@@ -20,31 +20,29 @@ from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.vlm_dataset import ConversationDataset, text_only
 from model.config import MiniMindConfig
 from model.device import compile_layers
-from model.errors import UserError
+from model.messages import UserError, counted
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
-from model.text import counted
 from model.weights import PROJECTOR_PREFIX, build_vlm, decoder_arguments, init_embeddings, load_weights, read_sizes
+from trainer.checkpoint.fingerprint import check_same_on_all_ranks, fingerprints
+from trainer.checkpoint.probe import check_probe, probe_facts
+from trainer.checkpoint.resume import begin, kept_dropout, kept_settings, resumes
+from trainer.checkpoint.saver import Saver
 from trainer.config import OPEN, SIZES, StageConfig
-from trainer.fingerprint import check_same_on_all_ranks, fingerprints
-from trainer.finite import NumberWatch
+from trainer.distributed import RanksLost, Runtime, distribute, start_runtime, stop_runtime
+from trainer.guard.needs import check_needs, with_base
+from trainer.guard.numbers import NumberWatch
+from trainer.guard.refusal import note_for_torchrun, wait_to_be_ended
+from trainer.guard.run_folder import RunFolder
+from trainer.guard.signals import Stopped, StopRequest
+from trainer.guard.workers import WorkersLost, steady_batches
 from trainer.loop import batches_of, train, validation_loss
-from trainer.loss_curve import draw_losses
-from trainer.metrics import Metrics
-from trainer.needs import check_needs, with_base
-from trainer.next_steps import next_steps
 from trainer.optim import build_optimizer, freeze_all_but, table_of_parts
 from trainer.order import Order
-from trainer.probe import check_probe, probe_facts
-from trainer.refusal import note_for_torchrun, wait_to_be_ended
-from trainer.run_folder import RunFolder
-from trainer.run_state import begin, kept_dropout, kept_settings, resumes
-from trainer.runtime import RanksLost, Runtime, start_runtime, stop_runtime
-from trainer.saving import Saver
-from trainer.sharding import distribute
-from trainer.signals import Stopped, StopRequest
-from trainer.steady_batches import WorkersLost, steady_batches
+from trainer.report.loss_curve import draw_losses
+from trainer.report.metrics import Metrics
+from trainer.report.next_steps import next_steps
 
 CHECKED_SAMPLES = 32  # for the text loss before training
 
@@ -120,7 +118,7 @@ def _run(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: StopReq
     found = fingerprints(config, model, processor, data)
     runtime.wait_for_all()
     check_same_on_all_ranks(found, config, model, runtime)
-    wrapped = distribute(model, config, runtime, say)
+    wrapped = distribute(model, bool(config.shard), runtime, say)
     optimizer = build_optimizer(model, config, runtime.dtype)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
     torch.manual_seed(config.seed + runtime.rank)  # dropout differs from rank to rank

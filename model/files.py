@@ -1,0 +1,35 @@
+"""Files and folders: where the project stands, what identifies a file, what outlives a power cut."""
+
+import hashlib
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def portable_path(folder: str | Path) -> str:
+    """As it is written into weight files: from the project's root where it lies inside, so that a clone can move."""
+    path = find_folder(folder).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def find_folder(folder: str | Path) -> Path:
+    """A relative path is looked up in the working directory, then in the project."""
+    return Path(folder) if Path(folder).exists() else ROOT / folder
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_to_disk(path: str | Path) -> None:
+    """Wait until a file's content, or a folder's list of names, would outlive a power cut."""
+    is_folder = os.path.isdir(path)
+    if is_folder and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders, and writes their names down by itself
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)  # it syncs only what may be written
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,185 @@
+"""Folders as transformers saves them: stock classes through transformers' own code, ours through ours.
+
+No code that lies in a folder is ever run.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.cache_utils import Cache, DynamicCache
+
+from model.config import END_ID, START_ID, MiniMindConfig, VLMConfig
+from model.files import find_folder
+from model.inference.reader import Prompt
+from model.messages import UserError
+from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
+from model.model_vlm import MiniMindVLM
+from model.processing import VLMProcessor, load_tokenizer
+from model.vision_encoder import normalize_pixels, read_tower
+from model.weights import load_weights, weights_in
+
+# GELU is x times the normal distribution up to x: for an x below 2 ** -25 that is 0.5 to the last bit of fp32. Scaling
+# by a power of two loses nothing either, as long as the exponent has room: in fp32 and bf16, not in fp16.
+SMALL = 2.0**-40
+OURS = {"minimind": (MiniMindConfig, MiniMindForCausalLM), "minimind_vlm": (VLMConfig, MiniMindVLM)}
+STOCK = {"llava": LlavaForConditionalGeneration, "llama": AutoModelForCausalLM, "qwen2_moe": AutoModelForCausalLM}
+BLIND = "MiniMindVLMWithoutVision"  # the class that a --no_vision folder names
+CONTROL_IDS = {"<|im_start|>": START_ID, "<|im_end|>": END_ID}
+
+
+def load_folder(folder: Path, vision_model: str | None = None) -> tuple[PreTrainedModel, VLMProcessor]:
+    """A model with its processor from a folder with config.json, model.safetensors and a tokenizer.
+
+    vision_model: the tower's folder, for one that convert_vlm wrote with --no_vision.
+
+    Raises:
+        UserError: something of that is missing, damaged, or of another kind than OURS and STOCK.
+    """
+    try:
+        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = facts.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        reason = getattr(error, "strerror", error)
+        raise UserError(
+            f"{folder} is no model folder: its config.json cannot be read ({reason}){weights_in(folder)}"
+        ) from error
+    if kind not in (*OURS, *STOCK):
+        raise UserError(f"{folder} holds a model of type {kind!r}: this reads {', '.join((*OURS, *STOCK))}")
+    without_tower = BLIND in (facts.get("architectures") or ())
+    if vision_model and not without_tower:
+        raise UserError(f"{folder} is a folder and holds a tower of its own: leave --vision_model out")
+    try:
+        tokenizer = load_tokenizer(folder)
+        if wrong := wrong_tokens(tokenizer, CONTROL_IDS):
+            raise UserError(
+                f"{folder} was trained in another format of conversations, in its tokenizer {wrong}: ask it with "
+                "transformers' own generate()"
+            )
+        if kind in OURS:
+            model = _load_ours(folder, facts, kind, _tower_of(folder, facts, vision_model) if without_tower else None)
+        else:
+            model = STOCK[kind].from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except (OSError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is incomplete or damaged ({str(error)[:200]}): convert or copy it again") from error
+    vision = getattr(model.config, "vision_config", None)
+    if vision is None:
+        return model.eval(), VLMProcessor(tokenizer)
+    vision = vision if isinstance(vision, dict) else vision.to_dict()
+    image_tokens = (vision["image_size"] // vision["patch_size"]) ** 2
+    return model.eval(), VLMProcessor(tokenizer, image_tokens, vision["image_size"])
+
+
+def wrong_tokens(tokenizer: PreTrainedTokenizerFast, ids: dict[str, int]) -> str:
+    """What stands elsewhere than the renderer puts it, in words; nothing where all is right."""
+    known = tokenizer.get_vocab()
+    wrong = {text: number for text, number in ids.items() if known.get(text) != number}
+    return "; ".join(f"{text!r} is not token {number}" for text, number in wrong.items())
+
+
+def _tower_of(folder: Path, facts: dict, named: str | None) -> tuple[PreTrainedModel, str]:
+    """The tower of a --no_vision folder, and where it lies: as named, inside the folder, or among the project's."""
+    name, wanted = facts.get("vision_source"), facts.get("vision_sha256")
+    places = [named] if named else [folder / "vision_model", find_folder(f"model/vision_model/{name}")]
+    place = next((place for place in places if find_folder(place).is_dir()), None)
+    if place is None:
+        raise UserError(
+            f"{folder} comes without its vision tower ({name}, sha256 {str(wanted)[:12]}), which is not in "
+            f"{', nor in '.join(map(str, places))}: name its folder with --vision_model DIR"
+        )
+    tower, sha256 = read_tower(place)
+    if sha256 != wanted:
+        raise UserError(
+            f"{place} is another tower (sha256 {sha256[:12]}) than the one {folder} was trained with ({name}, "
+            f"{str(wanted)[:12]}): name the right one with --vision_model DIR"
+        )
+    return tower, str(place)
+
+
+def _load_ours(folder: Path, facts: dict, kind: str, tower: tuple[PreTrainedModel, str] | None) -> MiniMindForCausalLM:
+    config_class, model_class = OURS[kind]
+    config = config_class.from_dict(facts)
+    if kind == "minimind_vlm":
+        config.vision_source = tower[1] if tower else None  # a whole folder has its tower in it
+    model = model_class(config)
+    if tower:
+        model.vision_encoder = tower[0]
+    load_weights(model, folder / "model.safetensors")
+    return model
+
+
+@dataclass
+class StockMemory:
+    cache: Cache
+    attention_mask: torch.Tensor  # [rows, positions], 0 at the padding on the left
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.attention_mask = self.attention_mask[rows]
+
+
+@torch.no_grad()
+def unscale_projector(projector: nn.Module) -> None:
+    """Undo what scripts/export/stock.py does for engines that know no projector without GELU: float16 has no numbers so
+    small. The rounding stays as it was, for all factors are powers of two."""
+    first, second = projector.linear_1, projector.linear_2
+    undo = 2 / SMALL * torch.eye(*second.weight.shape, device=second.weight.device)
+    if torch.equal(second.weight.float(), undo):
+        for parameter in first.parameters():
+            parameter.div_(SMALL)
+        second.weight.mul_(SMALL / 2)
+        projector.act = nn.Identity()
+
+
+class StockReader:
+    """transformers' own models behind the same three calls as reader.Reader; nothing is remembered."""
+
+    def __init__(self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype):
+        self.sees = isinstance(model, LlavaForConditionalGeneration)
+        if self.sees:
+            unscale_projector(model.model.multi_modal_projector)
+        self.model, self.device = model.to(device, dtype), device
+        self.limit = getattr(model.config, "text_config", model.config).max_position_embeddings
+
+    def start(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, StockMemory]:
+        longest = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask, pictures = torch.zeros_like(ids), []
+        for row, prompt in enumerate(prompts):
+            place = torch.tensor(prompt.ids)
+            if prompt.pictures:  # stock Llava tells placeholders by an id of their own
+                place[torch.tensor(prompt.image_mask)] = self.model.config.image_token_id
+            ids[row, longest - len(place) :], mask[row, longest - len(place) :] = place, 1
+            pictures += prompt.pictures
+        inputs = (
+            {"pixel_values": normalize_pixels(torch.stack(pictures)).to(self.device, self.model.dtype)}
+            if pictures
+            else {}
+        )
+        memory = StockMemory(DynamicCache(), mask.to(self.device))
+        return self._forward(ids.to(self.device), memory, **inputs), memory
+
+    def step(self, tokens: torch.Tensor, memory: StockMemory) -> torch.Tensor:
+        memory.attention_mask = torch.nn.functional.pad(memory.attention_mask, (0, 1), value=1)
+        return self._forward(tokens[:, None], memory)
+
+    def remember(self, prompt: Prompt, tokens: Sequence[int], memory: StockMemory) -> None:
+        pass  # a beginning costs these models what it costs transformers
+
+    def _forward(self, ids: torch.Tensor, memory: StockMemory, **inputs) -> torch.Tensor:
+        positions = (memory.attention_mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = self.model(
+            input_ids=ids, attention_mask=memory.attention_mask, position_ids=positions, use_cache=True,
+            logits_to_keep=1, **{CACHE_NAME: memory.cache}, **inputs,
+        )  # fmt: skip
+        return output.logits[:, -1].float()

@@ -1,0 +1,84 @@
+"""Token embeddings for a base decoder from a frozen tower: a name starts where the tower puts its thing's pictures.
+
+    python scripts/assets/embed_names.py --vision_model model/vision_model/emoji-clip --output out/names.safetensors
+    python trainer/train_llm.py --init_embeddings out/names.safetensors ...
+
+CLIP's text half does this by training; a frozen tower allows it in closed form (linear discriminant analysis, Fisher
+1936): the mean patch of each concept, seen through the inverse of the spread within concepts. The names of a cat in
+both languages and its patches then lie together: what is read in one carries over to the other, and later to pictures.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from dataset import emoji_world as world
+from model.command_line import CommandLine
+from model.messages import UserError
+from model.processing import load_tokenizer
+from model.vision_encoder import normalize_pixels, read_tower
+
+SHARED = 0.8  # of a name's embedding is its thing's; the rest, 0.6 of the length, tells its tokens apart
+LENGTH = 0.28  # of an embedding, as the decoder's own initialisation has it at 192 wide
+
+
+@torch.no_grad()
+def concept_directions(vision_model: Path, pictures: int, batch_size: int = 32) -> torch.Tensor:
+    """Unit vectors [concepts, tower width], from the patches that things cover in training scenes."""
+    tower, _ = read_tower(vision_model)
+    features, labels = [], []
+    for start in range(0, pictures, batch_size):
+        scenes = [world.sample_scene(9, "train", i, max_things=9) for i in range(start, start + batch_size)]
+        drawn = [world.render(scene) for scene in scenes]
+        pixels = torch.from_numpy(np.stack([np.array(picture).transpose(2, 0, 1) for picture, _ in drawn]))
+        patches = tower(normalize_pixels(pixels)).last_hidden_state[:, 1:]
+        for scene, (_, grid), row in zip(scenes, drawn, patches, strict=True):
+            things = torch.tensor([thing.concept for thing in scene.things] + [-1])[torch.tensor(grid).flatten()]
+            features.append(row[things >= 0])
+            labels.append(things[things >= 0])
+    features, labels = torch.cat(features).double(), torch.cat(labels)
+    count = len(world.concepts())
+    sums = torch.zeros(count, features.shape[1], dtype=torch.float64).index_add_(0, labels, features)
+    means = sums / labels.bincount(minlength=count).clamp(min=1)[:, None]
+    spread = torch.cov((features - means[labels]).T)
+    values, vectors = torch.linalg.eigh(spread + 1e-3 * spread.diagonal().mean() * torch.eye(len(spread)))
+    whitened = (means - means.mean(0)) @ (vectors * values.rsqrt()) @ vectors.T
+    return F.normalize(whitened, dim=-1).float()
+
+
+def token_embeddings(directions: torch.Tensor, seed: int = 42) -> dict[str, torch.Tensor]:
+    """{"token_ids": [n], "embeddings": [n, width]} for every token that spells a name, in both languages."""
+    tokenizer, width = load_tokenizer(), directions.shape[1]
+    parts: dict[int, list[torch.Tensor]] = {}
+    for number, concept in enumerate(world.concepts()):
+        for spelling in (concept.en, " " + concept.en, concept.zh):
+            ids = tokenizer(spelling)["input_ids"]
+            for token in ids:  # a token of several names gets their mean, nearer to those that it spells alone
+                parts.setdefault(token, []).append(directions[number] / len(ids))
+    token_ids = torch.tensor(sorted(parts))
+    shared = F.normalize(torch.stack([torch.stack(parts[int(token)]).sum(0) for token in token_ids]), dim=-1)
+    own = torch.randn(len(token_ids), width, generator=torch.Generator().manual_seed(seed))
+    mixed = SHARED * shared + (1 - SHARED**2) ** 0.5 * F.normalize(own, dim=-1)
+    return {"token_ids": token_ids, "embeddings": LENGTH * mixed}
+
+
+def main() -> None:
+    parser = CommandLine(__doc__)
+    parser.add_argument("--vision_model", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help=".safetensors for train_llm's --init_embeddings")
+    parser.add_argument("--pictures", type=int, default=3200)
+    arguments = parser.parse_args()
+    tensors = token_embeddings(concept_directions(arguments.vision_model, arguments.pictures))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, arguments.output)
+    print(f"{arguments.output}: embeddings of {len(tensors['token_ids'])} tokens")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"embed_names: {error}") from error

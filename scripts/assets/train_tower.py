@@ -1,0 +1,253 @@
+"""Train the small CLIP tower that ships under model/: contrastive on whole pictures, dense on patches.
+
+    python scripts/assets/train_tower.py --minutes 90 --output model/vision_model/emoji-clip
+
+CLIP's contrastive loss (Radford et al. 2021) never touches the patch outputs, and those are what the decoder reads.
+The generator knows what lies under each patch, so each of the 196 is paired with phrases that are true of it: the
+name of the thing it shows (or the colour of the ground), that thing's place, how many things there are. Same form as
+CLIP's: patch embedding against the embedding of the phrase. Only training scenes are used. For most of the time half
+of the patches, ground first, are left out of the tower's input (as FLIP does, Li et al. 2022), which doubles the speed.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
+
+from dataset import emoji_world as world
+from model.command_line import CommandLine
+from model.files import ROOT
+from model.processing import load_tokenizer
+from model.vision_encoder import SHIPPED_TOWER, build_tower, normalize_pixels
+
+GROUND_PATCHES = 12  # a picture, picked at random: most of the 196 show the ground and say the same
+KEPT_PATCHES = 96  # a picture, while patches are left out
+
+
+class Scenes(torch.utils.data.IterableDataset):
+    """An endless stream of training scenes: pixels, per-patch labels, caption."""
+
+    def __init__(self, seed: int, split: str, start: int, count: int, max_things: int, zipf: float):
+        self.arguments = (seed, split, max_things, zipf)
+        self.indices = range(start, start + count)
+
+    def __iter__(self):
+        seed, split, max_things, zipf = self.arguments
+        worker = torch.utils.data.get_worker_info()
+        indices = self.indices[worker.id :: worker.num_workers] if worker else self.indices
+        for index in indices:
+            scene = world.sample_scene(seed, split, index, max_things=max_things, zipf=zipf)
+            picture, labels = world.render(scene)
+            patches = np.array(labels).reshape(-1)
+            concepts = np.array([thing.concept for thing in scene.things] + [-1])
+            places = np.array([thing.place for thing in scene.things] + [-1])
+            yield {
+                "pixels": torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy()),
+                "concept": torch.from_numpy(concepts[patches]),
+                "place": torch.from_numpy(places[patches]),
+                "ground": scene.ground,
+                "count": len(scene.things) - 1,
+                "caption": world.caption(scene, world.LANGUAGES[index % 2]),
+            }
+
+
+class PhraseEncoder(nn.Module):
+    """The text half: the mean of a phrase's token embeddings, projected. Names are one to three tokens long."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, width: int):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.embedding = nn.EmbeddingBag(len(tokenizer), width)
+        self.projection = nn.Linear(width, width, bias=False)
+
+    def forward(self, phrases: list[str]) -> torch.Tensor:
+        ids = [torch.tensor(row) for row in self.tokenizer(phrases)["input_ids"]]
+        offsets = torch.tensor([0] + [len(row) for row in ids[:-1]]).cumsum(0)
+        device = self.projection.weight.device
+        mean = self.embedding(torch.cat(ids).to(device), offsets.to(device))
+        return F.normalize(self.projection(mean), dim=-1)  # [phrases, width]
+
+
+class PatchTextModel(nn.Module):
+    """A CLIP vision tower with a projection for its patches and pictures, beside the phrase encoder."""
+
+    def __init__(self, config: CLIPVisionConfig, tokenizer: PreTrainedTokenizerFast, width: int = 192):
+        super().__init__()
+        self.tower = build_tower(config)
+        self.text = PhraseEncoder(tokenizer, width)
+        self.patch_projection = nn.Linear(config.hidden_size, width, bias=False)
+        self.picture_projection = nn.Linear(config.hidden_size, width, bias=False)
+        self.log_scale = nn.Parameter(torch.full((4,), 2.5))  # one temperature a kind of phrase
+        self.phrases = {
+            language: {
+                "names": [world.name(c, language) for c in range(len(world.concepts()))]
+                + [f"{colour}背景" if language == "zh" else f"{colour} ground" for colour in world.COLOURS[language]],
+                "places": list(world.PLACES[language]),
+                "counts": list(world.NUMBERS[language]),
+            }
+            for language in world.LANGUAGES
+        }
+
+    def patches(self, pixels: torch.Tensor, kept: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit embeddings of the patches [batch, 196 or kept, width] and of the pictures [batch, width].
+
+        kept: [batch, number] patches that enter the tower, all without it.
+        """
+        tower = self.tower
+        hidden = tower.embeddings(normalize_pixels(pixels))  # [batch, 197, hidden]
+        if kept is not None:
+            kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], 1)  # the class token stays
+            hidden = hidden.gather(1, kept[..., None].expand(-1, -1, hidden.shape[-1]))
+        hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden)).last_hidden_state
+        pictures = self.picture_projection(tower.post_layernorm(hidden[:, 0]))
+        return F.normalize(self.patch_projection(hidden[:, 1:]), dim=-1), F.normalize(pictures, dim=-1)
+
+    def losses(self, batch: dict, language: str, leave_out: bool) -> dict[str, torch.Tensor]:
+        kept = None
+        if leave_out:
+            rank = torch.rand(batch["concept"].shape, device=batch["concept"].device) + (batch["concept"] >= 0)
+            kept = rank.topk(KEPT_PATCHES, dim=1).indices
+            batch = {**batch, **{key: batch[key].gather(1, kept) for key in ("concept", "place")}}
+        patches, pictures = self.patches(batch["pixels"], kept)
+        scale = self.log_scale.clamp(max=4.6).exp()
+        phrases = {kind: self.text(texts) for kind, texts in self.phrases[language].items()}
+        on_thing = batch["concept"] >= 0
+        on_ground = ~on_thing & (torch.rand(on_thing.shape, device=on_thing.device) < GROUND_PATCHES / 196)
+        things, grounds = patches[on_thing], patches[on_ground]
+        ground_names = len(world.concepts()) + batch["ground"][:, None].expand_as(on_thing)[on_ground]
+        counts = batch["count"][:, None].expand_as(on_thing)
+        either = torch.cat([things, grounds])
+        captions = self.text(batch["caption"])
+        pairs = scale[3] * pictures @ captions.T
+        diagonal = torch.arange(len(pairs), device=pairs.device)
+        return {
+            "name": F.cross_entropy(scale[0] * things @ phrases["names"].T, batch["concept"][on_thing]),
+            "ground": F.cross_entropy(scale[0] * grounds @ phrases["names"].T, ground_names),
+            "place": F.cross_entropy(scale[1] * things @ phrases["places"].T, batch["place"][on_thing]),
+            "count": F.cross_entropy(
+                scale[2] * either @ phrases["counts"].T, torch.cat([counts[on_thing], counts[on_ground]])
+            ),
+            "contrastive": (F.cross_entropy(pairs, diagonal) + F.cross_entropy(pairs.T, diagonal)) / 2,
+        }
+
+
+LOSS_WEIGHTS = {"name": 1.0, "ground": 0.2, "place": 0.3, "count": 0.2, "contrastive": 0.1}
+
+
+@torch.no_grad()
+def evaluate(model: PatchTextModel, device: torch.device, count: int = 400) -> dict[str, float]:
+    """On held-out scenes of one to four things, all concepts alike: shares of patches and of pictures named right."""
+    model.eval()
+    loader = torch.utils.data.DataLoader(Scenes(1, "held_out", 0, count, 4, zipf=0.0), batch_size=50)
+    right = dict.fromkeys(("patch_en", "patch_zh", "common_patch_en", "place", "count", "ground", "zero_shot_en"), 0.0)
+    total = dict.fromkeys(right, 0)
+
+    def add(key: str, hits: torch.Tensor) -> None:
+        right[key] += hits.sum().item()
+        total[key] += hits.numel()
+
+    for batch in loader:
+        batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        patches, pictures = model.patches(batch["pixels"])
+        on_thing, names = batch["concept"] >= 0, len(world.concepts())
+        truth = batch["concept"][on_thing]
+        for language in world.LANGUAGES:
+            guess = (patches[on_thing] @ model.text(model.phrases[language]["names"][:names]).T).argmax(-1)
+            add(f"patch_{language}", guess == truth)
+            if language == "en":
+                add("common_patch_en", (guess == truth)[truth < 128])
+        places = model.text(model.phrases["en"]["places"])
+        add("place", (patches[on_thing] @ places.T).argmax(-1) == batch["place"][on_thing])
+        counts = patches @ model.text(model.phrases["en"]["counts"]).T
+        add("count", counts.mean(1).argmax(-1) == batch["count"])
+        grounds = model.text(model.phrases["en"]["names"][names:])
+        add(
+            "ground",
+            (patches[~on_thing] @ grounds.T).argmax(-1) == batch["ground"][:, None].expand_as(on_thing)[~on_thing],
+        )
+        single = batch["count"] == 0
+        alone = batch["concept"][single].max(-1).values
+        names_en = model.text(model.phrases["en"]["names"][:names])
+        add("zero_shot_en", (pictures[single] @ names_en.T).argmax(-1) == alone)
+    model.train()
+    return {key: round(right[key] / max(1, total[key]), 4) for key in right}
+
+
+def save(model: PatchTextModel, output: Path, record: dict) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    # Not the tower's save_pretrained, whose names of tensors and of the architecture follow transformers' version.
+    tensors = {name: value.half().cpu().contiguous() for name, value in model.tower.state_dict().items()}
+    save_file(tensors, output / "model.safetensors", {"format": "pt"})
+    (output / "model.safetensors").chmod(0o644)  # safetensors leaves 0600
+    config = {**model.tower.config.to_diff_dict(), "architectures": ["CLIPVisionModel"], "dtype": "float16"}
+    (output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    torch.manual_seed(arguments.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = CLIPVisionConfig(
+        hidden_size=arguments.hidden_size, num_hidden_layers=arguments.num_hidden_layers,
+        num_attention_heads=arguments.hidden_size // 64, intermediate_size=4 * arguments.hidden_size,
+        image_size=world.IMAGE_SIZE, patch_size=world.PATCH_SIZE, projection_dim=arguments.hidden_size,
+    )  # fmt: skip
+    tokenizer = load_tokenizer()
+    model = PatchTextModel(config, tokenizer).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
+    scenes = Scenes(arguments.seed, "train", 0, 10**9, arguments.max_things, zipf=0.5)
+    loader = torch.utils.data.DataLoader(scenes, arguments.batch_size, num_workers=arguments.num_workers)
+    record = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "history": []}
+    start = time.perf_counter()
+    for step, batch in enumerate(loader, 1):
+        minutes = (time.perf_counter() - start) / 60
+        done = minutes / arguments.minutes  # the schedule follows the clock: the machine decides how many pictures
+        rate = arguments.learning_rate * min(step / 300, 0.01 + 0.99 * (1 + math.cos(math.pi * min(done, 1))) / 2)
+        optimizer.param_groups[0]["lr"] = rate
+        batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        losses = model.losses(batch, world.LANGUAGES[step % 2], leave_out=done < 0.8)
+        loss = sum(LOSS_WEIGHTS[key] * value for key, value in losses.items())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % arguments.log_interval == 0:
+            shown = " ".join(f"{key} {value.item():.3f}" for key, value in losses.items())
+            print(
+                f"step {step} {minutes:.1f} min {step * arguments.batch_size / minutes / 60:.0f}/s {shown}", flush=True
+            )
+        if step % arguments.save_interval == 0 or done >= 1:
+            scores = evaluate(model, device)
+            record["history"].append({"pictures": step * arguments.batch_size, "minutes": round(minutes, 1), **scores})
+            print(json.dumps(record["history"][-1]), flush=True)
+            save(model, arguments.output, record)
+        if done >= 1:
+            break
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = CommandLine(__doc__)
+    parser.add_argument("--output", type=Path, default=ROOT / SHIPPED_TOWER)
+    parser.add_argument("--minutes", type=float, default=90, help="of training, whatever the machine makes of them")
+    parser.add_argument("--batch_size", type=int, default=48, help="pictures")
+    parser.add_argument("--learning_rate", type=float, default=1.5e-3)
+    parser.add_argument("--hidden_size", type=int, default=192)
+    parser.add_argument("--num_hidden_layers", type=int, default=4)
+    parser.add_argument("--max_things", type=int, default=9, help="things a picture, at most")
+    parser.add_argument("--num_workers", type=int, default=1, help="processes that draw")
+    parser.add_argument("--log_interval", type=int, default=50, help="steps")
+    parser.add_argument("--save_interval", type=int, default=500, help="steps between evaluations, each of which saves")
+    parser.add_argument("--seed", type=int, default=42)
+    train(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    main()

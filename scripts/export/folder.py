@@ -1,0 +1,116 @@
+"""Folders that change as a whole: written aside, then exchanged with what stood there; a kill leaves old or new.
+
+On Linux the exchange is one system call (renameat2), so at every instant a whole folder stands at the target. Where it
+is missing (other systems, some network file systems), the old folder steps aside as `.NAME.old` for the instant between
+two renames; `recover`, which every conversion calls first, puts it back if the process died in that instant.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from model.files import file_sha256, sync_to_disk
+from model.messages import UserError
+
+MANIFEST = "conversion.json"  # marks a folder that a conversion wrote; the only kind that may be replaced
+WINDOWS = os.name == "nt"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+NOT_OFFERED = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
+
+
+def claim(target: Path) -> Path:
+    """An empty folder beside the target to write into, after clearing up what killed conversions left.
+
+    Raises:
+        UserError: the target holds something that no conversion wrote.
+    """
+    recover(target)
+    occupied = target.is_file() or (target.is_dir() and any(target.iterdir()))
+    if occupied and not (target / MANIFEST).is_file():
+        raise UserError(
+            f"--output {target} exists and is no converted model ({MANIFEST} is missing): nothing was written. "
+            "Name another folder, or remove this one yourself"
+        )
+    temporary = _beside(target, f"{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def recover(target: Path) -> None:
+    """Put back the old folder where a kill fell between two renames, and remove unfinished ones."""
+    aside = _beside(target, "old")
+    if aside.exists():
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(target)
+    unfinished = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.tmp")
+    for leftover in target.parent.iterdir() if target.parent.is_dir() else ():
+        found = unfinished.fullmatch(leftover.name)
+        if found and not _alive(int(found[1])):
+            shutil.rmtree(leftover)
+
+
+def seal(folder: Path, facts: dict) -> None:
+    """Manifest, modes, and everything on the disk: afterwards the folder may be published."""
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    text = json.dumps({**facts, "files": files}, indent=1, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors leaves 0600, which a server's user could not read
+        sync_to_disk(path)
+    sync_to_disk(folder)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Put the finished folder in the target's place; what stood there is deleted afterwards."""
+    if not target.exists():
+        temporary.rename(target)
+    elif exchange(temporary, target):
+        sync_to_disk(target.parent)
+        shutil.rmtree(temporary)  # now the old one
+        return
+    else:
+        aside = _beside(target, "old")
+        target.rename(aside)
+        temporary.rename(target)
+        sync_to_disk(target.parent)
+        shutil.rmtree(aside)
+        return
+    sync_to_disk(target.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step. False: this system cannot, and nothing was done."""
+    if WINDOWS:
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in NOT_OFFERED:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.parent / f".{target.name}.{ending}"
+
+
+def _alive(process: int) -> bool:
+    if WINDOWS:
+        return True  # not known: there os.kill would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()  # a leftover of ours would be from a process that had our number before

@@ -1,0 +1,57 @@
+"""The real stage scripts as processes, as a user starts them, and what their metrics say."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.messages import UserError
+from scripts.quickstart import CONCEPTS, QUESTIONS, ROOT
+
+WARM_UP = 2  # log lines that do not count
+PATIENCE = 15  # seconds for a launcher to end its ranks
+
+
+def arguments_of(flags: dict) -> list:
+    return [part for name, value in flags.items() for part in (f"--{name}", value)]
+
+
+def build_data(folder: Path, sft: int, pretrain: int = 0) -> None:
+    """So many pictures of Emoji World for stage 2 and stage 1, as the quickstart draws them."""
+    flags = {"concepts": CONCEPTS, "questions": QUESTIONS, "pretrain": pretrain, "sft": sft, "held_out": 0,
+             "output": folder}  # fmt: skip
+    run_process([sys.executable, ROOT / "scripts/build_emoji_world.py", *arguments_of(flags)])
+
+
+def stage_metrics(stage: str, arguments: Sequence, folder: Path, ranks: int = 0) -> list[dict]:
+    """The log lines of a run, without the first. ranks: processes under torchrun; 0: one, without it."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks] if ranks else []
+    run_process([sys.executable, *launcher, ROOT / f"trainer/{stage}.py", *arguments, "--save_dir", folder])
+    (path,) = folder.glob("*/metrics.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if "rows_per_second" in line][WARM_UP:]
+
+
+def run_process(command: Sequence) -> None:
+    """Raises UserError with the end of what it said if it fails; what interrupts the waiting ends it and its ranks."""
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [*map(str, command)], env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate()
+    except BaseException:
+        process.terminate()  # torchrun ends its ranks, which are in sessions of their own
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        raise
+    if process.returncode:
+        name = next(Path(part).name for part in command if str(part).endswith(".py"))
+        raise UserError(f"{name} ended with code {process.returncode}:\n{said[-2000:].strip()}")

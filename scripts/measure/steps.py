@@ -1,0 +1,231 @@
+"""How fast a step of both stages is, MiniMind-V's way against each of our switches alone and all together, and answers.
+
+    python scripts/measure/steps.py --json benchmark.json
+
+Weights are random, sizes real (26 M decoder, CLIP-ViT-B/16), samples synthetic: 196 + 60 tokens with 25 supervised, or
+--text mixed for 60 to 460 of text with a good third supervised. The baseline pads each sample to 640 tokens, runs the
+tower in every step, and computes logits everywhere, in float32 without fusing, as MiniMind-V does on a CPU. All
+variants take turns, and the medians count, so that a busy machine slows them alike. Rows a second are real rows,
+never padding. Answers are measured by scripts/measure/generation.py, here in short.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from model.command_line import CommandLine
+from model.config import IGNORE_INDEX, VLMConfig
+from model.device import choose_dtype, compile_layers
+from model.model_vlm import MiniMindVLM
+from model.processing import Rendered, collate
+from model.progress import progress_over, say
+from scripts.measure.generation import measure_generation
+from scripts.measure.memory import freeze_as_in
+
+PADDED = 640  # tokens, MiniMind-V's max_seq_len
+STAGES = {"stage1": "pretrain_vlm", "stage2": "sft_vlm"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    padded: bool = True  # to PADDED tokens, or to the longest of a batch of like lengths
+    everywhere: bool = True  # logits and the last layer at every position, or where the loss is
+    cached: bool = False  # the tower's outputs read, or computed
+    fused: bool = False  # AdamW
+    bfloat16: bool = False
+    compiled: bool = False
+
+
+BASELINE = Variant()
+ALL = {"online": Variant(padded=False, everywhere=False, fused=True)}
+ALL["cached"] = replace(ALL["online"], cached=True)
+
+
+def variants_for(bfloat16: bool, compiler: bool) -> dict[str, Variant]:
+    """By the name that the table gives each."""
+    found = {
+        "baseline": BASELINE,
+        "no padding": replace(BASELINE, padded=False),
+        "loss where labels are": replace(BASELINE, everywhere=False),
+        "cached features": replace(BASELINE, cached=True),
+        "fused AdamW": replace(BASELINE, fused=True),
+    }
+    if compiler:
+        found["compiled"] = replace(BASELINE, compiled=True)
+    found |= {f"all, {name}": variant for name, variant in ALL.items()}
+    if bfloat16:
+        found["baseline, bf16"] = replace(BASELINE, bfloat16=True)
+        found |= {f"all, {name}, bf16": replace(variant, bfloat16=True) for name, variant in ALL.items()}
+    if compiler:
+        found |= {
+            f"all, {name}, {'bf16, ' * bfloat16}compiled": replace(variant, bfloat16=bfloat16, compiled=True)
+            for name, variant in ALL.items()
+        }
+    return found
+
+
+def make_samples(count: int, text: str, config: VLMConfig, seed: int = 0) -> list[tuple[Rendered, list[torch.Tensor]]]:
+    """Random conversations with one picture each."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for _ in range(count):
+        words = 60 if text == "short" else int(torch.randint(60, 461, (), generator=generator))
+        answer = 25 if text == "short" else int(0.38 * words)
+        rendered = Rendered()
+        rendered.extend([1, 5, 6])
+        rendered.extend([config.image_token_id] * config.image_tokens, image=True)
+        ids = torch.randint(50, config.vocab_size, (words - 3,), generator=generator).tolist()
+        rendered.extend(ids[: -answer - 1])
+        rendered.extend(ids[-answer - 1 : -1], trained=True)
+        rendered.extend(ids[-1:])
+        size = (3, config.image_size, config.image_size)
+        samples.append((rendered, [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)]))
+    return sorted(samples, key=lambda sample: len(sample[0].input_ids))
+
+
+class Trainer:
+    """A model in one stage and a step of each variant over the same samples."""
+
+    def __init__(self, stage: str, config: VLMConfig, device: torch.device, compiled: bool = False):
+        torch.manual_seed(0)
+        self.model = MiniMindVLM(config).to(device).train()
+        freeze_as_in(STAGES[stage], self.model)
+        learnt = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizers = {
+            fused: torch.optim.AdamW(learnt, lr=1e-5, fused=fused, foreach=False if not fused else None)
+            for fused in (False, True)
+        }
+        self.device, self.config = device, config
+        if compiled:
+            compile_layers(self.model, device)
+
+    def batches(self, samples: list, size: int) -> dict[str, list[dict]]:
+        """The micro-batches with pixels and with features, all made before the clock starts."""
+        groups = [samples[start : start + size] for start in range(0, len(samples), size)]
+        plain = [collate(group) for group in groups]
+        cached = []
+        for batch in plain:
+            features = self.model.encode_pictures(batch["pixel_values"][:, 0].to(self.device)).half().cpu()
+            rest = {name: value for name, value in batch.items() if name != "pixel_values"}
+            cached.append({**rest, "patch_features": features[:, None]})
+        return {"pixels": plain, "features": cached}
+
+    def step(self, batch: dict, variant: Variant) -> None:
+        batch = {name: value.to(self.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        del batch["attention_mask"]
+        labels = batch.pop("labels")
+        positions = batch.pop("loss_positions")
+        if variant.padded:
+            rest = (0, PADDED - labels.shape[1])
+            labels = F.pad(labels, rest, value=IGNORE_INDEX)
+            batch["input_ids"] = F.pad(batch["input_ids"], rest)
+            batch["image_mask"] = F.pad(batch["image_mask"], rest)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=variant.bfloat16):
+            if variant.everywhere:
+                logits = self.model(**batch).logits.float()
+                loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+            else:
+                loss = self.model(**batch, labels=labels, loss_positions=positions).loss
+        loss.backward()
+        optimizer = self.optimizers[variant.fused]
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def measure(stage: str, options: argparse.Namespace, variants: dict[str, Variant], say: Callable) -> dict[str, float]:
+    """Rows a second of each variant: the median of options.rounds turns, after one that does not count."""
+    config = VLMConfig(hidden_size=options.hidden_size, num_hidden_layers=options.layers, use_moe=options.moe)
+    device = torch.device(options.device)
+    trainer = Trainer(stage, config, device)
+    compiled = Trainer(stage, config, device, compiled=True) if any(v.compiled for v in variants.values()) else None
+    samples = make_samples(options.batch_size * options.batches, options.text, config)
+    batches = trainer.batches(samples, options.batch_size)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in progress_over(range(options.rounds + 1), stage, "round"):
+        for name, variant in variants.items():
+            started = time.perf_counter()
+            for batch in batches["features" if variant.cached else "pixels"]:
+                (compiled if variant.compiled else trainer).step(batch, variant)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+        gc.collect()
+    speeds = {name: len(samples) / statistics.median(times) for name, times in seconds.items()}
+    for name, speed in speeds.items():
+        say(f"{stage}  {name:<24}{speed:>9.2f} rows/s{speed / speeds['baseline']:>8.2f} x")
+    return speeds
+
+
+def report(speeds: dict[str, float]) -> dict[str, dict]:
+    """online and cached, each with all switches: rows a second, ratio to the baseline, in float32 and bfloat16."""
+    found = {}
+    for name in ALL:
+        speed = max(speed for variant, speed in speeds.items() if variant.startswith(f"all, {name}"))
+        other = speeds.get("baseline, bf16")
+        found[name] = {
+            "rows_per_second": speed,
+            "ratio": speed / speeds["baseline"],
+            "ratio_bf16": speed / other if other else None,
+        }
+    return {**found, "switches": speeds}
+
+
+def generation(dtype: torch.dtype, say: Callable) -> dict[str, float]:
+    """Tokens a second of an answer and seconds to its first token, and how often MiniMind-V's way they are."""
+    figures = measure_generation(repetitions=3, batches=1, dtype=dtype)
+    found = {
+        "tokens_per_second": figures["medians"]["engine_tokens_per_second"],
+        "tokens_per_second_ratio": figures["decode_ratio"],
+        "first_token_seconds": figures["medians"]["engine_first_seconds"],
+        "first_token_ratio": figures["first_token_ratio"],
+    }
+    say("answers  " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items()))
+    return found
+
+
+def main() -> None:
+    parser = CommandLine(__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--parts", nargs="+", choices=(*STAGES, "answers"), default=[*STAGES, "answers"])
+    parser.add_argument("--text", choices=("short", "mixed"), default="short")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows a step")
+    parser.add_argument("--batches", type=int, default=1, help="steps a turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of every variant")
+    parser.add_argument("--hidden_size", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--moe", action="store_true")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    dtype = choose_dtype("auto", torch.device(options.device))
+    if dtype != torch.bfloat16:
+        print("this device has no bfloat16 instructions: everything in float32, ratio_bf16 is left out")
+    compiler = bool(shutil.which("g++"))
+    if not compiler:
+        print("there is no C++ compiler: --compile is left out")
+    facts = {name: str(value) for name, value in vars(options).items() if name != "json"}
+    facts |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.processor()}
+    result: dict = {"settings": facts}
+    for part in options.parts:
+        if part == "answers":
+            result[part] = generation(dtype, say)
+        else:
+            variants = variants_for(dtype == torch.bfloat16, compiler)
+            result[part] = report(measure(part, options, variants, say))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Drawing follows the chances, the chances follow transformers, text appears in whole characters; packed products."""
+
+import pytest
+import torch
+from conftest import IMAGE_SIZE
+from torch.nn import functional as F
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from model.inference.packed_linear import BLOCK, Packed, PackedLinear, pack_linears
+from model.inference.reader import Remembered, common_length
+from model.inference.sampling import Drawing, GrowingText, Options, chances, decode
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (5, 1.0), (1, 0.9), (0, 0.8), (0, 0.01), (30, 0.6), (5000, 0.9)]
+)
+def test_chances_are_those_of_transformers(temperature, top_k, top_p):
+    logits = 2 * torch.randn(4, 300, generator=torch.Generator().manual_seed(1))
+    warped = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        warped = TopKLogitsWarper(top_k)(None, warped)
+    if top_p < 1:
+        warped = TopPLogitsWarper(top_p)(None, warped)
+    found = chances(logits, Options(temperature=temperature, top_k=top_k, top_p=top_p))
+    torch.testing.assert_close(found / found.sum(-1, keepdim=True), warped.softmax(-1))
+
+
+def test_draws_follow_the_chances():
+    """Pearson's chi-square over 20,000 draws stays below its 99.9 % point for 7 degrees of freedom, 24.3."""
+    logits, options = (
+        torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5, 1.5, -2.0, 0.3]]),
+        Options(temperature=1.3, top_p=1.0, seed=5),
+    )
+    drawn = Drawing(options, torch.device("cpu"))(logits.expand(20000, -1))
+    counts, expected = drawn.bincount(minlength=8).double(), 20000 * chances(logits, options)[0].double()
+    assert float(((counts - expected).square() / expected).sum()) < 24.3
+    none = Drawing(Options(temperature=1.3, top_k=3, seed=5), torch.device("cpu"))(logits.expand(2000, -1))
+    assert set(none.tolist()) <= {1, 2, 5}
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45, 1e-300])
+def test_the_coldest_draw_is_the_likeliest(temperature):
+    logits = torch.tensor([[0.0, 3.0, -2.0], [90.0, -90.0, 89.0], [-5.0, -4.0, float("-inf")]])
+    found = chances(logits, Options(temperature=temperature))
+    assert torch.equal(found, F.one_hot(logits.argmax(-1), 3).float())
+    assert Drawing(Options(temperature=temperature), torch.device("cpu"), 3)(logits).tolist() == [1, 0, 1]
+
+
+def test_drawing_leaves_the_global_state_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    Drawing(Options(temperature=1.0, seed=7), torch.device("cpu"))(torch.zeros(1, 10))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_new_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0.0),
+                        ("top_p", 1.1), ("top_k", -1)],
+)  # fmt: skip
+def test_options_that_cannot_be_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}: "):
+        Options(**{name: value})
+
+
+@pytest.mark.parametrize("text", ["a cat", "猫在左边，还有🦊🏳️‍🌈和é", "\n\n  two\tspaces ", "ünï𝔘"])
+def test_text_grows_in_whole_characters(tokenizer, text):
+    pieces = []
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    growing = GrowingText(tokenizer, pieces.append)
+    for token in [*tokens, 2]:  # the end of the turn shows nothing
+        growing.add(token)
+    assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
+    growing.flush()
+    assert "".join(pieces) == text
+
+
+def test_an_unfinished_character_shows_at_the_end_only(tokenizer):
+    tokens = tokenizer("ok 𝔘", add_special_tokens=False)["input_ids"][:-1]
+    pieces = []
+    growing = GrowingText(tokenizer, pieces.append)
+    for token in tokens:
+        growing.add(token)
+    assert "".join(pieces) == "ok "
+    growing.flush()
+    assert "".join(pieces) == decode(tokenizer, tokens) and pieces[-1].endswith("\ufffd")
+
+
+# packed products
+
+
+@pytest.mark.parametrize("outputs", [1, BLOCK, 37])
+@pytest.mark.parametrize("rows", [1, 2, 19])
+def test_packed_is_linear(rows, outputs):
+    torch.manual_seed(rows)
+    x, weight, bias = torch.randn(rows, 24), torch.randn(outputs, 24), torch.randn(outputs)
+    with torch.inference_mode():
+        torch.testing.assert_close(Packed(weight)(x), F.linear(x, weight), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(Packed(weight, bias)(x), F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+        half = Packed(weight, None, torch.bfloat16)(x)
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, F.linear(x, weight), rtol=0.02, atol=0.1)
+
+
+def test_one_row_in_half_precision_keeps_float16_of_the_weights():
+    """11 bits, not bfloat16's 8; and weights beyond its range stay in float32."""
+    weight, x = torch.randn(32, 64), torch.randn(1, 64)
+    found = Packed(weight, None, torch.bfloat16)(x)
+    torch.testing.assert_close(found, F.linear(x, weight), rtol=2e-3, atol=5e-3)
+    torch.testing.assert_close(
+        Packed(1e5 * weight, None, torch.bfloat16)(x), F.linear(x, 1e5 * weight), rtol=1e-4, atol=1.0
+    )
+
+
+@pytest.mark.parametrize("engine", torch.backends.quantized.supported_engines)
+def test_one_row_in_half_precision_with_every_engine_of_torch(engine, monkeypatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", engine)
+    weight, x = torch.randn(32, 64), torch.randn(1, 64)
+    torch.testing.assert_close(Packed(weight, None, torch.bfloat16)(x), F.linear(x, weight), rtol=2e-3, atol=5e-3)
+
+
+def test_a_packed_tower_is_the_tower(make_vlm, picture, processor):
+    model = make_vlm()
+    pixels = torch.stack([processor.pixels(picture(seed, IMAGE_SIZE)) for seed in range(3)])
+    expected, names = model.encode_pictures(pixels), list(model.state_dict())
+    pack_linears(model.vision_encoder, torch.float32)
+    assert any(isinstance(module, PackedLinear) for module in model.vision_encoder.modules())
+    torch.testing.assert_close(model.encode_pictures(pixels), expected)
+    assert list(model.state_dict()) == names
+
+
+# remembering
+
+
+def test_the_least_recently_used_goes_first():
+    memory = Remembered(10)
+    for name in "abc":
+        memory.put(name, name.upper(), 3)
+    assert memory.get("a") == "A"
+    memory.put("d", "D", 3)
+    assert memory.keys() == ["c", "a", "d"] and memory.get("b") is None and memory.size == 9
+    memory.put("a", "A2", 1)
+    assert memory.size == 7 and memory.get("a") == "A2"
+    memory.put("huge", "H", 11)
+    assert memory.get("huge") is None and memory.size == 7
+    memory.drop("c")
+    assert memory.size == 4
+
+
+def test_common_length():
+    one, two = torch.tensor([1, 2, 3]).numpy(), torch.tensor([1, 2, 4, 5]).numpy()
+    assert common_length(one, two) == 2 and common_length(one, one) == 3 and common_length(one[:0], two) == 0

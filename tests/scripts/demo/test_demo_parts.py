@@ -1,0 +1,173 @@
+"""What the browser demo is started with, how it names weights, and what of a conversation is taken home."""
+
+import base64
+import json
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from conftest import IMAGE_SIZE, make_picture
+from PIL import Image
+
+from model.config import END_ID
+from model.inference.answerer import Answer, Options
+from scripts.demo.chat import MOST_CHARACTERS, Refused, Turn, asked_otherwise, conversation, keep_picture, seconds
+from scripts.demo.engine import Weight, find_weights
+from scripts.demo.export import as_html, as_json
+from scripts.demo.start import WrongStart, no_folders, parse_arguments
+from scripts.demo.weights import about, file_name, fold, names
+
+HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(1)> \" ' & ![x](https://example.org/x.png)"
+
+TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "section", "img", "br", "small", "p"}
+
+
+def weight(path: str, stage: str = "sft_vlm", **facts: str) -> Weight:
+    return Weight(Path(path), 1, stage, IMAGE_SIZE, **facts)
+
+
+def answered(text: str) -> Answer:
+    return Answer(text, (300, END_ID), 5, 2, 0.1, 10.0)
+
+
+def a_turn(text: str) -> Turn:
+    picture = keep_picture(make_picture(1), IMAGE_SIZE)
+    name = weight('/w/x"><script>.safetensors')
+    turn = Turn(text, [picture], text, weight=name, options=Options(seed=3), answer=answered(text))
+    turn.second = Turn(text, [picture], weight=name, answer=answered("second " + text))
+    return turn
+
+
+# how it is started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--devcie", "cpu"], "--devcie; did you mean --device?"),
+        (["--vision-model=x"], "did you mean --vision_model?"),
+        (["--device"], "expected one argument"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--help"], ""),
+    ],
+)
+def test_a_wrong_flag_is_an_error_that_can_be_shown(arguments, sentence):
+    with pytest.raises(WrongStart) as wrong:
+        parse_arguments("x", arguments)
+    assert sentence in str(wrong.value) and "--vision_model" in wrong.value.usage
+
+
+def test_right_flags_and_folders(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"")
+    found = parse_arguments("x", [str(tmp_path), str(file), "missing", "--device", "cpu"])
+    assert found.device == "cpu" and no_folders(found.folders) == [file, Path("missing")]
+
+
+# how weights are named
+
+
+def test_the_best_is_folded_into_its_run():
+    last, best = weight("/a/sft_vlm_32.safetensors"), weight("/a/sft_vlm_32_best.safetensors")
+    alone = weight("/b/sft_vlm_32_best.safetensors")
+    assert fold([last, best, alone]) == {last: best, alone: None}
+
+
+def test_names_say_what_weights_do_and_no_two_are_alike():
+    one, two = weight("/a/run/sft_vlm_32.safetensors"), weight("/b/run/sft_vlm_32.safetensors")
+    wide, captions = weight("/a/run/sft_vlm_64.safetensors"), weight("/a/run/p.safetensors", "pretrain_vlm")
+    other = weight("/a/run/my_stage_32.safetensors", "my_stage")
+    found = names([one, two, wide, captions, other], "en")
+    assert found[captions] == "Captions (stage 1) · run" and found[other] == "my_stage_32 · run"
+    assert found[wide] == "Picture Q&A · run · sft_vlm_64"
+    assert found[one] == "Picture Q&A · /a/run/sft_vlm_32.safetensors" and len(set(found.values())) == 5
+    best = weight("/a/run/sft_vlm_64_best.safetensors")
+    assert names([best], "en") == {best: "Picture Q&A, best checkpoint · run"}
+    assert names([wide], "zh") == {wide: "看图问答 · run"}
+
+
+def test_what_weights_were_trained_on_is_told(make_vlm, tmp_path):
+    from model.weights import save_weights
+
+    facts = {"stage": "sft_vlm", "step": "1234", "val_loss": "0.4192",
+             "stage_config": json.dumps({"data_path": "/home/me/quickstart/data/sft.jsonl"})}  # fmt: skip
+    save_weights(make_vlm(), tmp_path / "sft_vlm_32.safetensors", facts)
+    (found,) = find_weights([tmp_path])
+    told = about(found, "en")[0]
+    assert told == (
+        "Trained on `quickstart/data/sft.jsonl` · 1,234 steps · validation loss `0.4192` · `sft_vlm_32.safetensors`"
+    )
+    drawings = about(weight("/a/x.safetensors", tower="emoji-clip"), "en")
+    assert "does not say" in drawings[0] and "photographs mean nothing" in drawings[1]
+
+
+@pytest.mark.parametrize("stage_config", ["[1]", "{", '{"data_path": null}', '{"data_path": 7}'])
+def test_odd_facts_in_a_file_are_no_error(make_vlm, tmp_path, stage_config):
+    from model.weights import save_weights
+
+    save_weights(make_vlm(), tmp_path / "a.safetensors", {"stage_config": stage_config, "step": "²x", "val_loss": "`"})
+    assert all(about(found, "en") for found in find_weights([tmp_path]))
+
+
+def test_what_a_file_says_of_itself_is_no_markdown():
+    bad = weight("/a/![x`](https:example.org).safetensors", data="`![x](//example.org)`\n# x", val_loss="` :red[x]")
+    told = about(bad, "en")[0] + file_name(bad)
+    outside = "".join(told.split("`")[::2])  # of the code spans
+    assert told.count("`") == 8 and "example" not in outside and "red" not in outside and "\n" not in told
+
+
+# editing, and two at once
+
+
+def test_a_question_asked_otherwise_keeps_its_pictures_and_nothing_of_the_answer():
+    turn = a_turn("one")
+    turn.suggestions = ["two", "three"]
+    anew = asked_otherwise(turn, "two")
+    assert (anew.question, anew.pictures, anew.credit) == ("two", turn.pictures, turn.credit)
+    assert anew.answer is None and anew.second is None and anew.suggestions == ["three"]
+    with pytest.raises(Refused, match="too_many_characters"):
+        asked_otherwise(turn, "x" * (MOST_CHARACTERS + 1))
+
+
+def test_each_of_two_hears_its_own_answers():
+    turns = [a_turn("one"), Turn("two", answer=answered("both"), second=None), Turn("three")]
+    said = [
+        [message["content"][0]["text"] for message in conversation(of)[0] if message["role"] == "assistant"]
+        for of in (turns, seconds(turns))
+    ]
+    assert said == [["one", "both"], ["second one", "both"]]
+
+
+# taken home
+
+
+def test_json_holds_the_conversation_and_its_pictures():
+    (facts,) = json.loads(as_json([a_turn(HOSTILE)]))["conversation"]
+    assert facts["question"] == HOSTILE and [answer["text"] for answer in facts["answers"]] == [
+        HOSTILE, "second " + HOSTILE
+    ]  # fmt: skip
+    assert facts["answers"][0]["settings"]["seed"] == 3
+    picture = Image.open(BytesIO(base64.b64decode(facts["pictures"][0].split(",")[1])))
+    assert picture.size == make_picture(1).size
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_taken_home_shows_everything_and_runs_nothing(language):
+    tags, texts = [], []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            tags.append((tag, dict(attributes)))
+
+        def handle_data(self, text):
+            texts.append(text)
+
+    page = as_html([a_turn(HOSTILE)], language).decode()
+    Reader().feed(page)
+    assert {tag for tag, _ in tags} <= TAGS
+    assert all(not name.startswith("on") for _, attributes in tags for name in attributes)
+    assert [attributes["src"][:16] for tag, attributes in tags if tag == "img"] == ["data:image/jpeg;"]
+    assert texts.count(HOSTILE) == 3 and "second " + HOSTILE in texts  # credit, question, answer: as they were typed
+    policy = [attributes["content"] for tag, attributes in tags if "http-equiv" in attributes]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]

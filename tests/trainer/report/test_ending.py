@@ -1,0 +1,131 @@
+"""What a stage leaves behind: loss.png, and commands that work as they are printed; what a score leaves: a sheet."""
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SIZES, write_jsonl
+from PIL import Image
+from test_stage import tiny, write_texts
+
+import eval_vlm
+from dataset.formats import read_samples
+from scripts.assets import sheet
+from trainer.config import StageConfig, parse_config
+from trainer.report.loss_curve import TRAINING, VALIDATION, draw_losses, read_losses, smoothed, ticks
+from trainer.report.next_steps import next_steps
+from trainer.stage import run_stage
+from trainer.train_llm import LLM
+from trainer.train_pretrain_vlm import PRETRAIN_VLM
+from trainer.train_sft_vlm import SFT_VLM
+
+
+def commands(said: str) -> dict[str, list[str]]:
+    """By its first word, each command of a stage's end in parts, from the script on."""
+    lines = said.splitlines()
+    return {line.split(":")[0]: shlex.split(line.split(":", 1)[1])[1:] for line in lines if ".py " in line}
+
+
+def config_of(stage: StageConfig, parts: list[str]) -> StageConfig:
+    assert (ROOT / parts[0]).resolve() == ROOT / f"trainer/train_{stage.name}.py"
+    return parse_config(stage, parts[1:])
+
+
+@pytest.mark.parametrize("val_samples", [0, 2])
+def test_a_stage_leaves_a_curve(val_samples, data_folder, tower_folder, capsys):
+    config = tiny(SFT_VLM, data_folder, tower_folder, val_samples=val_samples)
+    run_stage(config)
+    path = config.run_dir / "loss.png"
+    assert f"loss:    {path}" in capsys.readouterr().out
+    with Image.open(path) as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+    assert TRAINING in colours and (VALIDATION in colours) == bool(val_samples)
+
+
+def test_every_stage_prints_the_next_and_the_last_how_to_ask(data_folder, tower_folder, capsys, monkeypatch):
+    monkeypatch.chdir(data_folder)
+    (data_folder / "train.jsonl").rename(data_folder / "pretrain.jsonl")
+    texts = str(write_texts(data_folder))
+    run_stage(tiny(LLM, data_folder, tower_folder, data_path=texts))
+    following = config_of(PRETRAIN_VLM, commands(capsys.readouterr().out)["next"])
+    assert Path(following.data_path).resolve() == data_folder / "pretrain.jsonl"
+    quick = {"vision_model": str(tower_folder), "device": "cpu", "dtype": "float32", "num_workers": 0}
+    run_stage(dataclasses.replace(following, **quick))
+    following = config_of(SFT_VLM, commands(capsys.readouterr().out)["next"])
+    assert Path(following.data_path).name == "pretrain.jsonl" and following.vision_model == str(tower_folder)
+    run_stage(dataclasses.replace(following, **quick))
+    printed = commands(capsys.readouterr().out)
+    assert printed["chat"][-2:] == ["--", "out"] and (ROOT / printed["chat"][3]).is_file()
+    monkeypatch.setattr("sys.argv", [*printed["ask"], "--device", "cpu", "--max_new_tokens", "3"])
+    eval_vlm.main()
+    assert "What is number 0?" in printed["ask"]
+
+
+def test_held_out_lines_beside_the_data_are_scored_with_a_sheet(data_folder, tower_folder):
+    config = tiny(SFT_VLM, data_folder, tower_folder)
+    example = read_samples(config.data_path)[0]
+    assert "held_out.jsonl, then scripts/score.py" in next_steps(config, example)
+    (data_folder / "held_out.jsonl").write_bytes(Path(config.data_path).read_bytes())
+    parts = commands(next_steps(config, example))["score"]
+    assert parts[3:] == ["--data", str(data_folder / "held_out.jsonl"), "--sheet", str(config.run_dir / "sheet.png")]
+    other = dataclasses.replace(config, val_path=str(data_folder / "train.jsonl"))
+    assert str(data_folder / "train.jsonl") in commands(next_steps(other, None))["score"]
+
+
+def test_pictures_of_the_next_stage_lie_where_these_lay(data_folder, tower_folder):
+    config = tiny(PRETRAIN_VLM, data_folder, tower_folder, images_path=str(data_folder / "images"), **SIZES)
+    assert config_of(SFT_VLM, commands(next_steps(config, None))["next"]).images_path == config.images_path
+
+
+# the curve
+
+
+def test_values_that_are_no_numbers_are_left_out_and_an_empty_log_draws_nothing(tmp_path):
+    records = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}, {"step": 2, "val_loss": 1.5}, {"step": 3}]
+    path = write_jsonl(tmp_path / "metrics.jsonl", records)
+    assert read_losses(path) == ([(1, 2.0)], [(2, 1.5)])
+    assert draw_losses(path, tmp_path / "loss.png", "title") and (tmp_path / "loss.png").is_file()
+    path.write_text(json.dumps({"step": 1, "speed": 3.0}) + "\n")
+    assert not draw_losses(path, tmp_path / "none.png", "title") and not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 8.8, [0, 2, 4, 6, 8]), (0, 0.03, [0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03]),
+     (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0])],
+)  # fmt: skip
+def test_axes_have_round_numbers(low, high, expected):
+    assert ticks(low, high, 6) == pytest.approx(expected)
+
+
+def test_few_values_stay_as_they_are_and_many_are_smoothed():
+    few = [(n, float(n % 2)) for n in range(20)]
+    assert smoothed(few) == few
+    many = [value for _, value in smoothed([(n, float(n % 2)) for n in range(400)])]
+    assert max(many[200:]) - min(many[200:]) < 0.1 and abs(sum(many[200:]) / 200 - 0.5) < 0.01
+
+
+# the sheet
+
+
+def test_a_sheet_shows_pictures_of_any_kind_and_only_the_credit_it_is_given(data_folder, monkeypatch):
+    Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(data_folder / "clear.png")
+    record = {"pictures": [str(data_folder / "clear.png")], "language": "all", "question": "What?", "right": "a cat",
+              "truth": "a cat"}  # fmt: skip
+    written = []
+    monkeypatch.setattr(sheet.ImageDraw.ImageDraw, "text", lambda self, at, text, *rest: written.append(text))
+    sheet.draw_sheet([record], data_folder / "sheet.png")
+    with Image.open(data_folder / "sheet.png") as drawn:
+        assert drawn.getpixel((sheet.MARGIN + 100, sheet.MARGIN + 100)) == (255, 255, 255)  # what is clear is white
+        assert drawn.height < sheet.CELL + 3 * 3 * sheet.LINE  # room for one question
+    assert "a cat" in written and not [text for text in written if "OpenMoji" in text]
+
+
+def test_chinese_without_a_font_is_left_out_by_its_letters(data_folder, monkeypatch):
+    monkeypatch.setattr(sheet, "CHINESE_FONTS", ())
+    picture = {"pictures": [str(data_folder / "images/0_0.png")], "language": "all", "right": "", "truth": "杯"}
+    sheet.draw_sheet([{**picture, "question": "这是什么？"}], data_folder / "sheet.png")
+    with Image.open(data_folder / "sheet.png") as drawn:
+        assert drawn.height < sheet.CELL

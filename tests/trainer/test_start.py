@@ -1,0 +1,135 @@
+"""What a run takes from the weights that it starts from: all that they say of their decoder, under the flags."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SIZES
+from test_stage import assert_bit_equal, run_until, tiny, watched_run, weights_of, write_texts
+
+from model.config import MiniMindConfig
+from model.model_minimind import MiniMindForCausalLM
+from model.processing import VLMProcessor
+from model.weights import decoder_arguments, read_sizes, save_weights
+from trainer import stage
+from trainer.checkpoint import resume as run_state
+from trainer.checkpoint import saver as saving
+from trainer.checkpoint.files import checkpoints_in, read_manifest
+from trainer.config import StageConfig
+from trainer.train_llm import LLM
+from trainer.train_sft_vlm import SFT_VLM
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+OTHER = {
+    "rope_parameters": YARN, "rms_norm_eps": 1e-3, "router_aux_loss_coef": 0.5, "intermediate_size": 48,
+    "vocab_size": 6500, "tie_word_embeddings": False, "max_position_embeddings": 64, "dropout": 0.25, "use_moe": True,
+    "num_experts": 3, "num_experts_per_tok": 1,
+}  # fmt: skip
+
+
+def decoder(**changes) -> MiniMindForCausalLM:
+    torch.manual_seed(1)
+    return MiniMindForCausalLM(MiniMindConfig(**{**SIZES, **changes}))
+
+
+def decoder_of(path: Path) -> dict:
+    return decoder_arguments(read_sizes(path))
+
+
+@pytest.fixture
+def starts_from(data_folder, tower_folder):
+    """starts_from(model, stage): a tiny run of texts that starts from this model, though it knows no language yet."""
+
+    def configure(model: MiniMindForCausalLM, of: StageConfig = LLM, **changes) -> StageConfig:
+        path = data_folder / "start.safetensors"
+        save_weights(model, path)
+        settings = {"data_path": str(write_texts(data_folder)), "from_weight": str(path), **dict.fromkeys(SIZES, 0)}
+        return tiny(of, data_folder, tower_folder, **{**settings, **changes})
+
+    return configure
+
+
+@pytest.mark.parametrize("of", [LLM, SFT_VLM], ids=lambda of: of.name)
+def test_all_that_the_file_says_holds_and_is_saved_again(of, starts_from, monkeypatch, capsys):
+    config = starts_from(decoder(**OTHER), of)
+    before, model = watched_run(config, monkeypatch)
+    expected = decoder_of(Path(config.from_weight))
+    assert {name: expected[name] for name in OTHER} == OTHER
+    assert decoder_arguments(model.config.to_dict()) == expected == decoder_of(stage.with_sizes(config).weight_path)
+    assert " where " not in capsys.readouterr().out
+    assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])  # a head of its own learns with its decoder
+
+
+def test_flags_win_and_the_difference_is_said(starts_from, monkeypatch, capsys):
+    config = starts_from(decoder(**OTHER), dropout=0.0, num_experts_per_tok=2, num_experts=3)
+    model = stage.build_model(stage.with_sizes(config))
+    assert (model.config.dropout, model.config.num_experts_per_tok, model.config.rms_norm_eps) == (0.0, 2, 1e-3)
+    said = [line for line in capsys.readouterr().out.splitlines() if " where " in line]
+    path = config.from_weight
+    assert said == [f"--num_experts_per_tok 2 where {path} says 1", f"--dropout 0.0 where {path} says 0.25"]
+
+
+def test_without_a_file_the_decoder_is_minimind_s(starts_from):
+    config = stage.with_sizes(dataclasses.replace(starts_from(decoder()), from_weight="none"))
+    assert (config.dropout, config.hidden_size) == (0.0, 512)
+
+
+def test_resumed_run_builds_the_same_decoder_whatever_the_file_says_now(starts_from, monkeypatch, capsys):
+    changes = {"rms_norm_eps": 1e-3, "rope_parameters": YARN, "dropout": 0.25}
+    settings = {"batch_size": 4, "save_interval": 2}
+    config = starts_from(decoder(**changes), **settings)
+    unbroken = dataclasses.replace(config, save_dir=str(Path(config.save_dir) / "unbroken"))
+    stage.run_stage(unbroken)
+    run_until(config, 3, monkeypatch)
+    save_weights(decoder(**{**changes, "rms_norm_eps": 1e-6}), config.from_weight)
+    capsys.readouterr()
+    stage.run_stage(dataclasses.replace(config, from_resume=1))
+    said = capsys.readouterr().out
+    assert f"rms_norm_eps 0.001 as in this run's checkpoints, where {config.from_weight} says 1e-06" in said
+    assert said.count(" where ") == 1
+    ours, theirs = (stage.with_sizes(run) for run in (config, unbroken))
+    assert_bit_equal(weights_of(ours), weights_of(theirs))
+    assert decoder_of(ours.weight_path)["rms_norm_eps"] == 1e-3
+
+
+def test_checkpoint_of_an_older_version_goes_on_with_what_it_was_built_from(starts_from, monkeypatch):
+    """It kept the file's sizes alone, and its manifest says nothing of the rest."""
+    config = starts_from(decoder(rope_theta=1e4, dropout=0.25), batch_size=4, save_interval=2, **SIZES)
+    whole = saving.take_snapshot
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "start_settings", lambda config: {})
+        patch.setattr(saving, "take_snapshot", lambda model, optimizer, contents, facts, keep: whole(
+            model, optimizer, contents, {name: fact for name, fact in facts.items() if name != "decoder"}, keep
+        ))  # fmt: skip
+        run_until(config, 3, monkeypatch)
+    (checkpoint,) = checkpoints_in(config.run_dir / "checkpoints")
+    assert "decoder" not in read_manifest(checkpoint)
+    assert stage.with_sizes(config).dropout == 0.25  # of a run that starts anew
+    stage.run_stage(dataclasses.replace(config, from_resume=1))
+    assert decoder_of(config.weight_path)["rope_parameters"]["rope_theta"] == 1e6
+    assert decoder_of(config.weight_path)["dropout"] == 0.0
+
+
+def test_settings_are_read_past_a_damaged_checkpoint(starts_from, monkeypatch):
+    config = starts_from(decoder(rms_norm_eps=1e-3), batch_size=4, save_interval=1)
+    run_until(config, 3, monkeypatch)
+    config = dataclasses.replace(stage.with_sizes(config), from_resume=1)
+    assert run_state.kept_settings(dataclasses.replace(config, from_resume=0)) is None
+    newest = checkpoints_in(config.run_dir / "checkpoints")[-1]
+    (newest / "manifest.json").write_text("{")
+    assert run_state.kept_settings(config)["rms_norm_eps"] == 1e-3
+
+
+def test_heads_of_a_pth_are_those_of_the_flag(starts_from, tmp_path):
+    """Its tensors tell the keys' size, and the number of their heads follows from that of the queries'."""
+    model = decoder(num_key_value_heads=1, intermediate_size=48)
+    torch.save(model.state_dict(), tmp_path / "mini.pth")
+    config = starts_from(model, from_weight=str(tmp_path / "mini.pth"), num_attention_heads=4)
+    built = stage.build_model(stage.with_sizes(config)).config
+    assert (built.num_attention_heads, built.num_key_value_heads, built.intermediate_size) == (4, 1, 48)
+
+
+def test_tokenizer_with_more_tokens_than_the_weights_know_is_refused():
+    with pytest.raises(ValueError, match="6400 tokens and the weights know 300: .*model/tokenizer.json"):
+        VLMProcessor.for_config(MiniMindConfig(**SIZES, vocab_size=300))

@@ -1,0 +1,58 @@
+"""What to type next, once a stage is done: commands to copy, with the paths of this run."""
+
+from pathlib import Path
+
+from dataset.formats import Sample
+from trainer.config import ROOT, StageConfig
+from trainer.report.commands import command, python, shown, stage_command
+
+AFTER = {"llm": "pretrain_vlm", "pretrain_vlm": "sft_vlm"}  # by the name of the stage
+DATA = {"pretrain_vlm": "pretrain.jsonl", "sft_vlm": "sft.jsonl"}
+HELD_OUT = "held_out.jsonl"
+
+
+def next_steps(config: StageConfig, example: Sample | None) -> str:
+    """Lines to print: the stage that follows, or how to ask, score and show what was trained.
+
+    example: a sample that shows a picture, to ask about.
+    """
+    following = AFTER.get(config.name)
+    if following is None and not config.with_vision:
+        return f"next: {command('eval_vlm.py', '--weight', config.weight_path)}"
+    if following is None:
+        return "\n".join(f"{name:<7}{line}" for name, line in _answers(config, example).items())
+    flags: list = ["--from_weight", config.weight_path, "--data_path", _data(config, DATA[following])]
+    if config.images_path and flags[-1] == Path(config.data_path):
+        flags += ["--images_path", config.images_path]
+    if config.with_vision:
+        flags += ["--vision_model", config.vision_model]
+    if Path(config.save_dir) != ROOT / "out":
+        flags += ["--save_dir", config.save_dir]
+    return f"next: {stage_command(following, *flags)}"
+
+
+def _data(config: StageConfig, name: str) -> Path:
+    """The file of this name beside this stage's data; else the data itself, but for texts, which show no pictures."""
+    own = Path(config.data_path)
+    beside = own.with_name(name)
+    return own if config.with_vision and not beside.is_file() else beside
+
+
+def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:
+    pictures = [picture for picture in (example.pictures if example else ()) if isinstance(picture, Path)]
+    asked = [message["content"] for message in (example.messages if example else ()) if message["role"] == "user"]
+    flags: list = ["--image", pictures[0]] if pictures else []
+    if pictures and asked:
+        flags += ["--prompt", asked[0].replace("<image>", "").strip()]
+    held_out = config.val_path or Path(config.data_path).with_name(HELD_OUT)
+    lines = {"ask:": command("eval_vlm.py", "--weight", config.weight_path, *flags)}
+    if Path(held_out).is_file():
+        sheet = config.run_dir / "sheet.png"
+        score = ("--weight", config.weight_path, "--data", held_out, "--sheet", sheet)
+        lines["score:"] = command("scripts/score.py", *score)
+    else:
+        lines["score:"] = f"put lines that it has not seen into {shown(Path(held_out))}, then scripts/score.py"
+    folder = Path(config.save_dir).resolve()
+    elsewhere = () if ROOT / "out" in (folder, folder.parent) else ("--", folder)  # the demo looks there by itself
+    lines["chat:"] = python("-m", "streamlit", "run", ROOT / "web_demo.py", *elsewhere)
+    return lines
