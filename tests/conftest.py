@@ -1,31 +1,22 @@
 """Tiny models, a tiny tower and a tiny data set: everything that tests need, made here, nothing fetched."""
 
-import json
 import logging
-import math
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from helpers.data import make_picture, write_jsonl
+from helpers.models import IMAGE_SIZE, IMAGE_TOKENS, SIZES
 from model.config import MiniMindConfig
-from model.files import file_sha256
 from model.processing import VLMProcessor, load_tokenizer
 from model.weights import build_vlm, save_weights
-from scripts.export.folder import MANIFEST
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # tiny models lose more to threads than they gain
-
-ROOT = Path(__file__).resolve().parent.parent
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-IMAGE_SIZE = 32  # pixels; with patches of 16 a picture is 4 tokens
-IMAGE_TOKENS = 4
 
 
 @pytest.fixture(autouse=True)
@@ -87,48 +78,14 @@ def saved(vlm, tmp_path) -> Path:
     return path
 
 
-def enliven(model, seed: int = 3):
-    """Random weights that make varied sentences; at their usual size a model only repeats its last token."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not name.startswith("vision_encoder.") and "norm" not in name:
-                scale = 0.4 if "embed_tokens" in name else 2 / math.sqrt(parameter.shape[-1])
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def count_tower_calls(model) -> list[int]:
-    """Pictures of each call of the tower, filled while the model runs."""
-    calls = []
-    model.vision_encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
-    return calls
-
-
 @pytest.fixture
 def tiny_config() -> MiniMindConfig:
     return MiniMindConfig(**SIZES)
 
 
-def make_picture(seed: int, size: int = IMAGE_SIZE) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8))
-
-
 @pytest.fixture
 def picture():
     return make_picture
-
-
-def write_jsonl(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def broken_files(folder: Path) -> list[str]:
-    """Names in a converted folder whose content is not what its manifest says: missing, changed, or added."""
-    expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    names = {path.name for path in folder.iterdir()} - {MANIFEST}
-    return sorted(n for n in names | set(expected) if n not in names or file_sha256(folder / n) != expected.get(n))
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 import ast
 import dataclasses
 import re
-import subprocess
-from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+from helpers.repository import ROOT, python_files, top_of, tracked_files
 from trainer.config import StageConfig
 
 TOLD = ("trainer.config", "trainer.optim")  # what a stage is told and what learns: so nothing restates them
@@ -29,25 +27,6 @@ FORBIDDEN_KEYWORDS = {"shell", "trust_remote_code"}
 ALLOWED_CALLS = {("scripts/export/proof.py", "trust_remote_code=own_code")}
 # Machine paths and package indexes; brackets in the middle, or this line would be the first to break its rule.
 PRIVATE = re.compile(r"/(work|root)[/]|--(extra-)?index[-]url|trusted[-]host|:[/]{2}\S+/simple\b")
-
-
-@cache
-def tracked_files() -> list[Path]:
-    """What git tracks, or would if everything were added."""
-    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    found = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip(f"no git checkout: {found.stderr.strip()}")
-    return [ROOT / name for name in sorted(set(found.stdout.split("\0"))) if name and (ROOT / name).is_file()]
-
-
-def python_files(*tops: str) -> list[Path]:
-    """Tracked Python files of these packages and top-level modules."""
-    return [path for path in tracked_files() if path.suffix == ".py" and top_of(path) in tops]
-
-
-def top_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def at(path: Path, node: ast.AST | int) -> str:
@@ -92,6 +71,19 @@ def test_imports_run_one_way():
             if module.split(".")[0] in OURS and not is_within(module, allowed):
                 wrong.append(f"{at(path, line)} imports {module}")
     assert not wrong
+
+
+def test_no_test_module_imports_another():
+    """What two of them need stands in tests/helpers; a package of tests could hide one of ours (tests/model, model)."""
+    tests = python_files("tests")
+    modules = {path.stem for path in tests if path.stem.startswith("test_")} | {"conftest"}
+    wrong = []
+    for path in tests:
+        for line, module in imports_of(ast.parse(path.read_text()), ""):
+            if modules & set(module.split(".")[:2]):
+                wrong.append(f"{at(path, line)} imports {module}")
+    assert len(modules) > 50 and not wrong
+    assert [at(path, 1) for path in tests if path.stem == "__init__"] == ["tests/helpers/__init__.py:1"]
 
 
 def test_no_file_is_long():

@@ -4,9 +4,8 @@ import json
 import subprocess
 import sys
 
-from conftest import ROOT
-from test_stage import tiny, write_texts
-
+from helpers.repository import ROOT
+from helpers.runs import tiny, write_texts
 from model.process_lock import ProcessLock
 from scripts.export import folder as export_folder
 from trainer.train_llm import LLM

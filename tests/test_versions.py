@@ -8,8 +8,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from packaging.requirements import Requirement
+
+from helpers.repository import ROOT
 from versions import EXTRAS, LOCK, PINNED_BY_TORCH, parse_pins, read_pins, table
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -7,10 +7,11 @@ import time
 from io import BytesIO
 
 import pytest
-from conftest import SIZES, make_picture
 from PIL import Image
 from server import serve
 
+from helpers.data import make_picture
+from helpers.models import SIZES
 from model.weights import build_vlm, save_weights
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: make test-browser installs it")

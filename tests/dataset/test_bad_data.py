@@ -1,6 +1,6 @@
 """Bad data: what is left out is counted and named by file and line, what is too much refuses, nothing crashes or hangs.
 
-zoo.py holds the kinds of bad input.
+helpers/zoo.py holds the kinds of bad input.
 """
 
 import dataclasses
@@ -14,11 +14,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from conftest import make_picture, write_jsonl
-from harness import outcome, run_ranks
 from pyarrow import parquet
-from test_stage import run_until, tiny
-from zoo import LONGEST, SOUND_LINE, as_bytes, bad_pictures, encoded, make_zoo, odd_pictures, turns, with_picture
 
 from dataset import formats, vlm_dataset
 from dataset.feature_cache import cache_features
@@ -26,20 +22,26 @@ from dataset.formats import BadSample, DataError, read_samples
 from dataset.quarantine import DAMAGED, LEAST, QUARANTINE, Quarantine
 from dataset.step_batch import Counts, Share, Shares
 from dataset.vlm_dataset import ConversationDataset
+from helpers.data import encoded, make_picture, write_jsonl
+from helpers.faults import outcome, run_ranks
+from helpers.runs import run_until, tiny
+from helpers.zoo import (
+    LONGEST,
+    SOUND_LINE,
+    as_bytes,
+    bad_pictures,
+    lenient,
+    make_zoo,
+    odd_pictures,
+    turns,
+    with_picture,
+    write_lines,
+)
 from model.config import IMAGE_TOKEN_ID
 from model.processing import SampleError, open_picture
 from scripts.status import describe
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
-
-
-def lenient(path: Path | None = None, max_share: float = 1.0) -> Quarantine:
-    return Quarantine(path, strict=False, max_share=max_share)
-
-
-def write_lines(path: Path, lines: list[bytes]) -> Path:
-    path.write_bytes(b"\n".join(lines))  # the last has no end
-    return path
 
 
 def written(path: Path) -> list[dict]:

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from conftest import make_picture, write_jsonl
-from test_stage import losses, tiny
 from torch.utils.data import Subset
 
 from dataset.batching import PackedRows, fill_rows, grouped, pack, share_prefix
 from dataset.formats import read_samples
 from dataset.vlm_dataset import ConversationDataset, text_only
+from helpers.data import make_picture, write_jsonl
+from helpers.runs import losses, tiny
 from model.processing import Rendered, collate
 from trainer.stage import run_stage, worth_of_a_step
 from trainer.train_sft_vlm import SFT_VLM

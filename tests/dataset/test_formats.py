@@ -9,42 +9,12 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from conftest import make_picture, write_jsonl
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
-from dataset.formats import DataError, Sample, read_samples
-from dataset.vlm_dataset import ConversationDataset
-from model.processing import VLMProcessor, collate
-
-TURNS = [{"role": "user", "content": "<image>\nWhat is it?"}, {"role": "assistant", "content": "a cat"}]
-SOUND = {"image": "a.png", "conversations": TURNS}
-
-
-def turns(pictures: int, answer: str = "a cat") -> list[dict]:
-    question = "<image>" * pictures + "What is it?"
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """A folder with images/a.png, b.png and c.png and one picture outside of images/."""
-    (tmp_path / "images").mkdir()
-    for number, name in enumerate(("a", "b", "c")):
-        make_picture(number).save(tmp_path / "images" / f"{name}.png")
-    make_picture(9).save(tmp_path / "outside.png")
-    return tmp_path
-
-
-def open_lines(folder: Path, *lines: str | dict) -> list[Sample]:
-    path = folder / "train.jsonl"
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
-    return list(read_samples(path))
-
-
-def construct(samples, processor: VLMProcessor, max_seq_len: int = 64) -> ConversationDataset:
-    return ConversationDataset(samples, processor, max_seq_len)
-
+from dataset.formats import DataError, read_samples
+from helpers.data import SOUND, TURNS, construct, make_picture, open_lines, turns, write_jsonl, write_parquet
+from model.processing import collate
 
 # JSON lines
 
@@ -117,12 +87,6 @@ def test_lines_are_parsed_when_they_are_asked_for(folder):
 def parquet_records(folder: Path) -> list[dict]:
     names = [["a.png"], ["b.png"], ["c.png", "a.png"], [], ["b.png"]]
     return [{"image": row, "conversations": turns(len(row), f"answer {n}")} for n, row in enumerate(names)]
-
-
-def write_parquet(path: Path, conversations, image_bytes, **options) -> Path:
-    table = {"image_names": ["x"] * len(conversations), "image_bytes": image_bytes, "conversations": conversations}
-    parquet.write_table(pyarrow.table(table), path, **options)
-    return path
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import make_picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_bad_data import lenient, write_lines
-from zoo import SOUND_LINE, TURNS, encoded, make_zoo, odd_pictures, turns, with_picture
 
 from dataset.formats import read_samples
 from dataset.vlm_dataset import ConversationDataset
+from helpers.data import TURNS, encoded, make_picture
+from helpers.zoo import SOUND_LINE, lenient, make_zoo, odd_pictures, turns, with_picture, write_lines
 from model.processing import MAX_PIXELS, SampleError, open_picture
 
 JSON = st.recursive(

@@ -9,9 +9,9 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import make_picture
 from PIL import Image
 
+from helpers.data import make_picture
 from model.processing import MAX_PIXELS, SampleError, open_picture
 
 # Pictures that are opened

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from conftest import make_picture
-from harness import in_child, start_child, wait_for
 from pyarrow import parquet
-from test_formats import turns, write_parquet
-from test_placeholders import BLACK, encoded
 
 from dataset import one_writer, parquet_copy
 from dataset.formats import BadSample, DataError, read_samples
+from helpers.data import BLACK, encoded, make_picture, turns, write_parquet
+from helpers.faults import in_child, start_child, wait_for
 from trainer.config import StageConfig
 from trainer.stage import load_data
 

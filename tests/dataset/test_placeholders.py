@@ -1,23 +1,13 @@
 """A row of text in a parquet has a picture all the same, tiny and of one colour: MiniMind's sft_i2t.parquet."""
 
-import io
 import json
 
 import pytest
-from conftest import make_picture
 from PIL import Image
-from test_formats import turns, write_parquet
 
 from dataset.formats import BadSample, read_samples
+from helpers.data import BLACK, encoded, make_picture, turns, write_parquet
 
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
-
-
-BLACK = encoded(Image.new("RGB", (8, 8)), "JPEG")
 PLAIN = encoded(Image.new("RGB", (8, 8), (200, 10, 10)))
 
 

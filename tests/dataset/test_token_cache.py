@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_picture, write_jsonl
-from harness import in_child, run_ranks, start_child, wait_for
-from test_formats import turns, write_parquet
-from test_stage import losses, tiny
 
 from dataset import formats, one_writer, token_cache, vlm_dataset
 from dataset.formats import BadSample, DataError, read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.token_cache import Checked
 from dataset.vlm_dataset import ConversationDataset
+from helpers.data import make_picture, turns, write_jsonl, write_parquet
+from helpers.faults import in_child, run_ranks, start_child, wait_for
+from helpers.repository import ROOT
+from helpers.runs import losses, tiny
 from model.processing import VLMProcessor
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM

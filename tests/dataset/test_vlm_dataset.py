@@ -8,25 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_SIZE, make_picture
 from PIL import Image
-from test_formats import SOUND, TURNS, construct, open_lines, turns
 from torch.utils.data import DataLoader
 
 from dataset import vlm_dataset
 from dataset.formats import DataError, read_samples
 from dataset.vlm_dataset import text_only
+from helpers.data import SOUND, TURNS, construct, open_lines, turns
+from helpers.models import IMAGE_SIZE
 from model.config import END_OF_TEXT_ID, IGNORE_INDEX
 from model.processing import VLMProcessor, collate
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """A folder with images/a.png, b.png and c.png."""
-    (tmp_path / "images").mkdir()
-    for number, name in enumerate(("a", "b", "c")):
-        make_picture(number).save(tmp_path / "images" / f"{name}.png")
-    return tmp_path
 
 
 @pytest.fixture

@@ -10,11 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_picture, write_jsonl
 from PIL import Image
-from test_feature_cache import Encoder
-from test_formats import turns
-from test_stage import losses, tiny
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from dataset import feature_cache, vlm_dataset
@@ -24,6 +20,9 @@ from dataset.limits import PictureLimits
 from dataset.quarantine import Quarantine
 from dataset.step_batch import Shares
 from dataset.vlm_dataset import ConversationDataset
+from helpers.data import make_picture, turns, write_jsonl
+from helpers.models import Encoder
+from helpers.runs import losses, tiny
 from model import processing
 from model.messages import UserError
 from model.processing import TooManyPixels, open_picture

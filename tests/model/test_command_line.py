@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, make_picture, write_jsonl
-from test_architecture import python_files
 
 from dataset.formats import read_samples
+from helpers.data import make_picture, write_jsonl
+from helpers.repository import ROOT, python_files
 from model.command_line import CommandLine
 from model.inference.stock_reader import load_folder
 from model.messages import counted, did_you_mean
@@ -108,8 +108,8 @@ def test_a_text_called_pth_and_a_pickle_bring_no_advice_of_torch(tmp_path):
 
 def test_weights_that_lack_a_tensor_name_no_flag_that_only_training_has(make_vlm, tmp_path):
     from safetensors.torch import load_file
-    from test_weights import rewrite
 
+    from helpers.models import rewrite
     from model.weights import save_weights
 
     path = tmp_path / "cut.safetensors"

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, IMAGE_TOKENS, SIZES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.models import IMAGE_SIZE, IMAGE_TOKENS, SIZES
 from model.config import MiniMindConfig, VLMConfig
 from model.flops import StepFlops, tower_flops
 from model.model_minimind import MiniMindForCausalLM

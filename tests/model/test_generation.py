@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import SIZES, count_tower_calls, enliven
 from transformers.cache_utils import StaticCache
 from transformers.generation.streamers import BaseStreamer
 
+from helpers.models import SIZES, count_tower_calls, enliven
 from model.config import END_OF_TEXT_ID, MiniMindConfig
 from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 

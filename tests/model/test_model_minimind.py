@@ -1,61 +1,14 @@
 """The decoder: its sizes, its losses against slow loops, and padding that changes nothing."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
-from conftest import SIZES
 from torch.nn import functional as F
 
+from helpers.models import SIZES, make_decoder, make_ids, make_labels, naive_losses
 from model.config import IGNORE_INDEX, MiniMindConfig, VLMConfig
 from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
-
-
-def enliven(model, seed: int = 1):
-    """Random weights large enough that every position, expert and picture shows in the logits."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.startswith("vision_encoder."):
-                continue
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name:
-                parameter.copy_(1 + 0.2 * noise)
-            elif "embed_tokens" in name:
-                parameter.copy_(0.4 * noise)
-            else:
-                parameter.copy_(noise / math.sqrt(parameter.shape[-1]))
-    return model
-
-
-def make_decoder(seed: int = 1, **changes) -> MiniMindForCausalLM:
-    return enliven(MiniMindForCausalLM(MiniMindConfig(**{**SIZES, **changes})), seed).eval()
-
-
-def make_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
-    """Ids without the special ones, so that nothing is padding by chance."""
-    return torch.randint(40, 6400, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def make_labels(ids: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """About half of the tokens are to be learnt, in no order."""
-    learnt = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-    return ids.masked_fill(~learnt, IGNORE_INDEX)
-
-
-def naive_losses(logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
-    """The loss of every labelled token from the full logits, one at a time."""
-    losses = []
-    for row in range(len(labels)):
-        for position in range(1, labels.shape[1]):
-            target = int(labels[row, position])
-            if target != IGNORE_INDEX:
-                scores = logits[row, position - 1].double()
-                losses.append(float(scores.exp().sum().log() - scores[target]))
-    return losses
-
 
 # sizes
 

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_TOKENS, SIZES
-from test_model_minimind import enliven, make_ids, make_labels, naive_losses
 from torch.nn import functional as F
 
+from helpers.models import IMAGE_TOKENS, SIZES, enliven_all, make_ids, make_labels, naive_losses
 from model.config import IGNORE_INDEX, IMAGE_TOKEN_ID, VLMConfig
 from model.processing import Rendered, collate
 from model.vision_encoder import normalize_pixels
@@ -34,7 +33,7 @@ def picture_inputs(batch: dict) -> dict:
 @torch.no_grad()
 @pytest.mark.parametrize("use_moe", [False, True])
 def test_rows_with_0_1_and_2_pictures_equal_each_alone(make_vlm, processor, picture, use_moe):
-    model = enliven(make_vlm(use_moe=use_moe))
+    model = enliven_all(make_vlm(use_moe=use_moe))
     rows = rows_of_0_1_2_pictures(processor, picture)
     logits = model(**picture_inputs(collate(rows))).logits
     for number, row in enumerate(rows):
@@ -44,7 +43,7 @@ def test_rows_with_0_1_and_2_pictures_equal_each_alone(make_vlm, processor, pict
 
 @torch.no_grad()
 def test_swapping_two_pictures_changes_the_logits(make_vlm, processor, picture):
-    model = enliven(make_vlm())
+    model = enliven_all(make_vlm())
     rendered = render_pictures(processor, [2])
     first, second = (processor.pixels(picture(seed)) for seed in (1, 2))
     one = model(**picture_inputs(collate([(rendered, [first, second])]))).logits[0, -1]
@@ -54,7 +53,7 @@ def test_swapping_two_pictures_changes_the_logits(make_vlm, processor, picture):
 
 @torch.no_grad()
 def test_spans_hold_the_projected_patches_and_text_its_embeddings(make_vlm, processor, picture):
-    model = enliven(make_vlm())
+    model = enliven_all(make_vlm())
     rows = rows_of_0_1_2_pictures(processor, picture)
     batch = collate(rows)
     embeddings = model.embed(**picture_inputs(batch))
@@ -78,7 +77,7 @@ def test_spans_hold_the_projected_patches_and_text_its_embeddings(make_vlm, proc
 
 @torch.no_grad()
 def test_pixels_may_come_normalized(make_vlm, processor, picture):
-    model = enliven(make_vlm())
+    model = enliven_all(make_vlm())
     batch = picture_inputs(collate(rows_of_0_1_2_pictures(processor, picture)))
     expected = model.embed(**batch)
     batch["pixel_values"] = normalize_pixels(batch["pixel_values"])
@@ -87,7 +86,7 @@ def test_pixels_may_come_normalized(make_vlm, processor, picture):
 
 @torch.no_grad()
 def test_a_typed_at_sign_stays_text(make_vlm, processor, picture):
-    model = enliven(make_vlm())
+    model = enliven_all(make_vlm())
     rendered = processor.render([{"role": "user", "content": "@@@@<image>@@@@ me@home"}])
     batch = collate([(rendered, [processor.pixels(picture(0))])])
     ids, mask = batch["input_ids"], batch["image_mask"]
@@ -129,7 +128,7 @@ def test_pictures_without_placeholders_are_refused(make_vlm):
 @pytest.mark.parametrize("filling", [False, True])
 def test_projector_takes_part_in_steps_without_pictures(make_vlm, filling):
     """Another rank may have pictures, and would wait for this one's gradient for ever."""
-    model = enliven(make_vlm()).train()
+    model = enliven_all(make_vlm()).train()
     ids = make_ids(2, 8)
     pictures = {}
     if filling:  # pixel_values of which no row uses any
@@ -166,7 +165,7 @@ def test_image_tokens_follow_the_tower():
 
 @torch.no_grad()
 def test_loss_with_pictures_is_the_naive_one(make_vlm, processor, picture):
-    model = enliven(make_vlm())
+    model = enliven_all(make_vlm())
     batch = collate(rows_of_0_1_2_pictures(processor, picture))
     labels = make_labels(batch["input_ids"]).masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
     losses = naive_losses(model(**picture_inputs(batch)).logits, labels)
@@ -176,7 +175,7 @@ def test_loss_with_pictures_is_the_naive_one(make_vlm, processor, picture):
 
 @pytest.mark.parametrize("use_moe", [False, True])
 def test_every_parameter_gets_a_gradient(make_vlm, processor, picture, use_moe):
-    model = enliven(make_vlm(use_moe=use_moe)).train()
+    model = enliven_all(make_vlm(use_moe=use_moe)).train()
     batch = collate(rows_of_0_1_2_pictures(processor, picture))
     model(**picture_inputs(batch), labels=batch["input_ids"]).loss.backward()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -6,11 +6,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_SIZE, IMAGE_TOKENS, make_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.data import make_picture
+from helpers.models import IMAGE_SIZE, IMAGE_TOKENS
 from model.config import IGNORE_INDEX, VLMConfig
 from model.processing import (
     Rendered,

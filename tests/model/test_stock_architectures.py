@@ -2,20 +2,15 @@
 
 import pytest
 import torch
-from conftest import SIZES
-from test_model_minimind import make_decoder, make_ids
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2MoeForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from helpers.models import SIZES, YARN, make_decoder, make_ids
 from model.attention import rope_frequencies
 from model.config import ROPE_DEFAULT, MiniMindConfig
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from scripts.export.formats import Source, export_llm
-
-# originals this short make YaRN stretch some of the few pairs of a tiny head, keep some and blend some
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512}
-
 
 YARN_WITH_ALL = {**YARN, "factor": 8.0, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False, "mscale": 2.0,
                  "mscale_all_dim": 0.5}  # fmt: skip

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, SIZES
 from safetensors.torch import load_file, save_file
-from test_weights import VISION_SIZES
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
 
+from helpers.models import IMAGE_SIZE, SIZES, VISION_SIZES
 from model import vision_encoder
 from model.files import ROOT
 from model.processing import load_tokenizer

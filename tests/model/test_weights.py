@@ -8,22 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, SIZES
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from helpers.models import IMAGE_SIZE, SIZES, VISION_SIZES, metadata_of, minimind_tensors, rewrite, untrained_decoder
 from model.config import MiniMindConfig, VLMConfig
 from model.files import ROOT, portable_path
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.vision_encoder import read_tower
 from model.weights import build_vlm, infer_config, load_model, load_weights, read_sizes, read_weights, save_weights
-
-VISION_SIZES = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "image_size": IMAGE_SIZE, "patch_size": 16,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -35,26 +29,10 @@ def other_tower(tmp_path) -> Path:
     return folder
 
 
-def make_decoder(seed: int = 0, **changes) -> MiniMindForCausalLM:
-    torch.manual_seed(seed)
-    return MiniMindForCausalLM(MiniMindConfig(**{**SIZES, **changes})).eval()
-
-
 def make_homeless_vlm(seed: int = 0) -> MiniMindVLM:
     """Its tower came from no folder."""
     torch.manual_seed(seed)
     return MiniMindVLM(VLMConfig(vision_config=VISION_SIZES, **SIZES)).eval()
-
-
-def metadata_of(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return file.metadata()
-
-
-def rewrite(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    """The same file with other tensors."""
-    save_file(tensors, path, metadata_of(path))
-    return path
 
 
 def assert_same_state(one: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -72,11 +50,6 @@ def see(model: MiniMindVLM) -> torch.Tensor:
     mask = torch.tensor([[True] * 4 + [False] * 2])
     with torch.no_grad():
         return model(torch.tensor([[34] * 4 + [300, 400]]), image_mask=mask, pixel_values=pixels).logits
-
-
-def minimind_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What MiniMind's trainers save: fp16, the tied head too, no tower, no word about sizes."""
-    return {name: value.half() for name, value in model.state_dict().items() if not name.startswith("vision_encoder.")}
 
 
 # round trip
@@ -98,7 +71,7 @@ def test_vlm_round_trip(make_vlm, tmp_path, use_moe):
 @pytest.mark.parametrize("use_moe", [False, True])
 def test_decoder_round_trip(tmp_path, use_moe):
     yarn = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 2048}
-    model = make_decoder(use_moe=use_moe, num_experts=3, intermediate_size=48, rope_parameters=yarn)
+    model = untrained_decoder(use_moe=use_moe, num_experts=3, intermediate_size=48, rope_parameters=yarn)
     save_weights(model, tmp_path / "llm.safetensors")
     loaded = load_model(tmp_path / "llm.safetensors")
     assert type(loaded) is MiniMindForCausalLM and not loaded.training
@@ -107,7 +80,7 @@ def test_decoder_round_trip(tmp_path, use_moe):
 
 
 def test_head_of_its_own_is_kept(tmp_path):
-    model, path = make_decoder(tie_word_embeddings=False), tmp_path / "llm.safetensors"
+    model, path = untrained_decoder(tie_word_embeddings=False), tmp_path / "llm.safetensors"
     assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
     save_weights(model, path)
     torch.manual_seed(8)
@@ -115,7 +88,7 @@ def test_head_of_its_own_is_kept(tmp_path):
 
 
 def test_bfloat16_stays_bit_equal_in_the_file(tmp_path):
-    model = make_decoder().bfloat16()
+    model = untrained_decoder().bfloat16()
     save_weights(model, tmp_path / "llm.safetensors")
     _, tensors = read_weights(tmp_path / "llm.safetensors")
     assert torch.equal(tensors["model.norm.weight"], model.model.norm.weight)
@@ -249,7 +222,7 @@ def test_minimind_pth_of_a_vlm(make_vlm, tmp_path, tower_folder, use_moe, layers
 
 
 def test_minimind_pth_of_a_decoder(tmp_path):
-    model = make_decoder()
+    model = untrained_decoder()
     torch.save(minimind_tensors(model), tmp_path / "full_sft_32.pth")
     loaded = load_model(tmp_path / "full_sft_32.pth", num_attention_heads=4)
     assert type(loaded) is MiniMindForCausalLM
@@ -269,7 +242,7 @@ def test_published_sizes_are_inferred(hidden_size, use_moe):
 
 def test_minimind_pth_with_a_head_of_its_own_is_refused(tmp_path):
     """One of the two would overwrite the other."""
-    tensors = minimind_tensors(make_decoder())
+    tensors = minimind_tensors(untrained_decoder())
     tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
     torch.save(tensors, tmp_path / "untied.pth")
     with pytest.raises(ValueError, match=r"untied\.pth.*lm_head\.weight"):
@@ -290,7 +263,7 @@ def test_minimind_pth_needs_to_be_told_the_tower(vlm, tmp_path):
     ],
 )  # fmt: skip
 def test_minimind_pth_without_a_tensor_is_refused(tmp_path, lost):
-    tensors = minimind_tensors(make_decoder())
+    tensors = minimind_tensors(untrained_decoder())
     del tensors[lost]
     torch.save(tensors, tmp_path / "broken.pth")
     with pytest.raises(ValueError) as caught:

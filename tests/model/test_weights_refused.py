@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_weights import make_decoder, minimind_tensors, rewrite
 
+from helpers.models import minimind_tensors, rewrite, untrained_decoder
 from model.weights import load_model, load_weights, read_weights, save_weights
 
 DECODER_PARAMETERS = (
@@ -70,7 +70,7 @@ def test_other_sizes_are_refused_with_what_the_file_says(saved, make_vlm):
 
 
 def test_projector_may_be_missing_only_when_asked(make_vlm, tmp_path):
-    base, path = make_decoder(seed=4), tmp_path / "llm.safetensors"
+    base, path = untrained_decoder(seed=4), tmp_path / "llm.safetensors"
     save_weights(base, path)
     with pytest.raises(ValueError, match=r"missing vision_proj\.vision_proj\.0\.weight"):
         load_weights(make_vlm(seed=1), path)
@@ -98,7 +98,7 @@ def test_whole_file_matches_a_hundred_per_cent(make_vlm, saved):
 
 
 def test_projector_may_be_ignored_only_when_asked(vlm, saved):
-    decoder = make_decoder(seed=6)
+    decoder = untrained_decoder(seed=6)
     with pytest.raises(ValueError, match=r"unknown vision_proj\.vision_proj\.0\.weight"):
         load_weights(decoder, saved)
     report = load_weights(decoder, saved, ignore=("vision_proj.",))
@@ -110,7 +110,7 @@ def test_projector_may_be_ignored_only_when_asked(vlm, saved):
 
 
 def assert_refused(path: Path) -> None:
-    for load in (read_weights, load_model, lambda path: load_weights(make_decoder(), path)):
+    for load in (read_weights, load_model, lambda path: load_weights(untrained_decoder(), path)):
         with pytest.raises(ValueError) as caught:
             load(path)
         assert str(path) in str(caught.value)
@@ -119,7 +119,7 @@ def assert_refused(path: Path) -> None:
 @pytest.mark.parametrize("kept", [0, 5, 200, -1000, -1])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_truncated_file_is_refused(tmp_path, suffix, kept):
-    path, model = tmp_path / f"llm{suffix}", make_decoder()
+    path, model = tmp_path / f"llm{suffix}", untrained_decoder()
     if suffix == ".pth":
         torch.save(minimind_tensors(model), path)
     else:
@@ -161,7 +161,7 @@ class Bomb:
 @pytest.mark.parametrize("form", ["torch", "old torch", "pickle"])
 def test_pickle_that_would_run_code_does_not(tmp_path, form):
     marker, path = tmp_path / "it_ran", tmp_path / "llm.pth"
-    content = {**minimind_tensors(make_decoder()), "bomb": Bomb(marker)}
+    content = {**minimind_tensors(untrained_decoder()), "bomb": Bomb(marker)}
     if form == "pickle":
         path.write_bytes(pickle.dumps({"bomb": Bomb(marker)}, protocol=2))
     else:

@@ -4,21 +4,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from hub_stand_in import (  # noqa: F401 (fixtures)
-    CLIP_FILES,
+
+from helpers.hub import (
     COMMIT,
     CUT,
     WEIGHTS,
-    clip_on_hub,
     fetch,
-    local_hub,
     needed_files,
     refusal,
     sha256,
     tree,
 )
-
+from helpers.repository import ROOT
 from model.vision_encoder import read_tower
 from scripts import download
 from scripts.hub import clients as hubs

@@ -11,21 +11,19 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 from filelock import FileLock
-from hub_stand_in import (  # noqa: F401 (fixtures)
+
+from helpers.hub import (
     CLIP_FILES,
     CUT,
     WEIGHTS,
-    clip_on_hub,
     environment,
     fetch,
-    local_hub,
     needed_files,
     refusal,
     tree,
 )
-
+from helpers.repository import ROOT
 from scripts import download
 from scripts.hub import clients as hubs
 from scripts.hub.clients import LocalError

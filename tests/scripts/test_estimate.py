@@ -6,9 +6,10 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import SIZES, write_jsonl
-from test_stage import tiny
 
+from helpers.data import write_jsonl
+from helpers.models import SIZES
+from helpers.runs import tiny
 from model.config import MiniMindConfig, VLMConfig
 from scripts import estimate
 from scripts.measure.memory import LEARNS, Account, Step, largest_batch, step_memory

@@ -6,10 +6,11 @@ import sys
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, IMAGE_TOKENS, SIZES, enliven, write_jsonl
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import eval_vlm
+from helpers.data import write_jsonl
+from helpers.models import IMAGE_SIZE, IMAGE_TOKENS, SIZES, enliven
 from model.inference.answerer import Answerer, Options, user_turn
 from model.vision_encoder import normalize_pixels
 from model.weights import save_weights

@@ -12,9 +12,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from own_pictures import BROKEN, draw_own_pictures
 from PIL import Image
+
+from helpers.own_pictures import BROKEN, draw_own_pictures
+from helpers.repository import ROOT
 
 PAGES = {"en": ROOT / "docs/own_pictures.md", "zh": ROOT / "docs/own_pictures_zh.md"}
 PROGRAMS = ("model", "trainer", "dataset", "scripts", "eval_vlm.py", "web_demo.py", ".streamlit")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import enliven, make_picture, write_jsonl
 
 from dataset.formats import Sample
+from helpers.data import make_picture, write_jsonl
+from helpers.models import enliven
 from model.inference.answerer import Answerer
 from scripts import score as scoring
 from scripts.export.card import _scores

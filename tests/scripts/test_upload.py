@@ -4,8 +4,8 @@ import json
 import os
 
 import pytest
-from hub_stand_in import local_hub, sha256  # noqa: F401 (a fixture)
 
+from helpers.hub import sha256
 from scripts import convert_vlm, upload
 from scripts.hub.clients import HubError, LocalError
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import IMAGE_TOKENS, ROOT, make_picture, write_jsonl
 from safetensors.torch import load_file, save_file
-from test_stage import plain_sgd, records, tiny
 
+from helpers.data import make_picture, write_jsonl
+from helpers.models import IMAGE_TOKENS
+from helpers.repository import ROOT
+from helpers.runs import make_order, plain_sgd, records, steps_of, tiny
 from trainer import loop, stage
 from trainer.config import StageConfig
 from trainer.distributed import Runtime
@@ -73,7 +75,8 @@ def listened_to(function: Callable, heard: list) -> Callable:
 def torchrun(arguments: list, folder: Path) -> subprocess.CompletedProcess:
     """Two ranks, started from a working directory that is not the project's."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DIST_TIMEOUT_SECONDS": "60"}
+    places = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": places, "DIST_TIMEOUT_SECONDS": "60"}
     return subprocess.run(
         [*launcher, *map(str, arguments)], cwd=folder, env={**os.environ, **settings}, capture_output=True, text=True,
         timeout=300,
@@ -172,19 +175,6 @@ def test_collectives_of_a_single_rank_need_no_group():
 
 
 # which samples
-
-
-def make_order(batch_size: int = 8, accumulation_steps: int = 1, world_size: int = 1, samples: int = 300, **changes):
-    lengths = torch.randint(4, 90, (samples,), generator=torch.Generator().manual_seed(1))
-    return Order(lengths, batch_size, accumulation_steps, world_size, **{"epochs": 3, "seed": 5, **changes})
-
-
-def steps_of(order: Order, first_step: int = 0) -> list[list[int]]:
-    """Samples of each step, in order, put together again from every rank's share."""
-    steps = list(order.shares(first_step))
-    assert {len(shares) for shares in steps} <= {order.world_size}
-    assert {len(own) for shares in steps for own in shares} <= {order.batch_size * order.accumulation_steps}
-    return [sum(shares, []) for shares in steps]
 
 
 def test_order_is_a_pure_function_of_its_arguments():

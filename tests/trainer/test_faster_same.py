@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_picture
-from test_stage import tiny
 from torch._inductor import config as inductor_config
 from torch._inductor.utils import fresh_cache
 
+from helpers.data import make_picture
+from helpers.runs import tiny
 from model.device import compile_layers
 from model.processing import collate
 from trainer.stage import run_stage

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 import torch
-from conftest import SIZES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset.formats import read_samples
 from dataset.step_batch import Shares
 from dataset.vlm_dataset import ConversationDataset
+from helpers.models import SIZES
 from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
 from trainer.config import StageConfig

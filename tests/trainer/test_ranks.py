@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import outcome, run_ranks, small_run, start_ranks, wait_for
-from test_stage import records
 
 from dataset.formats import BadSample
 from dataset.vlm_dataset import ConversationDataset
+from helpers.faults import outcome, run_ranks, said_by, small_run, start_ranks, wait_for
+from helpers.runs import records
 from trainer import distributed as runtime
 from trainer import loop, stage
 from trainer.checkpoint import resume as run_state
@@ -44,10 +44,6 @@ def config(tmp_path):
 
 def resumed(config):
     return dataclasses.replace(config, from_resume=1)
-
-
-def said_by(config, rank: int) -> str:
-    return (Path(config.save_dir).parent / f"rank_{rank}.log").read_text()
 
 
 def test_killed_ranks_come_back_to_the_same_bits(config, unbroken):

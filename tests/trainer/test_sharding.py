@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import outcome, run_ranks, small_run
-from test_ranks import said_by
-from test_stage import PRETRAIN_VLM, records, tiny, weights_of
 
+from helpers.faults import outcome, run_ranks, said_by, small_run
+from helpers.runs import records, tiny, weights_of
 from trainer import loop, stage
 from trainer.checkpoint.files import checkpoints_in
 from trainer.config import StageConfig
 from trainer.guard import numbers as finite
+from trainer.train_pretrain_vlm import PRETRAIN_VLM
 
 STOPPED = 128 + signal.SIGTERM
 LAST = 11  # step

@@ -4,98 +4,34 @@ import dataclasses
 import json
 import math
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIZES, write_jsonl
 from safetensors import safe_open
 
+from helpers.models import SIZES
+from helpers.runs import (
+    ORIGINAL_TRAIN_STEP,
+    SPEEDS,
+    assert_bit_equal,
+    losses,
+    plain_sgd,
+    records,
+    run_until,
+    stopped_run,
+    tiny,
+    watched_run,
+    weights_of,
+    write_texts,
+)
 from model.weights import load_model, read_weights
 from trainer import loop, stage
 from trainer.checkpoint import files as checkpoint
 from trainer.checkpoint import saver as saving
-from trainer.config import StageConfig
 from trainer.optim import build_optimizer, freeze_all_but, rate_share, set_learning_rate
 from trainer.train_llm import LLM
 from trainer.train_pretrain_vlm import PRETRAIN_VLM
 from trainer.train_sft_vlm import SFT_VLM
-
-# what a record says of the machine, not of the run
-SPEEDS = ("conversations_per_second", "rows_per_second", "supervised_tokens_per_second", "data_wait", "forward_seconds",
-          "backward_seconds", "optimizer_seconds", "memory_gb", "mfu")  # fmt: skip
-ORIGINAL_BUILD_MODEL, ORIGINAL_TRAIN_STEP = stage.build_model, loop.train_step
-
-
-def tiny(config: StageConfig, folder: Path, tower: Path, **changes) -> StageConfig:
-    """A real stage at tiny sizes on the CPU: 24 samples of the data folder are 3 steps of 8."""
-    settings = {
-        **SIZES, "data_path": str(folder / "train.jsonl"), "save_dir": str(folder / "out"), "from_weight": "none",
-        "vision_model": str(tower), "max_seq_len": 64, "batch_size": 8, "val_samples": 0, "learning_rate": 1e-2,
-        "warmup_ratio": 0.0, "device": "cpu", "dtype": "float32", "num_workers": 0, "log_interval": 1,
-    }  # fmt: skip
-    return dataclasses.replace(config, **{**settings, **changes})
-
-
-def write_texts(folder: Path) -> Path:
-    """Plain texts and conversations in turn, as train_llm's data holds them."""
-    turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is a cat."}]
-    lines = [{"text": f"There are {n % 5} cats and a dog."} if n % 2 else {"conversations": turns} for n in range(24)]
-    return write_jsonl(folder / "texts.jsonl", lines)
-
-
-def watched_run(config: StageConfig, monkeypatch) -> tuple[dict[str, torch.Tensor], torch.nn.Module]:
-    """Run a stage; its tensors from before the first step, and the model after the last."""
-    seen = {}
-
-    def build_and_remember(*arguments):
-        seen["model"] = ORIGINAL_BUILD_MODEL(*arguments)
-        seen["before"] = {name: value.clone() for name, value in seen["model"].state_dict().items()}
-        return seen["model"]
-
-    monkeypatch.setattr(stage, "build_model", build_and_remember)
-    stage.run_stage(config)
-    return seen["before"], seen["model"]
-
-
-def run_until(config: StageConfig, last_step: int, monkeypatch) -> None:
-    """Run a stage and stop it dead in the step after last_step, as a lost machine would."""
-    taken = []
-
-    def step_or_stop(*arguments):
-        if len(taken) == last_step:
-            raise KeyboardInterrupt
-        taken.append(1)
-        return ORIGINAL_TRAIN_STEP(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", step_or_stop)
-    with pytest.raises(KeyboardInterrupt):
-        stage.run_stage(config)
-    monkeypatch.setattr(loop, "train_step", ORIGINAL_TRAIN_STEP)
-
-
-def records(config: StageConfig) -> list[dict]:
-    return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(config: StageConfig) -> list[float]:
-    return [record["loss"] for record in records(config) if "loss" in record]
-
-
-def weights_of(config: StageConfig) -> dict[str, torch.Tensor]:
-    return read_weights(config.weight_path)[1]
-
-
-def assert_bit_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert not [name for name in first if not torch.equal(first[name], second[name])]
-
-
-def plain_sgd(model: torch.nn.Module, config: StageConfig, dtype: torch.dtype) -> torch.optim.SGD:
-    """Weights that show the size of a gradient, which AdamW divides away."""
-    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.SGD([{"params": learnt, "peak": config.learning_rate}], lr=config.learning_rate)
-
 
 # what learns
 
@@ -235,14 +171,6 @@ def test_stopped_and_resumed_run_equals_an_unbroken_one(changes, data_folder, to
     assert kept[0] == kept[1]
     steps = [record["step"] for record in records(broken) if "loss" in record]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) in (5, 11)
-
-
-def stopped_run(data_folder: Path, tower_folder: Path, monkeypatch, **changes) -> StageConfig:
-    """A run of six steps that stopped in the sixth, with checkpoints of steps 2 and 4."""
-    settings = {"batch_size": 4, "save_interval": 2, **changes}
-    config = tiny(PRETRAIN_VLM, data_folder, tower_folder, **settings)
-    run_until(config, 5, monkeypatch)
-    return dataclasses.replace(config, from_resume=1)
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_is_used(data_folder, tower_folder, monkeypatch, capsys):

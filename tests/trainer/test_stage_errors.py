@@ -8,12 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIZES
-from test_stage import records, stopped_run, tiny, write_texts
 
-from model.config import MiniMindConfig
-from model.model_minimind import MiniMindForCausalLM
-from model.weights import save_weights
+from helpers.runs import records, refusal, stopped_run, tiny, untrained_weights, write_texts
 from trainer.config import CHOICES, ROOT, StageConfig, parse_config
 from trainer.stage import run_stage
 from trainer.train_llm import LLM
@@ -21,20 +17,6 @@ from trainer.train_pretrain_vlm import PRETRAIN_VLM
 from trainer.train_sft_vlm import SFT_VLM
 
 SCRIPTS = {"train_llm": LLM, "train_pretrain_vlm": PRETRAIN_VLM, "train_sft_vlm": SFT_VLM}
-
-
-def refusal(config: StageConfig, *expected: str) -> str:
-    """The one sentence that a stage ends with, holding all that is expected, and nothing written."""
-    with pytest.raises(SystemExit) as stopped:
-        run_stage(config)
-    assert_refused(config, str(stopped.value), *expected)
-    return str(stopped.value)
-
-
-def assert_refused(config: StageConfig, sentence: str, *expected: str) -> None:
-    assert sentence.startswith(f"{config.name}: ") and "\n" not in sentence and "Traceback" not in sentence
-    assert not [part for part in expected if part not in sentence], sentence
-    assert not config.weight_path.exists() and not list(Path(config.save_dir).glob("*/metrics.jsonl"))
 
 
 def change_line(config: StageConfig, number: int, line: str | dict) -> str:
@@ -51,18 +33,7 @@ def sample(image: list[str], question: str) -> dict:
     return {"image": image, "conversations": turns}
 
 
-@pytest.fixture
-def config(data_folder, tower_folder) -> StageConfig:
-    return tiny(SFT_VLM, data_folder, tower_folder, strict_data=1)
-
-
 # weights and tower
-
-
-def untrained_weights(path: Path, **changes) -> str:
-    torch.manual_seed(3)
-    save_weights(MiniMindForCausalLM(MiniMindConfig(**{**SIZES, **changes})), path)
-    return str(path)
 
 
 @pytest.mark.parametrize("name", ["absent.safetensors", "absent.pth"])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SIZES
-from test_stage import assert_bit_equal, run_until, tiny, watched_run, weights_of, write_texts
 
+from helpers.models import SIZES
+from helpers.runs import assert_bit_equal, run_until, tiny, watched_run, weights_of, write_texts
 from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor

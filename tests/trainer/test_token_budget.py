@@ -6,9 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_distributed import make_order
-from test_stage import losses, plain_sgd, records, run_until, tiny, watched_run
 
+from helpers.runs import losses, make_order, plain_sgd, records, run_until, tiny, watched_run
 from trainer import stage
 from trainer.order import Order, cut_once, cut_shares, fewest_runs, order_after, runs
 from trainer.train_sft_vlm import SFT_VLM
@@ -99,7 +98,7 @@ def test_cut_step_gives_the_weights_of_the_uncut_one(use_moe, data_folder, tower
         model.model.register_forward_hook(lambda _, inputs, __: passes[-1].append(inputs[0].shape[:2]))
         return model
 
-    monkeypatch.setattr("test_stage.ORIGINAL_BUILD_MODEL", build_and_watch)
+    monkeypatch.setattr("helpers.runs.ORIGINAL_BUILD_MODEL", build_and_watch)
     found = []
     for budget in (1000, 0, 60, 1):
         passes.append([])

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from harness import outcome, run_ranks, small_run
+
+from helpers.faults import outcome, run_ranks, small_run
+from helpers.repository import ROOT
+from helpers.runs import status_of
 
 RANK = Path(__file__).with_name("torchrun_rank.py")
 STEPS = 24
@@ -47,10 +49,6 @@ def seconds_to_come_back(config) -> list[float]:
     lines = [line.split() for line in (Path(config.save_dir).parent / "config.steps").read_text().splitlines()]
     moments = [(int(attempt), float(moment)) for attempt, _, moment in lines]
     return [b[1] - a[1] for a, b in zip(moments, moments[1:], strict=False) if a[0] != b[0]]
-
-
-def status_of(config) -> dict:
-    return json.loads((config.run_dir / "status.json").read_text())
 
 
 def unbroken_outcome(folder: Path) -> dict:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SIZES
-from test_stage import assert_bit_equal, weights_of
 
+from helpers.models import SIZES
+from helpers.repository import ROOT
+from helpers.runs import assert_bit_equal, weights_of
 from trainer.config import StageConfig
 
 ADDRESSES = ("10.213.77.1", "10.213.77.2")

@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import IMAGE_TOKENS, count_tower_calls, enliven
 from torch.nn import functional as F
 
+from helpers.models import IMAGE_TOKENS, count_tower_calls, enliven
 from model.config import MiniMindConfig
 from model.inference.answerer import Answerer, Interrupted, Options
 from model.inference.decoder import Decoder

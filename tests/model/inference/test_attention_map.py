@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import IMAGE_TOKENS
 from PIL import Image
 
+from helpers.models import IMAGE_TOKENS
 from model.attention import rotate
 from model.inference.attention_map import attention_weights, heat_picture, look, watch_attention, words
 from model.processing import SampleError

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE
 from torch.nn import functional as F
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from helpers.models import IMAGE_SIZE
 from model.inference.packed_linear import BLOCK, Packed, PackedLinear, pack_linears
 from model.inference.reader import Remembered, common_length
 from model.inference.sampling import Drawing, GrowingText, Options, chances, decode

@@ -2,20 +2,15 @@
 
 import pytest
 import torch
-from conftest import IMAGE_TOKENS, count_tower_calls, enliven
 from transformers.cache_utils import DynamicCache, StaticCache
 
+from helpers.models import IMAGE_TOKENS, count_tower_calls
 from model.config import END_OF_TEXT_ID
 from model.messages import UserError
 from model.model_minimind import CACHE_NAME
 
 OPTIONS = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
 LATER = ("input_ids", "attention_mask", "image_mask")
-
-
-@pytest.fixture
-def model(make_vlm):
-    return enliven(make_vlm())
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_SIZE, enliven, make_picture
 from PIL import Image
 from transformers import CLIPImageProcessor
 
+from helpers.data import make_picture
+from helpers.models import IMAGE_SIZE
 from model.inference.answerer import Answerer, Options, user_turn
 from model.messages import UserError
 from model.processing import load_tokenizer, open_picture
@@ -17,11 +18,6 @@ from scripts.export.formats import FORMATS, Source
 
 SHORT = Options(8)
 ASKED = [user_turn("What is it?", 1)], [make_picture(1)]
-
-
-@pytest.fixture
-def model(make_vlm):
-    return enliven(make_vlm())
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from io import BytesIO
 
 import pytest
 import torch
-from conftest import IMAGE_SIZE, make_picture
 from PIL import Image, PngImagePlugin
 
+from helpers.data import make_picture
+from helpers.models import IMAGE_SIZE, answered
 from model.config import END_ID, START_ID
-from model.inference.answerer import Answer, Options, user_turn
+from model.inference.answerer import Options, user_turn
 from model.weights import save_weights
 from scripts.demo import engine as demo_engine
 from scripts.demo.chat import MOST_BYTES, Refused, Turn, conversation, examples, new_turn, take_picture
@@ -24,10 +25,6 @@ def file_of(picture: Image.Image, form: str = "PNG", **options) -> bytes:
     file = BytesIO()
     picture.save(file, form, **options)
     return file.getvalue()
-
-
-def answered(text: str) -> Answer:
-    return Answer(text, (300, END_ID), 5, 2, 0.1, 10.0)
 
 
 # pictures

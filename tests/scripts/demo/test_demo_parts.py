@@ -7,11 +7,11 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from conftest import IMAGE_SIZE, make_picture
 from PIL import Image
 
-from model.config import END_ID
-from model.inference.answerer import Answer, Options
+from helpers.data import make_picture
+from helpers.models import IMAGE_SIZE, answered
+from model.inference.answerer import Options
 from scripts.demo.chat import MOST_CHARACTERS, Refused, Turn, asked_otherwise, conversation, keep_picture, seconds
 from scripts.demo.engine import Weight, find_weights
 from scripts.demo.export import as_html, as_json
@@ -25,10 +25,6 @@ TAGS = {"html", "head", "meta", "title", "style", "body", "h1", "section", "img"
 
 def weight(path: str, stage: str = "sft_vlm", **facts: str) -> Weight:
     return Weight(Path(path), 1, stage, IMAGE_SIZE, **facts)
-
-
-def answered(text: str) -> Answer:
-    return Answer(text, (300, END_ID), 5, 2, 0.1, 10.0)
 
 
 def a_turn(text: str) -> Turn:

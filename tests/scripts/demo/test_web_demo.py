@@ -7,7 +7,9 @@ import tomllib
 from io import BytesIO
 
 import pytest
-from conftest import ROOT, make_picture
+
+from helpers.data import make_picture
+from helpers.repository import ROOT
 
 pytest.importorskip("streamlit", reason="the demo needs streamlit: pip install -r requirements.txt")
 from streamlit.testing.v1 import AppTest

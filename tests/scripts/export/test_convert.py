@@ -8,11 +8,11 @@ from inspect import signature
 
 import pytest
 import torch
-from conftest import ROOT, broken_files
 from safetensors.torch import load_file, save_file
-from test_stock_architectures import YARN
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel
 
+from helpers.models import YARN, broken_files
+from helpers.repository import ROOT
 from model.processing import VLMProcessor, load_tokenizer, open_picture
 from model.weights import build_vlm, load_model, save_weights
 from scripts import convert_vlm

@@ -3,8 +3,8 @@
 import ast
 
 import pytest
-from conftest import ROOT
 
+from helpers.repository import ROOT
 from scripts.export.formats import SHIPPED_CODE, TEMPLATES, shipped_code
 
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
-from conftest import broken_files
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from helpers.models import broken_files
 from scripts import convert_vlm
 from scripts.convert_vlm import convert, parse_arguments
 from scripts.export import folder as export_folder

@@ -6,31 +6,17 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig, TextStreamer, pipeline
 
+from helpers.models import SIZES, enliven
 from model.processing import IMAGE_TAG, VLMProcessor, load_tokenizer, open_picture
+from model.weights import build_vlm
 from scripts.export.formats import Source, export_transformers
 
 BLACK = Image.new("RGB", (9, 9))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tower_folder):
-    from conftest import SIZES
-
-    from model.weights import build_vlm
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("converted")
-    export_transformers(Source(build_vlm(SIZES, tower_folder).eval(), load_tokenizer(), "tiny"), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def enlivened(tmp_path_factory, tower_folder):
     """A folder whose model says something else at each picture."""
-    from conftest import SIZES, enliven
-
-    from model.weights import build_vlm
-
     folder = tmp_path_factory.mktemp("enlivened")
     export_transformers(Source(enliven(build_vlm(SIZES, tower_folder)).eval(), load_tokenizer(), "tiny"), folder)
     return folder

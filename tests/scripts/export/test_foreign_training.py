@@ -4,24 +4,13 @@ import inspect
 
 import pytest
 import torch
-from conftest import SIZES, enliven
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from helpers.models import SIZES, enliven
 from model.config import IGNORE_INDEX, MiniMindConfig
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
-from model.processing import load_tokenizer
-from model.weights import build_vlm
-from scripts.export.formats import Source, export_transformers
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tower_folder):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("converted")
-    export_transformers(Source(build_vlm(SIZES, tower_folder).eval(), load_tokenizer(), "tiny"), folder)
-    return folder
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import KILLED, Calls, in_child
 from safetensors.torch import load_file
 
+from helpers.faults import KILLED, Calls, in_child
 from trainer.checkpoint import files as checkpoint
 from trainer.checkpoint.files import Snapshot, checkpoints_in, damage, newest_checkpoint, write_checkpoint
 

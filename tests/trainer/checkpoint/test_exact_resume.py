@@ -6,10 +6,9 @@ import json
 
 import pytest
 import torch
-from harness import outcome, small_run
-from test_distributed import make_order, steps_of
-from test_stage import records, run_until
 
+from helpers.faults import outcome, small_run
+from helpers.runs import make_order, records, run_until, steps_of
 from model.weights import read_facts
 from trainer import distributed as runtime
 from trainer import stage

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import outcome, run_in_child, small_run
 
+from helpers.faults import outcome, run_in_child, small_run
 from trainer.checkpoint.files import checkpoints_in, damage, newest_checkpoint
 
 SAVE_INTERVAL = 2

@@ -7,10 +7,9 @@ import re
 
 import pytest
 import torch
-from conftest import SIZES, enliven
-from test_stage import losses, stopped_run, tiny, write_texts
-from test_stage_errors import refusal, untrained_weights
 
+from helpers.models import SIZES, enliven
+from helpers.runs import losses, refusal, stopped_run, tiny, untrained_weights, write_texts
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor
 from model.weights import load_model, read_facts, save_weights
@@ -18,12 +17,6 @@ from trainer.checkpoint.probe import PROBE, TEXTS, probe_facts
 from trainer.config import StageConfig
 from trainer.stage import run_stage
 from trainer.train_llm import LLM
-from trainer.train_sft_vlm import SFT_VLM
-
-
-@pytest.fixture
-def config(data_folder, tower_folder) -> StageConfig:
-    return tiny(SFT_VLM, data_folder, tower_folder, strict_data=1)
 
 
 @pytest.fixture

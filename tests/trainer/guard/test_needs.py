@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SIZES
-from test_stage import tiny
-from test_stage_errors import refusal, untrained_weights
 
+from helpers.models import SIZES
+from helpers.repository import ROOT
+from helpers.runs import refusal, tiny, untrained_weights
 from model.messages import UserError
 from model.vision_encoder import SHIPPED_TOWER
 from trainer.config import StageConfig, parse_config

@@ -7,9 +7,9 @@ import re
 
 import pytest
 import torch
-from harness import outcome, small_run
-from test_stage import ORIGINAL_BUILD_MODEL, losses, records, run_until
 
+from helpers.faults import outcome, small_run
+from helpers.runs import ORIGINAL_BUILD_MODEL, losses, records, run_until
 from model.weights import read_facts
 from trainer import loop, stage
 from trainer.checkpoint.files import checkpoints_in, damage, read_manifest

@@ -13,20 +13,16 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from harness import in_child, run_in_child, small_run
-from test_stage import ORIGINAL_TRAIN_STEP, run_until
 
+from helpers.faults import in_child, run_in_child, small_run
+from helpers.repository import ROOT
+from helpers.runs import ORIGINAL_TRAIN_STEP, run_until, status_of
 from scripts import status as status_script
 from trainer import loop, stage
 from trainer.checkpoint import files as checkpoint
 from trainer.checkpoint import saver as saving
 from trainer.checkpoint.files import DiskFull
 from trainer.guard.run_folder import FAILURES, LOCK
-
-
-def status_of(config) -> dict:
-    return json.loads((config.run_dir / "status.json").read_text())
 
 
 def hold_in_child(config, tmp_path) -> int:

@@ -6,12 +6,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SIZES, write_jsonl
 from PIL import Image
-from test_stage import tiny, write_texts
 
 import eval_vlm
 from dataset.formats import read_samples
+from helpers.data import write_jsonl
+from helpers.models import SIZES
+from helpers.repository import ROOT
+from helpers.runs import tiny, write_texts
 from scripts.assets import sheet
 from trainer.config import StageConfig, parse_config
 from trainer.report.loss_curve import TRAINING, VALIDATION, draw_losses, read_losses, smoothed, ticks

@@ -7,11 +7,12 @@ import time
 
 import pytest
 import torch
-from conftest import IMAGE_TOKENS, make_picture
-from test_stage import assert_bit_equal, losses, records, tiny, weights_of
 
 from dataset.batching import pack, share_prefix
 from dataset.step_batch import Counts, Shares, conversations
+from helpers.data import make_picture
+from helpers.models import IMAGE_TOKENS
+from helpers.runs import assert_bit_equal, losses, records, tiny, weights_of
 from model import device
 from model.config import IGNORE_INDEX
 from model.device import peak_flops

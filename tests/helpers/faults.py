@@ -1,4 +1,4 @@
-"""Ways to break a run: children that can be killed, calls that die, bytes that flip. Nothing here is used elsewhere."""
+"""Ways to break a run: children that can be killed, calls that die, bytes that flip."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-from conftest import write_jsonl
 from safetensors.torch import load_file
-from test_stage import SPEEDS, tiny
 from tqdm import tqdm
 
+from helpers.data import write_jsonl
+from helpers.runs import SPEEDS, tiny
 from model import files
 from trainer import stage
 from trainer.checkpoint import files as checkpoint
@@ -216,3 +216,7 @@ class _Context:
 
     def __exit__(self, *_):
         self.file.close()
+
+
+def said_by(config, rank: int) -> str:
+    return (Path(config.save_dir).parent / f"rank_{rank}.log").read_text()

@@ -6,21 +6,16 @@ import json
 import re
 import socket
 import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import huggingface_hub.constants
-import modelscope_hub
 import pytest
 from safetensors.torch import save
 from torch import arange
 
 from scripts import download
-from scripts.hub.clients import SOURCES
 
 COMMIT = "c0ffee" * 6 + "c0ff"  # 40 digits, as a commit has
 LARGE = 1000  # bytes; from here on a file is stored as a large one, with a sha256
@@ -328,27 +323,6 @@ def environment(address: str, home: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.fixture(name="hub")
-def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
-    """A hub of its own for one test, and both packages pointed at it, in a hurry and without tokens."""
-    stand_in, home = HubStandIn(), tmp_path / "home"
-    for name, value in environment(stand_in.address, home).items():
-        monkeypatch.setenv(name, value)
-    for name in NO_TOKENS:
-        monkeypatch.delenv(name, raising=False)
-    # what the packages read when they were imported
-    constants, downloading, listing = huggingface_hub.constants, modelscope_hub._download, modelscope_hub._legacy_api
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "hf" / "token"))
-    monkeypatch.setattr(downloading, "DOWNLOAD_RETRY_TIMES", 0, raising=False)
-    monkeypatch.setattr(downloading, "DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0, raising=False)
-    monkeypatch.setattr(listing, "REPO_TREE_PAGE_MAX_ATTEMPTS", 1, raising=False)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
-    yield stand_in
-    stand_in.close()
-
-
 # Real CLIP's repository in small, and what to do with it
 
 WEIGHTS = save({"weight": arange(50_000)})  # 400 kB
@@ -364,13 +338,6 @@ CLIP_FILES = {
     ".gitattributes": b"*.bin lfs",
 }
 NEEDED = ("config.json", "preprocessor_config.json", "model.safetensors")
-
-
-@pytest.fixture(name="clip")
-def clip_on_hub(hub: HubStandIn) -> HubStandIn:
-    for source in SOURCES:
-        hub.add(f"models/{download.CLIP.repo_ids[source]}", dict(CLIP_FILES))
-    return hub
 
 
 def fetch(folder: Path, *arguments: str, what: str = "clip") -> None:

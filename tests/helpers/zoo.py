@@ -1,18 +1,18 @@
 """Bad input of many kinds: lines of a JSON-lines file and pictures, each with a piece of the reason for refusing it."""
 
 import functools
-import io
 import json
 import os
 import struct
 import zlib
 from pathlib import Path
 
-from conftest import make_picture
 from PIL import Image, PngImagePlugin
 
+from dataset.quarantine import Quarantine
+from helpers.data import TURNS, encoded, make_picture
+
 LONGEST = 900_000  # bytes of a line, in place of dataset.formats.MAX_LINE
-TURNS = [{"role": "user", "content": "<image>\nWhat is it?"}, {"role": "assistant", "content": "a cat"}]
 
 
 def turns(question: object = "What?", answer: object = "a cat", role: object = "user") -> dict:
@@ -106,12 +106,6 @@ LINES: dict[str, tuple[object, str]] = {
     "absent": (with_picture("absent.png"), "does not exist"),
     "a name with escapes": (with_picture("\x1b[2J.png"), "does not exist"),
 }  # fmt: skip
-
-
-def encoded(picture: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -209,3 +203,12 @@ def as_bytes(line: object) -> bytes:
     if isinstance(line, dict):
         line = json.dumps(line)
     return line if isinstance(line, bytes) else line.encode()
+
+
+def lenient(path: Path | None = None, max_share: float = 1.0) -> Quarantine:
+    return Quarantine(path, strict=False, max_share=max_share)
+
+
+def write_lines(path: Path, lines: list[bytes]) -> Path:
+    path.write_bytes(b"\n".join(lines))  # the last has no end
+    return path
