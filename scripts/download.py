@@ -10,37 +10,32 @@ From Hugging Face, and where that fails from ModelScope; HF_ENDPOINT and MODELSC
 docs/download.md.
 """
 
-import contextlib
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from model.command_line import CommandLine
-from model.files import ROOT
+from model.files import ROOT, sync_to_disk
 from scripts.hub.clients import (
-    RETRY,
+    REPO_ID,
     SOURCES,
+    Hub,
     HubError,
-    HuggingFace,
     LocalError,
-    ModelScope,
     NoNetworkError,
     RemoteFile,
-    partial_path,
+    Repository,
 )
 
 STAGING = ".download"  # unfinished files wait here, inside the folder that they are for
-REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # The same weights once more for other frameworks; .bin only counts as one beside .safetensors
 OTHER_FRAMEWORKS = (".h5", ".msgpack", ".ot", ".onnx", ".tflite")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,7 @@ class Download:
     folder: Path
     patterns: tuple[str, ...] = ()  # of paths in the repository; none: all but what is there twice
     repo_type: str = "model"
+    revision: str | None = None
 
 
 def _minimind(name: str, folder: str, *patterns: str, repo_type: str = "model", at_modelscope: str = "") -> Download:
@@ -88,15 +84,23 @@ def choose(files: Sequence[RemoteFile], patterns: Sequence[str]) -> list[RemoteF
         HubError: nothing fits; the message lists what there is.
     """
     paths = [file.path for file in files]
-    visible = [file for file in files if not any(part.startswith(".") for part in PurePosixPath(file.path).parts)]
-    named = [file for file in visible if not patterns or any(fnmatchcase(file.path, p) for p in patterns)]
     others = OTHER_FRAMEWORKS + ((".bin",) if any(path.endswith(".safetensors") for path in paths) else ())
-    asked_for = {pattern for pattern in patterns if PurePosixPath(pattern).suffix in others and "*" in pattern}
-    chosen = [f for f in named if not f.path.endswith(others) or any(fnmatchcase(f.path, p) for p in asked_for)]
+    asked_for = [pattern for pattern in patterns if pattern.endswith(others) and "*" in pattern]
+    chosen = [
+        file
+        for file in files
+        if not any(part.startswith(".") for part in PurePosixPath(file.path).parts)
+        and _fits(file.path, patterns or ["*"])
+        and (not file.path.endswith(others) or _fits(file.path, asked_for))
+    ]
     if not chosen:
         shown = ", ".join(sorted(paths)[:12]) or "nothing"
         raise HubError(f"no file fits {' '.join(patterns) or 'what is needed'}; the repository holds {shown}")
     return chosen
+
+
+def _fits(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def size_text(size: float) -> str:
@@ -126,8 +130,8 @@ def still_to_fetch(files: Sequence[RemoteFile], folder: Path, replace_others: bo
 
 def require_space(files: Sequence[RemoteFile], folder: Path) -> None:
     """Raises LocalError where the disk has not room for what is still to come."""
-    waiting = [partial_path(folder / STAGING, file) for file in files]
-    needed = sum(file.size for file in files) - sum(path.stat().st_size for path in waiting if path.is_file())
+    partial = [file.partial_path(folder / STAGING) for file in files]
+    needed = sum(file.size for file in files) - sum(path.stat().st_size for path in partial if path.is_file())
     disk = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(disk).free
     print(f"{size_text(max(needed, 0))} to fetch into {folder}, {size_text(free)} free")
@@ -138,56 +142,53 @@ def require_space(files: Sequence[RemoteFile], folder: Path) -> None:
         )
 
 
-def fetch_checked(
-    hub: HuggingFace | ModelScope, repo_id: str, repo_type: str, revision: str, file: RemoteFile, folder: Path
-) -> None:
+def fetch_checked(hub: Hub, repository: Repository, file: RemoteFile, folder: Path) -> None:
     """One file, under its final name only when size and digest are the hub's.
 
     Raises:
-        HubError: it could not be had, or is another than the hub states; nothing is left under the final name.
+        HubError: it is another file than the hub states; nothing is left under the final name.
     """
-    staging = folder / STAGING
-    staged = staging / file.path
-    resumed = partial_path(staging, file).exists()
-    if not staged.is_file() or file.problem(staged):
-        hub.fetch(repo_id, repo_type, revision, file, staging)
-    if resumed and file.problem(staged):  # what waited was of another revision: once more, from the start
-        staged.unlink()
-        hub.fetch(repo_id, repo_type, revision, file, staging)
-    if problem := file.problem(staged):
-        staged.unlink()
-        page = hub.page(repo_id, repo_type)
-        raise HubError(f"{file.path} of {page} arrived damaged, {problem}: run again, or use the other hub (--source)")
-    final = folder / file.path
-    final.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staged, final)
+    problem = None
+    for _ in range(2):  # what an earlier run left may be of another revision: once more, from the start
+        arrived = hub.fetch(repository, file, folder / STAGING)
+        problem = file.problem(arrived)
+        if problem is None:
+            sync_to_disk(arrived)
+            final = folder / file.path
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(arrived, final)
+            return
+        arrived.unlink()
+    page = hub.page(repository)
+    raise HubError(f"{file.path} of {page} arrived damaged, {problem}: run again, or use the other hub (--source)")
 
 
-def run(hub: HuggingFace | ModelScope, what: Download, revision: str | None, replace_others: bool) -> list[Path]:
-    """Everything of one download from one hub; returns the files.
+def fetch_all(hub: Hub, what: Download, replace_others: bool) -> None:
+    """Everything of one download from one hub.
 
     Raises:
-        HubError: a sentence for the user.
+        HubError: a sentence for the user; what came so far stays.
     """
-    repo_id = what.repo_ids[hub.name]
-    commit, files = hub.list_files(repo_id, what.repo_type, revision)
-    chosen = choose(files, what.patterns)
-    print(f"{hub.page(repo_id, what.repo_type)} at {commit}: {', '.join(file.path for file in chosen)}")
-    missing = still_to_fetch(chosen, what.folder, replace_others)
-    if missing:
-        require_space(missing, what.folder)
-        with _alone_in(what.folder):
-            for file in missing:
-                fetch_checked(hub, repo_id, what.repo_type, commit, file, what.folder)
+    repository = Repository(what.repo_ids[hub.name], what.repo_type, what.revision)
+    page = hub.page(repository)
+    with hub.plain_errors(page):
+        repository, files = hub.list_files(repository)
+        chosen = choose(files, what.patterns)
+        print(f"{page} at {repository.revision}: {', '.join(file.path for file in chosen)}")
+        missing = still_to_fetch(chosen, what.folder, replace_others)
+        if missing:
+            require_space(missing, what.folder)
+            with _alone_in(what.folder):
+                for file in missing:
+                    fetch_checked(hub, repository, file, what.folder)
     unchecked = sum(file.digest is None for file in chosen)
-    checked = (
-        "sizes and checksums are the hub's" if not unchecked else f"sizes are the hub's, {unchecked} checksums unknown"
-    )
+    checked = "sizes and checksums are the hub's"
+    if unchecked:
+        checked = f"sizes are the hub's, {unchecked} checksums unknown"
     print(f"{len(missing)} fetched, {len(chosen) - len(missing)} there already; {checked}")
-    return [what.folder / file.path for file in chosen]
 
 
-@contextlib.contextmanager
+@contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder against a second download, which would write into the same unfinished files."""
     staging = folder / STAGING
@@ -207,24 +208,26 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def from_first(sources: Sequence[str], action: Callable[[HuggingFace | ModelScope], Result]) -> Result:
-    """What the first hub gives that gives anything.
+def fetch_from_first(sources: Sequence[str], what: Download, replace_others: bool) -> None:
+    """From the first of the hubs that has everything.
 
     Raises:
-        HubError: none did; the message tells why each did not.
+        HubError: none has; the message tells why of each.
     """
     failures: list[HubError] = []
     for source in sources:
+        if failures:
+            print(f"{failures[-1]}; trying {source}")
         try:
-            return action(SOURCES[source]())
+            return fetch_all(SOURCES[source](), what, replace_others)
         except LocalError:
             raise
         except HubError as error:
             failures.append(error)
-            if len(failures) < len(sources):
-                print(f"{error}; trying {sources[len(failures)]}")
-    kind = NoNetworkError if any(isinstance(error, NoNetworkError) for error in failures) else HubError
-    raise kind("; ".join(map(str, failures)))
+    message = "; ".join(map(str, failures))
+    if any(isinstance(error, NoNetworkError) for error in failures):
+        message += f". {by_hand(what)}"
+    raise HubError(message)
 
 
 def by_hand(what: Download) -> str:
@@ -235,15 +238,17 @@ def by_hand(what: Download) -> str:
     return f"Without a network: fetch {files} from {address} on another machine and copy them to {what.folder}"
 
 
-def plan(what: str, repo_type: str, files: Sequence[str], to: Path | None) -> list[Download]:
+def plan(
+    what: str, repo_type: str, files: Sequence[str], to: Path | None, revision: str | None = None
+) -> list[Download]:
     """The downloads that a word or a repository's name stands for, with what the command line changes about them."""
     if what not in WORDS and not REPO_ID.fullmatch(what):
         raise LocalError(f"{what!r} is neither one of {', '.join(WORDS)} nor a repository's name like owner/name")
     name = what.split("/")[-1]
-    downloads = WORDS.get(what) or (Download(dict.fromkeys(SOURCES, what), ROOT / "out" / name, (), repo_type),)
-    if files:
-        downloads = (replace(downloads[0], patterns=tuple(files)), *downloads[1:])
-    return [replace(download, folder=to) for download in downloads] if to else list(downloads)
+    first, *others = WORDS.get(what) or (Download(dict.fromkeys(SOURCES, what), ROOT / "out" / name, (), repo_type),)
+    # files and revision are the first repository's; the tokenizer beside it lives in another one
+    first = replace(first, patterns=tuple(files) or first.patterns, revision=revision)
+    return [replace(download, folder=to or download.folder) for download in (first, *others)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -260,17 +265,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     sources = tuple(SOURCES) if options.source == "auto" else (options.source,)
     try:
-        for part, download in enumerate(plan(options.what, options.repo_type, options.files, options.to)):
-            # a revision is the first repository's; the tokenizer beside it lives in another one
-            revision = options.revision if part == 0 else None
-            try:
-                from_first(sources, lambda hub, d=download, r=revision: run(hub, d, r, options.replace))
-            except NoNetworkError as error:
-                raise HubError(f"{error}: check the network, then {RETRY}. {by_hand(download)}") from error
+        for download in plan(options.what, options.repo_type, options.files, options.to, options.revision):
+            fetch_from_first(sources, download, options.replace)
     except HubError as error:
         raise SystemExit(f"download: {error}") from error
-    except OSError as error:
-        raise SystemExit(f"download: {error.filename} cannot be written ({error.strerror}): try --to") from error
     except KeyboardInterrupt:
         raise SystemExit("download: stopped; what came so far is kept, the same command goes on with it") from None
     if options.what in NEXT:

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.command_line import CommandLine
-from scripts.hub.clients import SOURCES, HubError, LocalError, NoNetworkError
+from scripts.hub.clients import REPO_ID, SOURCES, HubError, LocalError, Repository
 
 # What belongs to a model's folder: weights that cannot run code, configurations, the model's own code, its card
 ALLOWED_SUFFIXES = {".safetensors", ".gguf", ".json", ".jinja", ".py", ".md", ".txt", ".png", ".jpg"}
 ALLOWED_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
 TEXT_SUFFIXES = {".json", ".jinja", ".py", ".md", ".txt", ""}
 SAFE_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
-REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 SECRETS = {
     "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
     "a ModelScope token": re.compile(r"\bms-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"),
@@ -84,7 +83,13 @@ def push_folder(folder: str | Path, repo_id: str, source: str = "huggingface", p
     folder = Path(folder)
     if not REPO_ID.fullmatch(repo_id):
         raise LocalError(f"{repo_id!r} is no repository's name: it looks like owner/name")
-    return SOURCES[source]().push(folder, files_to_send(folder), repo_id, private)
+    names = files_to_send(folder)
+    hub, repository = SOURCES[source](), Repository(repo_id)
+    if not hub.has_token:
+        raise HubError(f"no {hub.title} token: run `{hub.login}`, or set {hub.token_variable}, with one that may write")
+    with hub.plain_errors(hub.page(repository)):
+        hub.push(folder, names, repository, private)
+    return hub.page(repository)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,8 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         url = push_folder(options.folder, options.repo_id, options.source, options.private)
-    except NoNetworkError as error:
-        raise SystemExit(f"upload: {error}: check the network, then run it again") from error
     except HubError as error:
         raise SystemExit(f"upload: {error}") from error
     print(f"uploaded: {url}")

@@ -25,6 +25,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]
     constants, downloading, listing = huggingface_hub.constants, modelscope_hub._download, modelscope_hub._legacy_api
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # small files, small pieces
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "hf" / "token"))
     monkeypatch.setattr(downloading, "DOWNLOAD_RETRY_TIMES", 0, raising=False)
     monkeypatch.setattr(downloading, "DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0, raising=False)
