@@ -22,16 +22,7 @@ from filelock import FileLock, Timeout
 
 from model.command_line import CommandLine
 from model.files import ROOT, sync_to_disk
-from scripts.hub.clients import (
-    REPO_ID,
-    SOURCES,
-    Hub,
-    HubError,
-    LocalError,
-    NoNetworkError,
-    RemoteFile,
-    Repository,
-)
+from scripts.hub.clients import REPO_ID, SOURCES, Hub, HubError, LocalError, NoNetworkError, RemoteFile, Repository
 
 STAGING = ".download"  # unfinished files wait here, inside the folder that they are for
 # The same weights once more for other frameworks; .bin only counts as one beside .safetensors
@@ -86,21 +77,18 @@ def choose(files: Sequence[RemoteFile], patterns: Sequence[str]) -> list[RemoteF
     paths = [file.path for file in files]
     others = OTHER_FRAMEWORKS + ((".bin",) if any(path.endswith(".safetensors") for path in paths) else ())
     asked_for = [pattern for pattern in patterns if pattern.endswith(others) and "*" in pattern]
-    chosen = [
-        file
-        for file in files
-        if not any(part.startswith(".") for part in PurePosixPath(file.path).parts)
-        and _fits(file.path, patterns or ["*"])
-        and (not file.path.endswith(others) or _fits(file.path, asked_for))
-    ]
+
+    def is_needed(path: str) -> bool:
+        if any(part.startswith(".") for part in PurePosixPath(path).parts):
+            return False
+        allowed = asked_for if path.endswith(others) else patterns or ["*"]
+        return any(fnmatchcase(path, pattern) for pattern in allowed)
+
+    chosen = [file for file in files if is_needed(file.path)]
     if not chosen:
         shown = ", ".join(sorted(paths)[:12]) or "nothing"
         raise HubError(f"no file fits {' '.join(patterns) or 'what is needed'}; the repository holds {shown}")
     return chosen
-
-
-def _fits(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def size_text(size: float) -> str:
@@ -118,7 +106,7 @@ def still_to_fetch(files: Sequence[RemoteFile], folder: Path, replace_others: bo
     missing = []
     for file in files:
         path = folder / file.path
-        problem = file.problem(path) if path.is_file() else "not there"
+        problem = file.problem(path)
         if problem and path.exists() and not replace_others:
             raise LocalError(
                 f"{path} is there, but is not the hub's ({problem}): move it away, or overwrite it with --replace"
@@ -148,7 +136,6 @@ def fetch_checked(hub: Hub, repository: Repository, file: RemoteFile, folder: Pa
     Raises:
         HubError: it is another file than the hub states; nothing is left under the final name.
     """
-    problem = None
     for _ in range(2):  # what an earlier run left may be of another revision: once more, from the start
         arrived = hub.fetch(repository, file, folder / STAGING)
         problem = file.problem(arrived)

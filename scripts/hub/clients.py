@@ -55,6 +55,8 @@ class RemoteFile:
 
     def problem(self, path: Path) -> str | None:
         """How the file on disk differs from what the hub states; None where it does not."""
+        if not path.is_file():
+            return "no such file"
         size = path.stat().st_size
         if size != self.size:
             return f"{size:,} bytes instead of {self.size:,}"
@@ -161,8 +163,8 @@ class HuggingFace(Hub):
     def fetch(self, repository: Repository, file: RemoteFile, staging: Path) -> Path:
         """One file into `staging`, resumed where an earlier run left it; returns where it lies, not checked yet.
 
-        The package's snapshot_download and hf_hub_download throw an unfinished file away when they end, and check no
-        checksum, so only their transfer is used.
+        The package's own downloads throw an unfinished file away (its issue 4196) and check no checksum, so only the
+        transfer that they are made of is used.
         """
         partial = file.partial_path(staging)
         partial.parent.mkdir(parents=True, exist_ok=True)
