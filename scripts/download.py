@@ -213,7 +213,7 @@ def fetch_from_first(sources: Sequence[str], what: Download, replace_others: boo
             failures.append(error)
     message = "; ".join(map(str, failures))
     if any(isinstance(error, NoNetworkError) for error in failures):
-        message += f". {by_hand(what)}"
+        message += f", then run the same command again. {by_hand(what)}"
     raise HubError(message)
 
 

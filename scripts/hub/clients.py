@@ -107,9 +107,7 @@ class Hub:
                 return LocalError(f"{cause.filename} cannot be used ({cause.strerror}): name another place (--to)")
             cause = cause.__cause__
         if isinstance(error, OSError | errors.HTTPError):
-            return NoNetworkError(
-                f"{self.endpoint} cannot be reached, or the connection broke: check the network, then {RETRY}"
-            )
+            return NoNetworkError(f"{self.endpoint} cannot be reached, or the connection broke: check the network")
         first_line = str(error).strip().partition("\n")[0] or type(error).__name__
         return HubError(f"{page}: {first_line[:200]}: try again")
 
@@ -182,7 +180,9 @@ class HuggingFace(Hub):
         """Create the repository where it is missing, and send these files in one commit."""
         self.api.create_repo(repository.id, private=private, exist_ok=True)
         if private and not self.api.repo_info(repository.id).private:
-            raise HubError(f"{self.page(repository)} exists already and is public: choose another name")
+            raise HubError(
+                f"{self.page(repository)} exists already and is public: make it private, or choose another name"
+            )
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
         self.api.create_commit(repository.id, operations, commit_message=f"Upload {folder.name}")
 
@@ -218,10 +218,10 @@ class ModelScope(Hub):
 
     def fetch(self, repository: Repository, file: RemoteFile, staging: Path) -> Path:
         """As HuggingFace.fetch; this package resumes by itself."""
+        size = file.size or None  # it would take 0 for unknown
         return self.api.download_file(
-            repository.id, repository.type, file.path, revision=repository.revision, local_dir=staging,
-            file_size=file.size or None,
-        )  # fmt: skip
+            repository.id, repository.type, file.path, revision=repository.revision, local_dir=staging, file_size=size
+        )
 
     def push(self, folder: Path, names: Sequence[str], repository: Repository, private: bool) -> None:
         """As HuggingFace.push."""
@@ -229,12 +229,14 @@ class ModelScope(Hub):
             self.api.create_repo(repository.id, "model", visibility="private" if private else "public")
         except self.exists_already:
             if private and self.api.get_repo(repository.id, "model").visibility != 1:  # its number for private
-                raise HubError(f"{self.page(repository)} exists already and is public: choose another name") from None
+                raise HubError(
+                    f"{self.page(repository)} exists already and is public: make it private, or choose another name"
+                ) from None
         # no cache file in the folder: it would be one more file that must not leave the machine
+        message = f"Upload {folder.name}"
         self.api.upload_folder(
-            repository.id, "model", folder, allow_patterns=list(names), use_cache=False,
-            commit_message=f"Upload {folder.name}",
-        )  # fmt: skip
+            repository.id, "model", folder, allow_patterns=list(names), use_cache=False, commit_message=message
+        )
 
 
 SOURCES: dict[str, type[HuggingFace | ModelScope]] = {"huggingface": HuggingFace, "modelscope": ModelScope}
