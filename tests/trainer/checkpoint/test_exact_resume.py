@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from helpers.faults import outcome, small_run
-from helpers.runs import make_order, records, run_until, steps_of
+from helpers.runs import make_order, records, run_until, steps_of, tiny
 from model.weights import read_facts
 from trainer import distributed as runtime
 from trainer import stage
 from trainer.checkpoint import resume as run_state
 from trainer.checkpoint.files import load_state
 from trainer.order import Order, ResplitOrder, order_after
+from trainer.train_pretrain_vlm import PRETRAIN_VLM
 
 EPOCH = 12  # steps of small_run
 
@@ -254,8 +255,6 @@ def test_another_tokenizer_is_refused_even_when_other_data_is_allowed(interrupte
 
 
 def test_frozen_weights_that_have_changed_are_refused(data_folder, tower_folder, monkeypatch, capsys):
-    from test_training import PRETRAIN_VLM, tiny
-
     config = tiny(PRETRAIN_VLM, data_folder, tower_folder, batch_size=4, save_interval=2, seed=1)
     run_until(config, 5, monkeypatch)
     build_model = stage.build_model
