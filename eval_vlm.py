@@ -14,26 +14,27 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from dataset.formats import BadSample, Sample
+from dataset.formats import BadSample, Sample, left_out, open_data
 from dataset.limits import add_limits, limits_of
 from model.command_line import CommandLine
-from model.inference.answerer import Answer, Answerer, Interrupted, Options, assistant_turn, user_turn
+from model.inference.answerer import Answer, Answerer, Interrupted, Options, add_weight_flags, assistant_turn, user_turn
+from model.inference.reader import Prompt
 from model.messages import UserError, counted, did_you_mean
-from model.processing import SampleError, open_picture
+from model.processing import IMAGE_TAG, SampleError, open_picture
 from model.progress import progress_over
-from scripts.given_data import left_out, open_data
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
 
 def picture_groups(paths: list[Path]) -> list[list[Path]]:
-    """The pictures of each conversation: all files together, and every picture of a folder alone.
+    """The pictures of each conversation: the files together, and every picture of a folder alone.
 
     Raises:
         UserError: a file is no picture, or a folder holds none.
@@ -42,10 +43,10 @@ def picture_groups(paths: list[Path]) -> list[list[Path]]:
     load_pictures(files)
     groups = [files] if files or not paths else []
     for folder in (path for path in paths if path.is_dir()):
-        found = [[path] for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_ENDINGS]
-        if not found:
+        inside = [[path] for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_ENDINGS]
+        if not inside:
             raise UserError(f"{folder} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))})")
-        groups += found
+        groups += inside
     return groups
 
 
@@ -76,24 +77,21 @@ def facts(answer: Answer) -> dict:
     }  # fmt: skip
 
 
-class Stop:
-    """Ctrl-C ends the answer; a second time within it, the program."""
+@contextmanager
+def stop_at_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C ends the answer: the function then says True. A second time within the answer, it ends the program."""
+    asked = []
 
-    def __enter__(self) -> "Stop":
-        self.asked = False
-        self.before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_error) -> None:
-        signal.signal(signal.SIGINT, self.before)
-
-    def __call__(self) -> bool:
-        return self.asked
-
-    def _ask(self, *_signal) -> None:
-        if self.asked:
+    def ask(*_signal: object) -> None:
+        if asked:
             raise KeyboardInterrupt
-        self.asked = True
+        asked.append(True)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def questions(prompts: list[str] | None) -> Iterator[str]:
@@ -101,18 +99,13 @@ def questions(prompts: list[str] | None) -> Iterator[str]:
     if prompts:
         yield from prompts
         return
-    while True:
-        try:
-            question = input("> ").strip()
-        except EOFError:
-            return
-        if not question:
-            return
-        yield question
+    with suppress(EOFError):
+        while question := input("> ").strip():
+            yield question
 
 
-def converse_all(answerer: Answerer, groups: list[list[Path]], options: argparse.Namespace, drawing: Options) -> None:
-    """A conversation about each group. Pictures that cannot be read are left out and told."""
+def converse_all(answerer: Answerer, groups: list[list[Path]], options: argparse.Namespace, sampling: Options) -> None:
+    """A conversation about each group. Pictures that cannot be read are left out, and a line at the end says so."""
     refused = []
     for group in groups:
         try:
@@ -122,21 +115,23 @@ def converse_all(answerer: Answerer, groups: list[list[Path]], options: argparse
             continue
         if len(groups) > 1 and not options.json:
             print(f"{group[0].name}: ", end="", flush=True)
-        converse(answerer, dict(zip(group, pictures, strict=True)), options, drawing)
+        converse(answerer, dict(zip(group, pictures, strict=True)), options, sampling)
     if refused:
         print(left_out(refused, len(groups), "pictures"), file=sys.stderr)
 
 
-def converse(answerer: Answerer, shown: dict[Path, Image.Image], options: argparse.Namespace, drawing: Options) -> None:
+def converse(
+    answerer: Answerer, shown: dict[Path, Image.Image], options: argparse.Namespace, sampling: Options
+) -> None:
     """The turns of one conversation about the same pictures."""
     pictures, messages = list(shown.values()), []
     if not options.prompt:
         print(f"{counted(len(pictures), 'pictures')}. Ask; an empty line ends.", file=sys.stderr)
     for question in questions(options.prompt):
         messages.append(user_turn(question, 0 if messages else len(pictures)))
-        with Stop() as stop:
+        with stop_at_interrupt() as stopped:
             show = (lambda text: None) if options.json else lambda text: print(text, end="", flush=True)
-            answer = answerer.stream(messages, pictures, drawing, show, stop)
+            answer = answerer.stream(answerer.prompt(messages, pictures), sampling, show, stopped)
         if options.json:
             asked = {"pictures": [str(path) for path in shown], "question": question}
             print(json.dumps({**asked, **facts(answer)}, ensure_ascii=False), flush=True)
@@ -146,71 +141,57 @@ def converse(answerer: Answerer, shown: dict[Path, Image.Image], options: argpar
         messages.append(assistant_turn(answer.text))
 
 
-def split_truth(sample: Sample) -> tuple[list[dict], str | None]:
-    """The messages up to the last question, and the answer that follows it in the file, if one does."""
-    messages = sample.messages
-    truth = messages[-1]["content"].strip() if messages and messages[-1].get("role") == "assistant" else None
-    asked = messages if truth is None else messages[:-1]
-    if not asked or asked[-1].get("role") != "user":
-        raise BadSample(sample.where, "there is no question to answer: the last turn, or the one before an "
-                        "assistant's, must be a user's")  # fmt: skip
-    return asked, truth
-
-
 @dataclass(frozen=True)
-class Asked:
-    """A line of --data that can be asked: the messages up to its last question, its pictures, its answer."""
+class Line:
+    """A line of --data: its last question as a prompt, and the answer that follows it in the file, if one does."""
 
     sample: Sample
-    messages: list[dict]
-    pictures: list[Image.Image]
+    question: str
     truth: str | None
+    prompt: Prompt
 
     def record(self, answer: Answer) -> dict:
         """The line of --output."""
         pictures = [str(path) for path in self.sample.pictures if isinstance(path, Path)]
-        question = self.messages[-1]["content"].replace("<image>", "").strip()
-        found = {"where": self.sample.where, "pictures": pictures, "question": question, **facts(answer)}
-        return found if self.truth is None else {**found, "truth": self.truth, "exact": found["answer"] == self.truth}
+        record = {"where": self.sample.where, "pictures": pictures, "question": self.question, **facts(answer)}
+        return (
+            record if self.truth is None else {**record, "truth": self.truth, "exact": record["answer"] == self.truth}
+        )
 
 
-def read_lines(samples: Sequence[Sample], numbers: Iterable[int], bad: list[Exception]) -> list[Asked]:
-    """Those of these lines that can be asked; why the others cannot goes to `bad`."""
-    lines = []
-    for number in numbers:
-        try:
-            sample = samples[number]
-            messages, truth = split_truth(sample)
-            lines.append(Asked(sample, messages, sample.open_pictures(), truth))
-        except BadSample as error:
-            bad.append(error)
-    return lines
-
-
-def answer_lines(
-    answerer: Answerer, lines: list[Asked], drawing: Options, bad: list[Exception]
-) -> list[tuple[Asked, Answer]]:
-    """Together, or where one of them does not fit each alone; why it does not goes to `bad`."""
+def read_line(answerer: Answerer, sample: Sample) -> Line:
+    """Raises BadSample: there is no question, a picture cannot be read, or all of it is no prompt for the model."""
+    messages, truth = sample.messages, None
+    if messages and messages[-1].get("role") == "assistant":
+        *messages, last = messages
+        truth = last["content"].strip()
+    if not messages or messages[-1].get("role") != "user":
+        raise BadSample(sample.where, "there is no question to answer: the last turn, or the one before an "
+                        "assistant's, must be a user's")  # fmt: skip
     try:
-        answers = answerer.batch([(line.messages, line.pictures) for line in lines], drawing)
-        return list(zip(lines, answers, strict=True))
+        prompt = answerer.prompt(messages, sample.open_pictures())
     except SampleError as error:
-        if len(lines) == 1:
-            bad.append(BadSample(lines[0].sample.where, str(error)))
-            return []
-        return [found for line in lines for found in answer_lines(answerer, [line], drawing, bad)]
+        raise BadSample(sample.where, str(error)) from error
+    return Line(sample, messages[-1]["content"].replace(IMAGE_TAG, "").strip(), truth, prompt)
 
 
-def answer_file(answerer: Answerer, samples: Sequence[Sample], options: argparse.Namespace, drawing: Options) -> dict:
+def answer_file(answerer: Answerer, samples: Sequence[Sample], options: argparse.Namespace, sampling: Options) -> dict:
     """Answers to every line, in batches, each written as soon as it is there; returns counts and speed."""
     count = min(len(samples), options.limit or len(samples))
-    started, tokens, right, judged, bad = time.perf_counter(), 0, 0, 0, []
+    started, tokens, exact, bad = time.perf_counter(), 0, [], []
     with options.output.open("w", encoding="utf-8") as file:
         for start in progress_over(range(0, count, options.batch_size), "answers", "batch"):
-            lines = read_lines(samples, range(start, min(start + options.batch_size, count)), bad)
-            for line, answer in answer_lines(answerer, lines, drawing, bad):
+            lines = []
+            for index in range(start, min(start + options.batch_size, count)):
+                try:
+                    lines.append(read_line(answerer, samples[index]))
+                except BadSample as error:
+                    bad.append(error)
+            answers = answerer.batch([line.prompt for line in lines], sampling)
+            for line, answer in zip(lines, answers, strict=True):
                 record = line.record(answer)
-                judged, right = judged + ("exact" in record), right + record.get("exact", False)
+                if line.truth is not None:
+                    exact.append(record["exact"])
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 tokens += answer.new_tokens
             file.flush()
@@ -218,28 +199,26 @@ def answer_file(answerer: Answerer, samples: Sequence[Sample], options: argparse
         print(left_out(bad, count, "lines"), file=sys.stderr)
     seconds, answered = time.perf_counter() - started, count - len(bad)
     return {
-        "answers": answered, "left_out": len(bad), "judged": judged, "exact": right,
-        "exact_match": round(right / judged, 4) if judged else None, "seconds": round(seconds, 2),
+        "answers": answered, "left_out": len(bad), "judged": len(exact), "exact": sum(exact),
+        "exact_match": round(sum(exact) / len(exact), 4) if exact else None, "seconds": round(seconds, 2),
         "answers_per_second": round(answered / seconds, 2), "tokens_per_second": round(tokens / seconds, 1),
     }  # fmt: skip
 
 
-def report(found: dict, options: argparse.Namespace) -> None:
+def report(totals: dict, options: argparse.Namespace) -> None:
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(totals))
         return
-    if found["judged"]:
-        print(f"exactly right: {found['exact']} of {found['judged']} ({100 * found['exact_match']:.1f} %)")
-    print(f"{counted(found['answers'], 'answers')} in {options.output}")
-    print(f"[{found['seconds']:.1f} s, {found['answers_per_second']} answers/s, {found['tokens_per_second']} tokens/s]",
-          file=sys.stderr)  # fmt: skip
+    if totals["judged"]:
+        print(f"exactly right: {totals['exact']} of {totals['judged']} ({100 * totals['exact_match']:.1f} %)")
+    print(f"{counted(totals['answers'], 'answers')} in {options.output}")
+    speeds = f"{totals['answers_per_second']} answers/s, {totals['tokens_per_second']} tokens/s"
+    print(f"[{totals['seconds']:.1f} s, {speeds}]", file=sys.stderr)
 
 
 def parse() -> argparse.Namespace:
     parser = CommandLine(__doc__)
-    parser.add_argument("--weight", type=Path, required=True, help=".safetensors of a stage, MiniMind's .pth, a folder")
-    parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
-    parser.add_argument("--num_attention_heads", type=int, default=8, help="of a .pth, which does not say")
+    add_weight_flags(parser)
     parser.add_argument("--image", type=Path, nargs="+", default=[], help="files for one conversation, or folders")
     parser.add_argument("--prompt", nargs="+", help="the question, or the turns; without it you are asked")
     parser.add_argument("--data", type=Path, help="a .jsonl or .parquet of questions, instead of --image and --prompt")
@@ -254,8 +233,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--top_p", type=float, default=0.9, help="with a temperature: share of likelihood to draw from")
     parser.add_argument("--top_k", type=int, default=0, help="with a temperature: how many tokens to draw from; 0: all")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     options = parser.parse_args()
     if options.data and (options.image or options.prompt):
         parser.error("--data brings its own pictures and questions: leave --image and --prompt out")
@@ -271,18 +248,16 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     try:
-        drawing = Options(options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.seed)
+        sampling = Options(options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.seed)
         samples = open_data(options.data, options.images_path, limits_of(options)) if options.data else []
         if options.data and not options.output.parent.is_dir():
             raise UserError(f"--output {options.output}: there is no folder {options.output.parent}")
         groups = [] if options.data else picture_groups(options.image)
-        answerer = Answerer.from_weight(
-            options.weight, options.vision_model, options.device, options.dtype, options.num_attention_heads
-        )
+        answerer = Answerer.from_flags(options)
         if options.data:
-            report(answer_file(answerer, samples, options, drawing), options)
+            report(answer_file(answerer, samples, options, sampling), options)
         else:
-            converse_all(answerer, groups, options, drawing)
+            converse_all(answerer, groups, options, sampling)
     except (UserError, OSError, Interrupted) as error:
         raise SystemExit(f"eval_vlm: {error}") from error
     except KeyboardInterrupt:

@@ -34,6 +34,7 @@ COPIES = ROOT / "out" / "rows"
 MAX_LINE = 16 * 1024 * 1024  # bytes of a line; what is longer is never read into memory
 MAX_PICTURES = 1000  # of a sample
 PLACEHOLDER_BYTES, PLACEHOLDER_SIDE = 4096, 16  # at most; and pixels of one colour
+REASONS_SHOWN = 3  # of samples that were left out, in a line
 MAX_TEXT = 1_000_000  # letters of a text: far more than any --max_seq_len keeps, half a second of the tokenizer's time
 
 
@@ -302,3 +303,22 @@ def check_number(where: str, pictures: list) -> None:
 def _check_length(where: str, text: str) -> None:
     if len(text) > MAX_TEXT:
         raise BadSample(where, f"a text of {len(text):,} letters, more than {MAX_TEXT:,}: split or delete it")
+
+
+def open_data(
+    path: str | Path, images_path: str | Path | None = None, limits: PictureLimits | None = None
+) -> Sequence[Sample]:
+    """The file that a command was given with --data and --images_path. Raises UserError where it cannot be used."""
+    if Path(path).suffix and not Path(path).exists():
+        raise UserError(f"{path} does not exist{did_you_mean(path) or ': check --data'}")
+    if images_path and not Path(images_path).is_dir():
+        raise UserError(f"--images_path {images_path} is no folder{did_you_mean(images_path)}")
+    return read_samples(path, images_path, limits=limits)
+
+
+def left_out(reasons: Sequence[object], count: int, things: str) -> str:
+    """One line about what could not be used, of so many. Raises UserError where that is all of them."""
+    first = "; ".join(map(str, reasons[:REASONS_SHOWN])) + ("; ..." if len(reasons) > REASONS_SHOWN else "")
+    if len(reasons) == count:
+        raise UserError(first if count == 1 else f"none of {counted(count, things)} can be used: {first}")
+    return f"left out {len(reasons):,} of {counted(count, things)}: {first}"

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 
+from dataset.formats import left_out, open_data
 from dataset.limits import add_limits, limits_of
 from dataset.quarantine import Quarantine
 from dataset.step_batch import conversations
@@ -26,7 +27,6 @@ from model.files import find_folder
 from model.flops import StepFlops
 from model.messages import UserError, counted
 from model.processing import VLMProcessor
-from scripts.given_data import left_out, open_data
 from scripts.measure.memory import AFTER_START, LEARNS, NOT_FUSED, Step, StepMemory, largest_batch, step_memory
 from scripts.measure.real_step import GIVE_BACK, Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
 

@@ -1,31 +1,31 @@
 """Ask a trained model: one engine for the terminal, the demo, the score and whatever else wants answers.
 
-Answerer.stream   one conversation, shown while it grows      model/inference/reader.py   what is read, and remembered
-Answerer.batch    several at once                             model/inference/decoder.py   how, fast
-                                                              model/inference/sampling.py   which token comes next
+Answerer.prompt   messages and pictures as the model reads them   reader.py     what is read, and what is remembered
+Answerer.stream   an answer that is shown while it grows          decoder.py    the fast decoder; kv_cache.py its state
+Answerer.batch    several answers at once                         sampling.py   which token comes next
 """
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from model.config import END_ID
 from model.device import choose_device, choose_dtype
-from model.inference.reader import Prompt, Reader
-from model.inference.sampling import Drawing, GrowingText, Options, decode
+from model.inference.reader import Prompt, PromptReader, Reader
+from model.inference.sampling import GrowingText, Options, Sampler, decode
 from model.inference.stock_reader import StockReader, load_folder
 from model.messages import UserError, counted
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import SampleError, VLMProcessor
 from model.weights import load_model
 
-__all__ = ["Answer", "Answerer", "Conversation", "Interrupted", "Options", "assistant_turn", "user_turn"]
-Conversation = tuple[Sequence[dict], Sequence[Image.Image]]  # messages and their pictures, in order
+__all__ = ["Answer", "Answerer", "Interrupted", "Options", "PromptTooLong", "assistant_turn", "user_turn"]
 DEFAULTS = Options()
 ELSE = "ask with --dtype float32; if that says the same, the weights are damaged, copy or train them again"
 
@@ -33,16 +33,20 @@ ELSE = "ask with --dtype float32; if that says the same, the weights are damaged
 @dataclass(frozen=True)
 class Answer:
     text: str
-    token_ids: tuple[int, ...]  # as drawn, the one that ended the turn included
+    token_ids: tuple[int, ...]  # as sampled, with the one that ended the turn
     prompt_tokens: int
     new_tokens: int
     seconds_to_first: float
     tokens_per_second: float  # after the first
-    stopped: bool = False  # by who asked, before the model had ended
+    stopped: bool = False  # by whoever asked, before the model had ended
+
+
+class PromptTooLong(SampleError):
+    """The conversation has more tokens than the model reads."""
 
 
 class Interrupted(RuntimeError):
-    """Something raised in the middle of an answer; `answer` holds what there was until then, __cause__ says why."""
+    """Something raised in the middle of an answer: `answer` holds what there was until then, __cause__ says why."""
 
     def __init__(self, answer: Answer, error: Exception):
         super().__init__(f"the answer broke off after {counted(answer.new_tokens, 'tokens')}: {error}")
@@ -62,6 +66,26 @@ def assistant_turn(text: str) -> dict:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
+@dataclass
+class _Draft:
+    """An answer that grows token by token until it has ended."""
+
+    prompt: Prompt
+    most: int  # tokens
+    end_ids: frozenset[int]
+    started: float  # on the clock of time.perf_counter
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # seconds from the start to each token
+
+    def add(self, token: int) -> None:
+        self.tokens.append(token)
+        self.times.append(time.perf_counter() - self.started)
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.tokens) and (self.tokens[-1] in self.end_ids or len(self.tokens) >= self.most)
+
+
 class Answerer:
     """A model with its processor on a device. Threads may share it: no state of an answer outlives the call."""
 
@@ -75,8 +99,8 @@ class Answerer:
         """model: from now on the engine's; on a CPU its tower is packed in place, elsewhere it becomes `dtype`."""
         self.model, self.device, self.dtype = model.eval(), torch.device(device), dtype
         self.processor = processor or VLMProcessor.for_config(model.config)
-        ours = isinstance(model, MiniMindForCausalLM)
-        self.reader = (Reader if ours else StockReader)(model, self.device, dtype)
+        reader_class = Reader if isinstance(model, MiniMindForCausalLM) else StockReader
+        self.reader: PromptReader = reader_class(model, self.device, dtype)
         text_config = getattr(model.config, "text_config", model.config)
         self.max_length, self.end_ids = text_config.max_position_embeddings, _end_ids(model)
         self.padding_id = text_config.pad_token_id
@@ -100,15 +124,37 @@ class Answerer:
             model = load_model(path, vision_model, num_attention_heads)
         return cls(model, chosen, arithmetic, processor)
 
-    @property
-    def config(self) -> PreTrainedConfig:
-        return self.model.config
+    @classmethod
+    def from_flags(cls, options: argparse.Namespace) -> "Answerer":
+        """With the flags of add_weight_flags. Raises UserError as from_weight does."""
+        return cls.from_weight(
+            options.weight, options.vision_model, options.device, options.dtype, options.num_attention_heads
+        )
+
+    def prompt(self, messages: Sequence[dict], pictures: Sequence[Image.Image] = ()) -> Prompt:
+        """A conversation that ends with a question, as the model reads it. pictures: in the order of their places.
+
+        Raises:
+            SampleError: messages and pictures do not fit together; PromptTooLong: the model does not read so much.
+            UserError: there are pictures, and the model is a decoder alone.
+        """
+        started = time.perf_counter()
+        rendered = self.processor.render(messages, add_generation_prompt=True)
+        self.processor.check_pictures(rendered, len(pictures))
+        if pictures and not self.reader.sees:
+            raise UserError("these weights are a decoder without eyes: train the stages, or ask without a picture")
+        if len(rendered.input_ids) >= self.max_length:
+            raise PromptTooLong(
+                f"the conversation takes {len(rendered.input_ids)} tokens and the model reads {self.max_length}: "
+                "ask less at once, or begin anew"
+            )
+        pixels = [self.processor.pixels(picture) for picture in pictures]
+        return Prompt(rendered.input_ids, rendered.image_mask, pixels, time.perf_counter() - started)
 
     @torch.inference_mode()
     def stream(
         self,
-        messages: Sequence[dict],
-        pictures: Sequence[Image.Image] = (),
+        prompt: Prompt,
         options: Options = DEFAULTS,
         show: Callable[[str], None] = lambda text: None,
         stopped: Callable[[], bool] = lambda: False,
@@ -119,115 +165,101 @@ class Answerer:
         stopped: asked after every token; True ends the answer there.
 
         Raises:
-            SampleError: the messages and pictures do not fit together, or are longer than the model reads.
             Interrupted: `show` raised, or the model did, or it answers nothing but padding; the text so far is in it,
                 and the engine is ready for more.
         """
-        started = time.perf_counter()
-        prompt = self._prompt(messages, pictures)
-        draw = Drawing(options, self.device)
+        (draft,) = self._drafts([prompt], options)
+        sampler = Sampler(options, self.device)
         text = GrowingText(self.processor.tokenizer, show)
-        memory, was_stopped = None, False
-        tokens: list[int] = []
-        times: list[float] = []
+        cache, was_stopped = None, False
         try:
-            logits, memory = self.reader.start([prompt])
-            self._check_numbers(logits)
+            logits, cache = self.reader.start([prompt])
+            self._check_logits(logits)
             while True:
-                drawn = draw(logits)
-                tokens.append(int(drawn))
-                times.append(time.perf_counter() - started)
-                text.add(tokens[-1])
-                if self._ended(tokens, prompt, options):
+                token = sampler.sample(logits)
+                draft.add(int(token))
+                text.add(draft.tokens[-1])
+                if draft.ended:
                     break
                 if was_stopped := stopped():
                     break
-                logits = self.reader.step(drawn, memory)
+                logits = self.reader.step(token, cache)
             text.flush()
-            self._check_said(tokens)
+            self._check_tokens(draft)
         except Exception as error:
-            raise Interrupted(self._answer(tokens, prompt, times), error) from error
+            raise Interrupted(self._answer(draft), error) from error
         finally:
-            if memory is not None:
-                self.reader.remember(prompt, tokens, memory)
-        return self._answer(tokens, prompt, times, was_stopped)
+            if cache is not None:
+                self.reader.remember(prompt, draft.tokens, cache)
+        return self._answer(draft, was_stopped)
 
     @torch.inference_mode()
-    def batch(self, conversations: Sequence[Conversation], options: Options = DEFAULTS) -> list[Answer]:
-        """Answers to several conversations at once, in order; a seed draws for each what it draws in `stream`.
+    def batch(self, prompts: Sequence[Prompt], options: Options = DEFAULTS) -> list[Answer]:
+        """Answers to several prompts at once, in order; with a seed each is the answer that `stream` gives.
 
         Raises:
-            SampleError: as `stream` does.
             UserError: an answer is nothing but padding.
         """
-        if not conversations:
+        if not prompts:
             return []
-        started = time.perf_counter()
-        prompts = [self._prompt(*conversation) for conversation in conversations]
-        draw = Drawing(options, self.device, len(prompts))
-        tokens: list[list[int]] = [[] for _ in prompts]
-        times: list[list[float]] = [[] for _ in prompts]
-        logits, memory = self.reader.start(prompts)
-        self._check_numbers(logits)
-        rows, going = list(range(len(prompts))), set(range(len(prompts)))  # rows of the memory; those not ended
+        drafts = self._drafts(prompts, options)
+        sampler = Sampler(options, self.device, len(prompts))
+        logits, cache = self.reader.start(prompts)
+        self._check_logits(logits)
+        rows = drafts  # those in the cache: all that have not ended, and some that have
         while True:
-            drawn = draw(logits)
-            now = time.perf_counter() - started
-            for row, token in zip(rows, drawn.tolist(), strict=True):
-                if row in going:
-                    tokens[row].append(token)
-                    times[row].append(now)
-                    if self._ended(tokens[row], prompts[row], options):
-                        going.discard(row)
+            tokens = sampler.sample(logits)
+            for draft, token in zip(rows, tokens.tolist(), strict=True):
+                if not draft.ended:
+                    draft.add(token)
+            going = [row for row, draft in enumerate(rows) if not draft.ended]
             if not going:
-                for row in tokens:
-                    self._check_said(row)
-                return [self._answer(*facts) for facts in zip(tokens, prompts, times, strict=True)]
+                break
             if 2 * len(going) <= len(rows):  # fewer rows are cheaper, but moving them costs too
-                places = [place for place, row in enumerate(rows) if row in going]
-                kept = torch.tensor(places, device=self.device)
-                rows, drawn = [row for row in rows if row in going], drawn[kept]
-                memory.keep(kept)
-                draw.keep(places)
-            logits = self.reader.step(drawn, memory)
+                kept = torch.tensor(going, device=self.device)
+                rows, tokens = [rows[row] for row in going], tokens[kept]
+                cache.keep(kept)
+                sampler.keep(going)
+            logits = self.reader.step(tokens, cache)
+        for draft in drafts:
+            self._check_tokens(draft)
+        return [self._answer(draft) for draft in drafts]
 
-    def _prompt(self, messages: Sequence[dict], pictures: Sequence[Image.Image]) -> Prompt:
-        rendered = self.processor.render(messages, add_generation_prompt=True)
-        self.processor.check_pictures(rendered, len(pictures))
-        if pictures and not self.reader.sees:
-            raise UserError("these weights are a decoder without eyes: train the stages, or ask without a picture")
-        if len(rendered.input_ids) >= self.max_length:
-            raise SampleError(
-                f"the conversation takes {len(rendered.input_ids)} tokens and the model reads {self.max_length}: "
-                "ask less at once, or begin anew"
-            )
-        pixels = [self.processor.pixels(picture) for picture in pictures]
-        return Prompt(rendered.input_ids, rendered.image_mask, pixels)
+    def _drafts(self, prompts: Sequence[Prompt], options: Options) -> list[_Draft]:
+        started = time.perf_counter() - sum(prompt.seconds for prompt in prompts)
+        rooms = [min(options.max_new_tokens, self.max_length - len(prompt.ids)) for prompt in prompts]
+        return [_Draft(prompt, room, self.end_ids, started) for prompt, room in zip(prompts, rooms, strict=True)]
 
-    def _ended(self, tokens: Sequence[int], prompt: Prompt, options: Options) -> bool:
-        room = min(options.max_new_tokens, self.max_length - len(prompt.ids))
-        return tokens[-1] in self.end_ids or len(tokens) >= room
-
-    def _check_numbers(self, logits: torch.Tensor) -> None:
-        """Before the first token is drawn: of what is no number a GPU's draw would take the whole process down."""
+    def _check_logits(self, logits: torch.Tensor) -> None:
+        """Before the first token is sampled: on a GPU, sampling from NaN would take the whole process down."""
         if logits.isnan().any():
             raise UserError(f"the model computes what is no number in {self.dtype}: {ELSE}")
 
-    def _check_said(self, tokens: Sequence[int]) -> None:
-        if self.padding_id not in self.end_ids and all(token == self.padding_id for token in tokens):
-            raise UserError(f"the model says nothing but padding ({len(tokens)} tokens) in {self.dtype}: {ELSE}")
+    def _check_tokens(self, draft: _Draft) -> None:
+        if self.padding_id not in self.end_ids and all(token == self.padding_id for token in draft.tokens):
+            raise UserError(f"the model says nothing but padding ({len(draft.tokens)} tokens) in {self.dtype}: {ELSE}")
 
-    def _answer(self, tokens: list[int], prompt: Prompt, times: Sequence[float], stopped: bool = False) -> Answer:
+    def _answer(self, draft: _Draft, stopped: bool = False) -> Answer:
+        tokens, times = draft.tokens, draft.times
         rest = times[-1] - times[0] if times else 0.0
         return Answer(
             text=decode(self.processor.tokenizer, tokens),
             token_ids=tuple(tokens),
-            prompt_tokens=len(prompt.ids),
+            prompt_tokens=len(draft.prompt.ids),
             new_tokens=len(tokens),
             seconds_to_first=times[0] if times else 0.0,
             tokens_per_second=(len(tokens) - 1) / rest if rest else 0.0,
             stopped=stopped,
         )
+
+
+def add_weight_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that Answerer.from_flags reads."""
+    parser.add_argument("--weight", type=Path, required=True, help=".safetensors of a stage, MiniMind's .pth, a folder")
+    parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
+    parser.add_argument("--num_attention_heads", type=int, default=8, help="of a .pth, which does not say")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
 
 
 def _end_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """Where the model looked: how much each token of an answer attended to each patch of each picture.
 
 Attention says where information was read from, not why the answer is what it is: what a layer passes on was itself
-mixed by the layers below, and some heads rest on a place that means nothing to them. Read a map as a hint.
+mixed by the layers below, and some heads rest on a patch that means nothing to them. Read a map as a hint.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from model.attention import Attention, rotate
+from model.inference.reader import Prompt
 from model.model_minimind import MiniMindForCausalLM
-from model.processing import VLMProcessor
 
 # Dark to light through violet, red and orange, the same order of lightness for every eye: RGB at equal steps.
 RAMP = np.array([(10, 5, 40), (90, 20, 110), (190, 50, 85), (250, 140, 20), (255, 250, 170)], dtype=np.float32)
@@ -25,10 +25,10 @@ RAMP = np.array([(10, 5, 40), (90, 20, 110), (190, 50, 85), (250, 140, 20), (255
 class Looked:
     """Attention of an answer's tokens to the pictures of its conversation."""
 
-    patches: torch.Tensor  # [tokens, layers, pictures, patches], mean over heads; shares of a token's attention
+    patches: torch.Tensor  # [tokens, layers, pictures, patches], mean over heads; a token's attention sums to at most 1
 
     def maps(self, tokens: slice = slice(None), layer: int | None = None) -> torch.Tensor:
-        """[pictures, side, side]: shares of attention, mean over these tokens and over the layers, or one layer."""
+        """[pictures, side, side]: the attention's mean over these tokens and over the layers, or in one layer."""
         chosen = self.patches[tokens].float()
         chosen = chosen.mean((0, 1)) if layer is None else chosen[:, layer].mean(0)
         side = round(chosen.shape[-1] ** 0.5)
@@ -40,7 +40,7 @@ def attention_weights(
 ) -> torch.Tensor:
     """What scaled_dot_product_attention computes inside and does not return: softmax(QK^T / sqrt(head_dim)), causal.
 
-    x: the layer's normed input [1, seq, hidden]; rows: the positions that look, [n]. Returns [heads, n, seq] in fp32.
+    x: the layer's normed input [1, seq, hidden]; rows: positions of the queries [n]. Returns [heads, n, seq] in fp32.
     """
     _, length, _ = x.shape
     query, key = (
@@ -65,29 +65,21 @@ def watch_attention(model: MiniMindForCausalLM, see: Callable[[Attention, tuple]
 
 
 @torch.inference_mode()
-def look(
-    model: MiniMindForCausalLM,
-    processor: VLMProcessor,
-    messages: Sequence[dict],
-    pictures: Sequence[Image.Image],
-    token_ids: Sequence[int],
-) -> Looked:
-    """Run the model once over prompt and answer, and keep what the answer's tokens read from the pictures.
+def look(model: MiniMindForCausalLM, prompt: Prompt, token_ids: Sequence[int]) -> Looked:
+    """Run the model once over prompt and answer, and keep how much the answer's tokens attended to the pictures.
 
-    A token is drawn at the position before it, so token k of the answer looks from position prompt + k - 1.
+    A token is sampled at the position before it, so token k of the answer looks from position len(prompt.ids) + k - 1.
 
     Raises:
-        SampleError: messages and pictures do not fit together.
         ValueError: there is no picture or no answer to look from.
     """
+    pictures = prompt.pictures
     if not pictures or not token_ids:
         raise ValueError(f"{len(pictures)} pictures and {len(token_ids)} tokens: a map needs one of each at least")
-    inputs = processor.prompts([(messages, pictures)])
-    prompt = inputs["input_ids"].shape[1]
     device = model.model.embed_tokens.weight.device
-    ids = torch.cat([inputs["input_ids"], torch.tensor([token_ids[:-1]], dtype=torch.long)], 1).to(device)
-    image_mask = torch.nn.functional.pad(inputs["image_mask"], (0, len(token_ids) - 1)).to(device)
-    rows = torch.arange(prompt - 1, ids.shape[1], device=device)
+    ids = torch.tensor([[*prompt.ids, *token_ids[:-1]]], device=device)  # [1, seq]
+    image_mask = torch.tensor([prompt.image_mask + [False] * (len(token_ids) - 1)], device=device)
+    rows = torch.arange(len(prompt.ids) - 1, ids.shape[1], device=device)
     layers = []
 
     def see(attention: Attention, arguments: tuple) -> None:
@@ -95,7 +87,7 @@ def look(
         layers.append(weights[:, image_mask[0]].view(len(rows), len(pictures), -1).half().cpu())
 
     with watch_attention(model, see):
-        model(ids, image_mask=image_mask, pixel_values=inputs["pixel_values"].to(device), logits_to_keep=1)
+        model(ids, image_mask=image_mask, pixel_values=torch.stack(pictures)[None].to(device), logits_to_keep=1)
     return Looked(torch.stack(layers, dim=1))
 
 
@@ -105,7 +97,7 @@ def words(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int]) -> list[
     A token that begins with a space, or follows a word that is complete, begins a new one; the pieces of a character
     that took several tokens stay together. Control tokens belong to no word.
     """
-    found: list[tuple[str, slice]] = []
+    pieces: list[tuple[str, slice]] = []
     start, special = 0, set(tokenizer.all_special_ids)
     for end in range(1, len(token_ids) + 1):
         if token_ids[end - 1] in special:
@@ -114,12 +106,12 @@ def words(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int]) -> list[
         text = tokenizer.decode(token_ids[start:end])
         if text.endswith("\ufffd"):
             continue
-        if found and found[-1][1].stop == start and _goes_on(found[-1][0], text):
-            before, tokens = found.pop()
+        if pieces and pieces[-1][1].stop == start and _goes_on(pieces[-1][0], text):
+            before, tokens = pieces.pop()
             text, start = before + text, tokens.start
-        found.append((text, slice(start, end)))
+        pieces.append((text, slice(start, end)))
         start = end
-    return [(text.strip(), tokens) for text, tokens in found if text.strip()]
+    return [(text.strip(), tokens) for text, tokens in pieces if text.strip()]
 
 
 def _goes_on(before: str, text: str) -> bool:
@@ -133,9 +125,9 @@ def heat_picture(picture: Image.Image, heat: torch.Tensor, most: float) -> Image
     heat: [side, side]; most: the value that is drawn lightest, the same for pictures that are to be compared.
     """
     levels = Image.fromarray((heat / max(most, 1e-9)).clamp(0, 1).numpy().astype(np.float32))
-    share = np.asarray(levels.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    level = np.asarray(levels.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
     steps = np.linspace(0, 1, len(RAMP))
-    colour = np.stack([np.interp(share, steps, RAMP[:, channel]) for channel in range(3)], axis=-1)
+    colour = np.stack([np.interp(level, steps, RAMP[:, channel]) for channel in range(3)], axis=-1)
     grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None]
-    opacity = 0.15 + 0.6 * share[..., None]
+    opacity = 0.15 + 0.6 * level[..., None]
     return Image.fromarray((grey * (1 - opacity) + colour * opacity).astype(np.uint8))

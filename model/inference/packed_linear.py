@@ -11,7 +11,7 @@ LARGEST_HALF = 6e4  # float16 ends at 65504
 
 
 class Packed:
-    """y = x W^T + b for x [rows, inputs] -> [rows, outputs], with the weights laid out anew.
+    """y = x W^T + b for x [rows, inputs] -> [rows, outputs], with the weights in a layout of their own.
 
     Many rows are limited by arithmetic: on a CPU, oneDNN's packed layout, or bfloat16 if `dtype` says so. One row, a
     decoding step, is limited by reading the weights: on a CPU in blocks of 16 output features, which a batched product
@@ -24,21 +24,18 @@ class Packed:
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
-        decodes: bool = True,
         swish: bool = False,
     ):
-        """weight [outputs, inputs]; decodes: False leaves out the layout for one row; swish: y sigmoid(y) follows."""
-        self.outputs, self.inputs = weight.shape
-        self.bias, self.swish, self.on_cpu = bias, swish, weight.device.type == "cpu"
-        self.half = dtype if self.on_cpu and dtype != torch.float32 else None
-        self.blocks = self.float16 = self.packed = None
-        if self.half:
-            self.weight, self.bias = weight.to(self.half), None if bias is None else bias.to(self.half)
-        else:
-            self.weight = weight.to(dtype) if not self.on_cpu else weight
-            if self.on_cpu and torch.backends.mkldnn.is_available():
-                self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 256)
-        if decodes and self.on_cpu and bias is None and not swish:
+        """weight [outputs, inputs]; a layer without a bias also gets the layout for one row. swish: y sigmoid(y)."""
+        weight, on_cpu = weight.detach(), weight.device.type == "cpu"
+        self.outputs, self.swish = len(weight), swish
+        self.half = dtype if on_cpu and dtype != torch.float32 else None
+        self.weight = weight if on_cpu and not self.half else weight.to(dtype)
+        self.bias = bias if bias is None or not self.half else bias.to(self.half)
+        self.packed = self.blocks = self.float16 = None
+        if on_cpu and not self.half and torch.backends.mkldnn.is_available():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 256)
+        if on_cpu and bias is None and not swish:
             if self.half and _has_fbgemm() and weight.abs().max() < LARGEST_HALF:
                 self.float16 = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
             else:
@@ -48,8 +45,7 @@ class Packed:
         if len(x) == 1 and self.float16 is not None:
             return torch.ops.quantized.linear_dynamic_fp16(x, self.float16)
         if len(x) == 1 and self.blocks is not None:
-            row = torch.matmul(x, self.blocks).view(1, -1)
-            return row if row.shape[1] == self.outputs else row[:, : self.outputs]
+            return torch.matmul(x, self.blocks).view(1, -1)[:, : self.outputs]
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(
                 x, self.packed, self.bias, "swish" if self.swish else "none", [], ""
@@ -60,7 +56,7 @@ class Packed:
 
 def _in_blocks(weight: torch.Tensor) -> torch.Tensor:
     """[outputs, inputs] -> [blocks, inputs, BLOCK], filled up with zeros."""
-    weight = F.pad(weight.detach(), (0, 0, 0, -len(weight) % BLOCK))
+    weight = F.pad(weight, (0, 0, 0, -len(weight) % BLOCK))
     return weight.view(-1, BLOCK, weight.shape[1]).transpose(1, 2).contiguous()
 
 
@@ -72,14 +68,14 @@ class PackedLinear(nn.Module):
     """Stands in for an nn.Linear of a model that only answers; its parameters stay inside, under their names."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, scale: float = 1.0, swish: bool = False):
-        """scale: on the weight alone where a swish came before, on weight and bias where one follows."""
+        """scale: of the weight, and where a swish follows of the bias too."""
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        bias = linear.bias if linear.bias is None or not swish else linear.bias.detach() * scale
-        self.product = Packed(linear.weight.detach() * scale, bias, dtype, decodes=False, swish=swish)
+        bias = linear.bias.detach() * scale if swish else linear.bias
+        self.product = Packed(linear.weight.detach() * scale, bias, dtype, swish)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        return self.product(x.flatten(0, -2)).view(*x.shape[:-1], -1)
 
 
 def pack_linears(module: nn.Module, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""Which token comes next, and the text that tokens make: what every way of answering shares."""
+"""Which token comes next, and the text that tokens make."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are no whole char
 
 @dataclass(frozen=True)
 class Options:
-    """How an answer is drawn. Raises UserError for what cannot be."""
+    """How an answer is sampled. Raises UserError for what cannot be."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0  # 0: always the likeliest token
-    top_p: float = 0.9  # with a temperature: the likeliest tokens that together reach this share; 1: all
+    top_p: float = 0.9  # with a temperature: the likeliest tokens whose probabilities together reach this; 1: all
     top_k: int = 0  # with a temperature: only so many of the likeliest; 0: all
-    seed: int | None = None  # with a temperature: the same seed draws the same answer; None: a new one every time
+    seed: int | None = None  # with a temperature: the same seed gives the same answer; None: a new one every time
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -33,55 +33,54 @@ class Options:
             raise UserError(f"top_k is {self.top_k}: it must be 0 (all tokens) or above")
 
 
-class Drawing:
-    """Draws one token a row, on the logits' device, with random states of its own."""
+class Sampler:
+    """Samples one token a row, on the logits' device, with random states of its own."""
 
     def __init__(self, options: Options, device: torch.device, rows: int | None = None):
-        """rows: each of so many draws from a state of its own, what it would draw alone; None: all from one."""
+        """rows: each of so many samples from a state of its own, what it would alone; None: all from one state."""
         self.options, self.apart = options, rows is not None
         self.generators = [torch.Generator(device) for _ in range(rows or 1)] if options.temperature else []
         for generator in self.generators:
             generator.seed() if options.seed is None else generator.manual_seed(options.seed)
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+    def sample(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [rows, vocabulary] -> tokens [rows]."""
         if not self.options.temperature:
             return logits.argmax(-1)
-        found = chances(logits, self.options)
-        parts = found.split(1) if self.apart else [found]
-        drawn = [torch.multinomial(part, 1, generator=g) for part, g in zip(parts, self.generators, strict=True)]
-        return torch.cat(drawn)[:, 0]
+        likely = probabilities(logits, self.options)
+        parts = likely.split(1) if self.apart else [likely]
+        sampled = [torch.multinomial(part, 1, generator=g) for part, g in zip(parts, self.generators, strict=True)]
+        return torch.cat(sampled)[:, 0]
 
-    def keep(self, places: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """Forget the other rows."""
-        self.generators = [self.generators[place] for place in places] if self.generators else []
+        self.generators = [self.generators[row] for row in rows] if self.generators else []
 
 
-def chances(logits: torch.Tensor, options: Options) -> torch.Tensor:
-    """Probabilities [rows, vocabulary] after temperature, then top_k, then top_p (Holtzman et al. 2020)."""
+def probabilities(logits: torch.Tensor, options: Options) -> torch.Tensor:
+    """[rows, vocabulary], after temperature, then top_k, then top_p (Holtzman et al. 2020); they may sum to less."""
     logits = logits.float()
     logits = (logits - logits.amax(-1, keepdim=True)) / max(options.temperature, COLDEST)  # the likeliest at 0: no inf
     if 0 < options.top_k < logits.shape[-1]:
         weakest = logits.topk(options.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < weakest, float("-inf"))
-    found = logits.softmax(-1)
+    likely = logits.softmax(-1)
     if options.top_p < 1:
-        ordered, places = found.sort(-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= options.top_p  # those before it reach the share already
-        found = found.masked_fill(beyond.scatter(-1, places, beyond), 0.0)
-    return found
+        ordered, places = likely.sort(-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= options.top_p  # those before it reach top_p already
+        likely = likely.masked_fill(beyond.scatter(-1, places, beyond), 0.0)
+    return likely
 
 
 class GrowingText:
-    """Hands on the text of tokens as they come, whole characters only."""
+    """Shows the text of tokens as they come, whole characters only."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None]):
         self.tokenizer, self.show, self.waiting = tokenizer, show, []
 
     def add(self, token: int) -> None:
         self.waiting.append(token)
-        text = decode(self.tokenizer, self.waiting)
-        if not text.endswith(UNFINISHED):
+        if not decode(self.tokenizer, self.waiting).endswith(UNFINISHED):
             self.flush()
 
     def flush(self) -> None:

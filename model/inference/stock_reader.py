@@ -11,12 +11,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    LlavaForConditionalGeneration,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import Cache, DynamicCache
 
 from model.config import END_ID, START_ID, MiniMindConfig, VLMConfig
@@ -67,7 +63,7 @@ def load_folder(folder: Path, vision_model: str | None = None) -> tuple[PreTrain
                 "transformers' own generate()"
             )
         if kind in OURS:
-            model = _load_ours(folder, facts, kind, _tower_of(folder, facts, vision_model) if without_tower else None)
+            model = _load_ours(folder, facts, _tower_of(folder, facts, vision_model) if without_tower else None)
         else:
             model = STOCK[kind].from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
@@ -81,14 +77,13 @@ def load_folder(folder: Path, vision_model: str | None = None) -> tuple[PreTrain
 
 
 def wrong_tokens(tokenizer: PreTrainedTokenizerFast, ids: dict[str, int]) -> str:
-    """What stands elsewhere than the renderer puts it, in words; nothing where all is right."""
+    """Which tokens have other ids than the renderer gives them, in words; empty where all is right."""
     known = tokenizer.get_vocab()
-    wrong = {text: number for text, number in ids.items() if known.get(text) != number}
-    return "; ".join(f"{text!r} is not token {number}" for text, number in wrong.items())
+    return "; ".join(f"{text!r} is not token {number}" for text, number in ids.items() if known.get(text) != number)
 
 
 def _tower_of(folder: Path, facts: dict, named: str | None) -> tuple[PreTrainedModel, str]:
-    """The tower of a --no_vision folder, and where it lies: as named, inside the folder, or among the project's."""
+    """The tower of a --no_vision folder, and its path: as named, inside the folder, or among the project's."""
     name, wanted = facts.get("vision_source"), facts.get("vision_sha256")
     places = [named] if named else [folder / "vision_model", find_folder(f"model/vision_model/{name}")]
     place = next((place for place in places if find_folder(place).is_dir()), None)
@@ -106,11 +101,11 @@ def _tower_of(folder: Path, facts: dict, named: str | None) -> tuple[PreTrainedM
     return tower, str(place)
 
 
-def _load_ours(folder: Path, facts: dict, kind: str, tower: tuple[PreTrainedModel, str] | None) -> MiniMindForCausalLM:
-    config_class, model_class = OURS[kind]
+def _load_ours(folder: Path, facts: dict, tower: tuple[PreTrainedModel, str] | None) -> MiniMindForCausalLM:
+    config_class, model_class = OURS[facts["model_type"]]
     config = config_class.from_dict(facts)
-    if kind == "minimind_vlm":
-        config.vision_source = tower[1] if tower else None  # a whole folder has its tower in it
+    if model_class is MiniMindVLM:
+        config.vision_source = tower[1] if tower else None  # the tower of a complete folder lies in it
     model = model_class(config)
     if tower:
         model.vision_encoder = tower[0]
@@ -119,7 +114,7 @@ def _load_ours(folder: Path, facts: dict, kind: str, tower: tuple[PreTrainedMode
 
 
 @dataclass
-class StockMemory:
+class StockCache:
     cache: Cache
     attention_mask: torch.Tensor  # [rows, positions], 0 at the padding on the left
 
@@ -142,44 +137,41 @@ def unscale_projector(projector: nn.Module) -> None:
 
 
 class StockReader:
-    """transformers' own models behind the same three calls as reader.Reader; nothing is remembered."""
+    """transformers' own models as a PromptReader; nothing is remembered."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype):
         self.sees = isinstance(model, LlavaForConditionalGeneration)
         if self.sees:
             unscale_projector(model.model.multi_modal_projector)
         self.model, self.device = model.to(device, dtype), device
-        self.limit = getattr(model.config, "text_config", model.config).max_position_embeddings
 
-    def start(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, StockMemory]:
-        longest = max(len(prompt.ids) for prompt in prompts)
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask, pictures = torch.zeros_like(ids), []
-        for row, prompt in enumerate(prompts):
-            place = torch.tensor(prompt.ids)
-            if prompt.pictures:  # stock Llava tells placeholders by an id of their own
-                place[torch.tensor(prompt.image_mask)] = self.model.config.image_token_id
-            ids[row, longest - len(place) :], mask[row, longest - len(place) :] = place, 1
+    def start(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, StockCache]:
+        rows = [torch.tensor(prompt.ids) for prompt in prompts]
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+        pictures = []
+        for row, prompt in zip(rows, prompts, strict=True):
+            if prompt.pictures:  # stock Llava knows placeholders by an id of their own
+                row[torch.tensor(prompt.image_mask)] = self.model.config.image_token_id
             pictures += prompt.pictures
-        inputs = (
-            {"pixel_values": normalize_pixels(torch.stack(pictures)).to(self.device, self.model.dtype)}
-            if pictures
-            else {}
-        )
-        memory = StockMemory(DynamicCache(), mask.to(self.device))
-        return self._forward(ids.to(self.device), memory, **inputs), memory
+        ids = pad_sequence(rows, batch_first=True, padding_side="left")  # [rows, longest]
+        inputs = {}
+        if pictures:
+            inputs["pixel_values"] = normalize_pixels(torch.stack(pictures)).to(self.device, self.model.dtype)
+        cache = StockCache(DynamicCache(), mask.to(self.device))
+        return self._forward(ids.to(self.device), cache, **inputs), cache
 
-    def step(self, tokens: torch.Tensor, memory: StockMemory) -> torch.Tensor:
-        memory.attention_mask = torch.nn.functional.pad(memory.attention_mask, (0, 1), value=1)
-        return self._forward(tokens[:, None], memory)
+    def step(self, tokens: torch.Tensor, cache: StockCache) -> torch.Tensor:
+        cache.attention_mask = nn.functional.pad(cache.attention_mask, (0, 1), value=1)
+        return self._forward(tokens[:, None], cache)
 
-    def remember(self, prompt: Prompt, tokens: Sequence[int], memory: StockMemory) -> None:
-        pass  # a beginning costs these models what it costs transformers
+    def remember(self, prompt: Prompt, tokens: Sequence[int], cache: StockCache) -> None:
+        pass  # a conversation that begins like an earlier one costs what it costs in transformers
 
-    def _forward(self, ids: torch.Tensor, memory: StockMemory, **inputs) -> torch.Tensor:
-        positions = (memory.attention_mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    def _forward(self, ids: torch.Tensor, cache: StockCache, **inputs) -> torch.Tensor:
+        """ids [rows, seq] -> logits of the next token [rows, vocabulary] in float32."""
+        positions = (cache.attention_mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = self.model(
-            input_ids=ids, attention_mask=memory.attention_mask, position_ids=positions, use_cache=True,
-            logits_to_keep=1, **{CACHE_NAME: memory.cache}, **inputs,
+            input_ids=ids, attention_mask=cache.attention_mask, position_ids=positions, use_cache=True,
+            logits_to_keep=1, **{CACHE_NAME: cache.cache}, **inputs,
         )  # fmt: skip
         return output.logits[:, -1].float()

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from model.inference.answerer import Answerer, Interrupted, Options
+from model.inference.answerer import Answerer, Interrupted, Options, PromptTooLong
 from model.inference.attention_map import look, words
 from model.messages import UserError
 from scripts.demo.chat import Refused
@@ -171,14 +171,17 @@ class Engine:
 
         def work(job: Job) -> object:
             answerer = self._answerer(weight)
-            length = len(answerer.processor.render(messages, add_generation_prompt=True).input_ids)
-            if length > min(MOST_PROMPT, answerer.max_length - 1):
+            try:
+                prompt = answerer.prompt(messages, pictures)
+            except PromptTooLong as error:
+                raise Refused("too_long") from error
+            if len(prompt.ids) > MOST_PROMPT:
                 raise Refused("too_long")
 
             def show(piece: str) -> None:
                 job.text += piece
 
-            return answerer.stream(messages, pictures, options, show, job.stopped)
+            return answerer.stream(prompt, options, show, job.stopped)
 
         return self.submit(Job(work))
 
@@ -189,7 +192,7 @@ class Engine:
 
         def work(job: Job) -> object:
             answerer = self._answerer(weight)
-            looked = look(answerer.model, answerer.processor, messages, pictures, token_ids)
+            looked = look(answerer.model, answerer.prompt(messages, pictures), token_ids)
             return looked, words(answerer.processor.tokenizer, token_ids)
 
         return self.submit(Job(work))

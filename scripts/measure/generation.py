@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python scripts/measure/generation.py --json out/generation.json
 
-A dense model of 26 M parameters behind a tower of CLIP-ViT-B/16's size, random weights, float32 for all. The ways take
-turns, each repetition brings new pictures, and medians are reported; so are the ratios of neighbours in time, which a
-busy machine disturbs less than the figures themselves. Beside the wall's stands this process's own processor time.
+A dense model of 26 M parameters behind a tower of CLIP-ViT-B/16's size, random weights, float32 for all. The two
+alternate, each repetition brings new pictures, and medians are reported; so are the ratios of neighbours in time, which
+a busy machine disturbs less than the figures themselves. Next to wall time stands this process's own processor time.
 """
 
 import copy
@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,22 @@ from PIL import Image
 from model.command_line import CommandLine
 from model.config import VLMConfig
 from model.device import choose_dtype
-from model.inference.answerer import Answerer, Conversation, Options
+from model.inference.answerer import Answerer, Options
+from model.inference.reader import Prompt
 from model.model_vlm import MiniMindVLM
 from model.vision_encoder import normalize_pixels
 
 QUESTIONS = ("What do you see in the picture?", "Where is it, and how many of them are there beside it?")
 ROWS = 16
+RATIOS = (  # of two figures of one request
+    ("decode", "engine_tokens_per_second", "plain_tokens_per_second"),
+    ("first_token", "plain_first_seconds", "engine_first_seconds"),
+    ("second_question", "engine_first_seconds", "second_first_seconds"),
+)
 
 
 def clocks() -> np.ndarray:
-    """Seconds of the wall and of this process's processor time; the latter does not count what others took."""
+    """[wall time, this process's processor time], seconds; the latter does not count what other processes took."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
@@ -98,7 +105,7 @@ def measure_generation(
     model: MiniMindVLM | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict:
-    """Figures of one request, of a second question, and of a batch: medians, and medians of the ratios in one turn.
+    """Figures of one request, of a second question, and of a batch: medians, also of the ratios in one repetition.
 
     model: by default the 26 M one; dtype: the engine's, the plain way is always in float32.
 
@@ -112,40 +119,32 @@ def measure_generation(
     engine.end_ids = frozenset()  # nothing ends an answer but its length, so that all do the same work
     options = Options(max_new_tokens=new_tokens)
     exact = dtype == torch.float32
-    turns = [_one_turn(plain, engine, seed, options, exact) for seed in range(repetitions + 1)][
-        1:
-    ]  # the first warms up
+    requests = [_one_request(plain, engine, seed, options, exact) for seed in range(repetitions + 1)]
     result = {
         "machine": {"threads": torch.get_num_threads(), "torch": torch.__version__, "dtype": str(dtype)},
-        "repetitions": repetitions, "new_tokens": new_tokens, "prompt_tokens": turns[0]["prompt_tokens"],
-        "medians": {name: statistics.median(turn[name] for turn in turns) for name in turns[0]},
-        **{
-            f"{name}_ratio{clock}": _ratio(turns, above + clock, below + clock)
-            for clock in ("", "_cpu")
-            for name, above, below in (
-                ("decode", "engine_tokens_per_second", "plain_tokens_per_second"),
-                ("first_token", "plain_first_seconds", "engine_first_seconds"),
-                ("second_question", "engine_first_seconds", "second_first_seconds"),
-            )
-        },
+        "repetitions": repetitions, "new_tokens": new_tokens, "prompt_tokens": requests[0]["prompt_tokens"],
+        "medians": _medians(requests[1:]),  # the first warms up
     }  # fmt: skip
-    cases: dict[str, Callable[[int, int], int | None]] = {  # the seed of a row's picture
-        "text": lambda turn, row: None,
-        "one_picture": lambda turn, row: 1000 + turn,
-        "own_pictures": lambda turn, row: 2000 + ROWS * turn + row,
+    for clock in ("", "_cpu"):
+        for name, above, below in RATIOS:
+            ratios = [request[above + clock] / request[below + clock] for request in requests[1:]]
+            result[f"{name}_ratio{clock}"] = statistics.median(ratios)
+    seeds: dict[str, Callable[[int, int], int | None]] = {  # of the picture, by repetition and row; None: no picture
+        "text": lambda repetition, row: None,
+        "one_picture": lambda repetition, row: 1000 + repetition,
+        "own_pictures": lambda repetition, row: 2000 + ROWS * repetition + row,
     }
-    for name, picture_of in cases.items():
-        found = [one_batch(engine, options, lambda row, t=t, p=picture_of: p(t, row)) for t in range(batches)]
-        result[f"batch_{name}"] = {key: statistics.median(turn[key] for turn in found) for key in found[0]}
+    for name, seed_of in seeds.items():
+        result[f"batch_{name}"] = _medians([one_batch(engine, options, partial(seed_of, k)) for k in range(batches)])
     return result
 
 
-def _one_turn(plain: PlainWay, engine: Answerer, seed: int, options: Options, exact: bool) -> dict[str, float]:
-    picture = _picture(seed)
-    rendered = engine.processor.render(_question(QUESTIONS[0], 1), add_generation_prompt=True)
-    pixels, first = engine.processor.pixels(picture), rendered.image_mask.index(True)
-    started = clocks()
-    said, times = plain.tokens(rendered.input_ids, pixels, first, options.max_new_tokens)
+def _one_request(plain: PlainWay, engine: Answerer, seed: int, options: Options, exact: bool) -> dict[str, float]:
+    """The same question both ways, and a second one about the same picture to the engine."""
+    pictures = [_picture(seed)]
+    prompt = _prompt(engine, QUESTIONS[0], pictures)
+    started, first = clocks(), prompt.image_mask.index(True)
+    plain_tokens, times = plain.tokens(prompt.ids, prompt.pictures[0], first, options.max_new_tokens)
     figures = _speeds("plain", started, times)
     started, times = clocks(), []
 
@@ -154,69 +153,70 @@ def _one_turn(plain: PlainWay, engine: Answerer, seed: int, options: Options, ex
         return False
 
     one_more = Options(options.max_new_tokens + 1)  # the engine does not ask after the last
-    answer = engine.stream(_question(QUESTIONS[0], 1), [picture], one_more, stopped=note_time)
+    answer = engine.stream(_prompt(engine, QUESTIONS[0], pictures), one_more, stopped=note_time)
     figures |= _speeds("engine", started, times)
-    if exact and list(answer.token_ids[:-1]) != said:
-        raise RuntimeError(f"the engine says {answer.token_ids[:8]}..., the plain way {said[:8]}...")
+    if exact and list(answer.token_ids[:-1]) != plain_tokens:
+        raise RuntimeError(f"the engine says {answer.token_ids[:8]}..., the plain way {plain_tokens[:8]}...")
     started, times = clocks(), []
-    engine.stream(_question(QUESTIONS[1], 1), [picture], Options(max_new_tokens=3), stopped=note_time)
+    engine.stream(_prompt(engine, QUESTIONS[1], pictures), Options(max_new_tokens=3), stopped=note_time)
     return {"prompt_tokens": answer.prompt_tokens, **figures, **_speeds("second", started, times)}
 
 
 def _speeds(name: str, started: np.ndarray, times: list[np.ndarray]) -> dict[str, float]:
-    """From clocks at the start and at each token: by the wall, and by this process's own share of the processor."""
-    first, rest = times[0] - started, times[-1] - times[0]
-    found = {}
-    for place, clock in enumerate(("", "_cpu")):
-        found[f"{name}_first_seconds{clock}"] = float(first[place])
-        found[f"{name}_tokens_per_second{clock}"] = (len(times) - 1) / float(rest[place])
-    return found
+    """From the clocks at the start and at each token: in wall time, and in processor time."""
+    speeds = {}
+    for clock, first, rest in zip(("", "_cpu"), times[0] - started, times[-1] - times[0], strict=True):
+        speeds[f"{name}_first_seconds{clock}"] = float(first)
+        speeds[f"{name}_tokens_per_second{clock}"] = (len(times) - 1) / float(rest)
+    return speeds
 
 
 def one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], int | None]) -> dict[str, float]:
-    """Tokens a second one after another and together, on different pictures, so that neither finds the other's left."""
+    """Tokens a second one after another and together, on different pictures, so that neither finds the other's.
 
-    def asked(turn: int) -> list[Conversation]:
-        conversations = []
+    picture_of: the seed of a row's picture; None: it has none.
+    """
+
+    def prompts(turn: int) -> list[Prompt]:
+        asked = []
         for row in range(ROWS):
             seed = picture_of(row)
             pictures = [] if seed is None else [_picture(seed + 10**6 * turn)]
-            conversations.append((_question(f"{turn} {QUESTIONS[row % 2]} {row}", len(pictures)), pictures))
-        return conversations
+            asked.append(_prompt(engine, f"{turn} {QUESTIONS[row % 2]} {row}", pictures))
+        return asked
 
     started = clocks()
-    singles = [engine.stream(*conversation, options) for conversation in asked(0)]
+    singles = [engine.stream(prompt, options) for prompt in prompts(0)]
     single_seconds = clocks() - started
     started = clocks()
-    together = engine.batch(asked(1), options)
+    together = engine.batch(prompts(1), options)
     batch_seconds = clocks() - started
     count = ROWS * options.max_new_tokens
     single_decode = statistics.harmonic_mean([answer.tokens_per_second for answer in singles])
     batch_decode = sum(answer.tokens_per_second for answer in together)
-    return {
-        "one_after_another": count / float(single_seconds[0]),
-        "together": count / float(batch_seconds[0]),
-        "ratio": float(single_seconds[0] / batch_seconds[0]),
-        "one_after_another_cpu": count / float(single_seconds[1]),
-        "together_cpu": count / float(batch_seconds[1]),
-        "ratio_cpu": float(single_seconds[1] / batch_seconds[1]),
+    figures = {
         "one_after_another_decode": single_decode,
         "together_decode": batch_decode,
         "decode_ratio": batch_decode / single_decode,
         "first_seconds": statistics.median(answer.seconds_to_first for answer in singles),
     }
+    for clock, alone, batch in zip(("", "_cpu"), single_seconds, batch_seconds, strict=True):
+        figures[f"one_after_another{clock}"] = count / float(alone)
+        figures[f"together{clock}"] = count / float(batch)
+        figures[f"ratio{clock}"] = float(alone / batch)
+    return figures
 
 
-def _ratio(turns: Sequence[dict], above: str, below: str) -> float:
-    return statistics.median(turn[above] / turn[below] for turn in turns)
+def _medians(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(one[name] for one in figures) for name in figures[0]}
 
 
 def _picture(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (224, 224, 3), dtype=np.uint8))
 
 
-def _question(text: str, pictures: int) -> list[dict]:
-    return [{"role": "user", "content": "<image>\n" * pictures + text}]
+def _prompt(engine: Answerer, question: str, pictures: Sequence[Image.Image]) -> Prompt:
+    return engine.prompt([{"role": "user", "content": "<image>\n" * len(pictures) + question}], pictures)
 
 
 def table(result: dict) -> str:
@@ -239,14 +239,14 @@ def table(result: dict) -> str:
         ]
     lines.append(f"{f'{ROWS} prompts, tokens/s':<36}{'one by one':>12}{'together':>12}{'ratio':>9}")
     for name in ("text", "one_picture", "own_pictures"):
-        found, title = result[f"batch_{name}"], name.replace("_", " ")
+        figures, title = result[f"batch_{name}"], name.replace("_", " ")
         for detail, clock, ratio in (
             ("all of it", "", "ratio"),
             ("by processor time", "_cpu", "ratio_cpu"),
             ("after the first token", "_decode", "decode_ratio"),
         ):
-            alone, together = (found[f"{way}{clock}"] for way in ("one_after_another", "together"))
-            lines.append(f"{f'  {title}, {detail}':<36}{alone:>12.1f}{together:>12.1f}{found[ratio]:>8.2f}x")
+            alone, together = (figures[f"{way}{clock}"] for way in ("one_after_another", "together"))
+            lines.append(f"{f'  {title}, {detail}':<36}{alone:>12.1f}{together:>12.1f}{figures[ratio]:>8.2f}x")
     return "\n".join(lines)
 
 

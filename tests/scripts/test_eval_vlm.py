@@ -47,7 +47,7 @@ def files(picture, tmp_path):
 def expected(weight, turns: list[str], pictures: list) -> str:
     messages = [user_turn(turns[0], len(pictures))]
     answerer = Answerer.from_weight(weight, device="cpu", dtype="float32")
-    return answerer.stream(messages, pictures, Options(8)).text
+    return answerer.stream(answerer.prompt(messages, pictures), Options(8)).text
 
 
 def test_a_question_about_several_pictures(run, weight, files, picture):
@@ -133,9 +133,9 @@ def test_control_c_stops_the_answer_and_not_the_program(run, monkeypatch, files)
 
     stream = Answerer.stream
 
-    def interrupted(self, messages, pictures, options, show, stopped):
+    def interrupted(self, prompt, options, show, stopped):
         os.kill(os.getpid(), signal.SIGINT)
-        return stream(self, messages, pictures, options, show, stopped)
+        return stream(self, prompt, options, show, stopped)
 
     monkeypatch.setattr(Answerer, "stream", interrupted)
     before = signal.getsignal(signal.SIGINT)
@@ -199,8 +199,9 @@ def test_a_stock_llava_folder_answers_as_its_generate(llava_folder, processor, p
         found = model.generate(ids, **seen, max_new_tokens=8, do_sample=False)
         expected.append(tuple(found[0, ids.shape[1] :].tolist()))
     assert len({*expected}) == 3 and len(set(expected[0])) > 3
-    assert [answerer.stream(*conversation, Options(8)).token_ids for conversation in asked] == expected
-    assert [answer.token_ids for answer in answerer.batch(asked, Options(8))] == expected
+    prompts = [answerer.prompt(*conversation) for conversation in asked]
+    assert [answerer.stream(prompt, Options(8)).token_ids for prompt in prompts] == expected
+    assert [answer.token_ids for answer in answerer.batch(prompts, Options(8))] == expected
 
 
 def test_folders_that_are_none(run, our_folder, tmp_path):

@@ -1,5 +1,6 @@
 """The answering engine says what generate() says, whichever way it is asked, and whatever it remembers."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,8 +9,7 @@ from torch.nn import functional as F
 
 from helpers.models import IMAGE_TOKENS, count_tower_calls, enliven
 from model.config import MiniMindConfig
-from model.inference.answerer import Answerer, Interrupted, Options
-from model.inference.decoder import Decoder
+from model.inference.answerer import Answer, Answerer, Interrupted, Options
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import SampleError
@@ -54,15 +54,25 @@ def conversations(picture):
     ]
 
 
+def stream(
+    answerer: Answerer, messages: list[dict], pictures: Sequence = (), options: Options = SHORT, **how
+) -> Answer:
+    return answerer.stream(answerer.prompt(messages, pictures), options, **how)
+
+
+def batch(answerer: Answerer, conversations: list, options: Options = SHORT) -> list[Answer]:
+    return answerer.batch([answerer.prompt(*conversation) for conversation in conversations], options)
+
+
 def read_lengths(answerer: Answerer) -> list[int]:
     """Positions of each pass through the decoder, filled while it runs."""
     lengths, decoder = [], answerer.reader.decoder
 
-    def watched(x, memory):
+    def watched(x, cache):
         lengths.append(x.shape[1])
-        return decoder(x, memory)
+        return decoder(x, cache)
 
-    watched.new_memory = decoder.new_memory
+    watched.new_cache = decoder.new_cache
     answerer.reader.decoder = watched
     return lengths
 
@@ -73,27 +83,27 @@ def read_lengths(answerer: Answerer) -> list[int]:
 def test_stream_is_generate(answerer, conversations):
     for messages, pictures in conversations:
         pieces = []
-        answer = answerer.stream(messages, pictures, SHORT, pieces.append)
+        answer = stream(answerer, messages, pictures, SHORT, show=pieces.append)
         assert answer.token_ids == oracle(answerer, messages, pictures)
         assert "".join(pieces) == answer.text and not answer.stopped
         assert answer.new_tokens == 12 and answer.seconds_to_first > 0 and answer.tokens_per_second > 0
 
 
 def test_batch_is_generate(answerer, conversations):
-    answers = answerer.batch(conversations, SHORT)
+    answers = batch(answerer, conversations, SHORT)
     assert len({answer.prompt_tokens for answer in answers}) == 4
     assert [answer.token_ids for answer in answers] == [oracle(answerer, *asked) for asked in conversations]
 
 
 def test_rows_that_end_leave_the_others_as_they_were(answerer, conversations):
-    """Ends fall at different steps, so the memory loses rows in between."""
-    free = [answerer.batch([asked], SHORT)[0].token_ids for asked in conversations]
+    """Ends fall at different steps, so the cache loses rows in between."""
+    free = [batch(answerer, [asked], SHORT)[0].token_ids for asked in conversations]
     (end,) = answerer.end_ids = {free[2][4]}
     expected = [row[: row.index(end) + 1] if end in row else row for row in free]
     assert len({len(row) for row in expected}) > 1
-    assert [answer.token_ids for answer in answerer.batch(conversations, SHORT)] == expected
+    assert [answer.token_ids for answer in batch(answerer, conversations, SHORT)] == expected
     answerer.end_ids = {free[0][1]}
-    lone = answerer.batch(conversations[:2], SHORT)
+    lone = batch(answerer, conversations[:2], SHORT)
     assert lone[0].token_ids == free[0][:2]
     assert lone[1].token_ids[:12] == free[1][: len(lone[1].token_ids)]
 
@@ -101,12 +111,12 @@ def test_rows_that_end_leave_the_others_as_they_were(answerer, conversations):
 def test_yarn_turns_as_in_the_model(make_vlm, picture):
     scaling = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
     answerer = Answerer(enliven(make_vlm(rope_parameters=scaling)))
-    answer = answerer.stream(question(), [picture(1)], SHORT)
+    answer = stream(answerer, question(), [picture(1)], SHORT)
     assert answer.token_ids == oracle(answerer, question(), [picture(1)])
 
 
 def test_answers_longer_than_the_first_room(dense, picture):
-    answer = dense.stream(question(), [picture(1)], Options(max_new_tokens=300))
+    answer = stream(dense, question(), [picture(1)], Options(max_new_tokens=300))
     inputs = dense.processor.prompts([(question(), [picture(1)])])
     expected = dense.model.generate(**inputs, max_new_tokens=300, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert answer.token_ids == tuple(expected.tolist()) and answer.new_tokens > 256
@@ -114,7 +124,7 @@ def test_answers_longer_than_the_first_room(dense, picture):
 
 def test_a_decoder_without_eyes(tiny_config):
     answerer = Answerer(enliven(MiniMindForCausalLM(MiniMindConfig(**tiny_config.to_diff_dict())).eval()))
-    answer = answerer.stream(question("hello"), (), SHORT)
+    answer = stream(answerer, question("hello"), (), SHORT)
     ids = torch.tensor([answerer.processor.render(question("hello"), add_generation_prompt=True).input_ids])
     expected = answerer.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     assert answer.token_ids == tuple(expected.tolist())
@@ -122,12 +132,12 @@ def test_a_decoder_without_eyes(tiny_config):
 
 def test_bfloat16_stays_near(make_vlm, picture):
     exact, rounded = Answerer(enliven(make_vlm())), Answerer(enliven(make_vlm()), dtype=torch.bfloat16)
-    prompt = exact._prompt(question(), [picture(1)])
+    prompt = exact.prompt(question(), [picture(1)])
     with torch.inference_mode():
         found = [answerer.reader.start([prompt]) for answerer in (exact, rounded)]
         steps = [
-            answerer.reader.step(torch.tensor([5]), memory)
-            for answerer, (_, memory) in zip((exact, rounded), found, strict=True)
+            answerer.reader.step(torch.tensor([5]), cache)
+            for answerer, (_, cache) in zip((exact, rounded), found, strict=True)
         ]
     for one, other in (found[0][0], found[1][0]), steps:
         assert 0 < (one - other).abs().max() < 0.05 * one.abs().max()
@@ -138,9 +148,9 @@ def test_bfloat16_stays_near(make_vlm, picture):
 
 def test_a_second_question_reads_the_picture_no_more(answerer, picture):
     calls = count_tower_calls(answerer.model)
-    answerer.stream(question(), [picture(1)], SHORT)
+    stream(answerer, question(), [picture(1)], SHORT)
     lengths = read_lengths(answerer)
-    second = answerer.stream(question(WHERE), [picture(1)], SHORT)
+    second = stream(answerer, question(WHERE), [picture(1)], SHORT)
     own = len(answerer.processor.encode("\nAnd where would you say that it is?"))
     assert calls == [1] and lengths[0] <= own + 6 and lengths[1:] == [1] * 11
     assert second.token_ids == oracle(answerer, question(WHERE), [picture(1)])
@@ -148,18 +158,18 @@ def test_a_second_question_reads_the_picture_no_more(answerer, picture):
 
 def test_another_picture_is_read_anew(answerer, picture):
     calls = count_tower_calls(answerer.model)
-    first = answerer.stream(question(), [picture(1)], SHORT)
-    other = answerer.stream(question(), [picture(2)], SHORT)
-    again = answerer.stream(question(), [picture(1)], SHORT)
+    first = stream(answerer, question(), [picture(1)], SHORT)
+    other = stream(answerer, question(), [picture(2)], SHORT)
+    again = stream(answerer, question(), [picture(1)], SHORT)
     assert calls == [1, 1] and first.token_ids == again.token_ids != other.token_ids
     assert other.token_ids == oracle(answerer, question(), [picture(2)])
 
 
 def test_order_of_pictures_counts(answerer, picture):
     messages, calls = question("<image><image>\nwhich?"), count_tower_calls(answerer.model)
-    answerer.stream(messages, [picture(1), picture(2)], SHORT)
-    turned = answerer.stream(messages, [picture(2), picture(1)], SHORT)
-    mixed = answerer.stream(messages, [picture(1), picture(3)], SHORT)
+    stream(answerer, messages, [picture(1), picture(2)], SHORT)
+    turned = stream(answerer, messages, [picture(2), picture(1)], SHORT)
+    mixed = stream(answerer, messages, [picture(1), picture(3)], SHORT)
     assert calls == [2, 1]  # only the third picture was new
     assert turned.token_ids == oracle(answerer, messages, [picture(2), picture(1)])
     assert mixed.token_ids == oracle(answerer, messages, [picture(1), picture(3)])
@@ -168,10 +178,10 @@ def test_order_of_pictures_counts(answerer, picture):
 def test_the_next_turn_reads_only_itself(answerer, picture):
     messages = question()
     for text in ("And its colour?", "How many are there?"):
-        answer = answerer.stream(messages, [picture(1)], SHORT)
+        answer = stream(answerer, messages, [picture(1)], SHORT)
         messages = [*messages, {"role": "assistant", "content": "a cat"}, *question(text)]
         lengths = read_lengths(answerer)
-    answer = answerer.stream(messages, [picture(1)], SHORT)
+    answer = stream(answerer, messages, [picture(1)], SHORT)
     assert answer.token_ids == oracle(answerer, messages, [picture(1)])
     assert lengths[0] < answer.prompt_tokens / 2
 
@@ -179,42 +189,34 @@ def test_the_next_turn_reads_only_itself(answerer, picture):
 def test_typed_at_signs_are_no_picture(answerer, picture):
     """As many as a picture takes, so that the ids of both prompts are the same."""
     span = "@" * IMAGE_TOKENS
-    answerer.stream(question("<image>what?"), [picture(1)], SHORT)
-    typed = answerer.stream([{"role": "user", "content": [{"type": "text", "text": f"{span}what?"}]}], (), SHORT)
+    stream(answerer, question("<image>what?"), [picture(1)], SHORT)
+    typed = stream(answerer, [{"role": "user", "content": [{"type": "text", "text": f"{span}what?"}]}], (), SHORT)
     assert typed.token_ids == oracle(answerer, question(f"{span}what?"), [])
 
 
 def test_a_batch_remembers_for_its_own_rows(dense, picture):
     calls, lengths = count_tower_calls(dense.model), read_lengths(dense)
     asked = [(question(f"<image>\nnumber {row}?"), [picture(1)]) for row in range(5)]
-    answers = dense.batch(asked, SHORT)
+    answers = batch(dense, asked, SHORT)
     assert calls == [1] and max(lengths[1:]) < lengths[0] / 1.5
     assert [answer.token_ids for answer in answers] == [oracle(dense, *conversation) for conversation in asked]
 
 
 @pytest.mark.parametrize("limit", [0, 20, 60])
 def test_memory_is_bounded(dense, picture, limit):
-    dense.reader.beginnings.limit, dense.reader.seen.limit = limit, 2
+    dense.reader.prefixes.limit, dense.reader.pictures.limit = limit, 2
     for seed in range(4):
-        answer = dense.stream(question(), [picture(seed)], SHORT)
+        answer = stream(dense, question(), [picture(seed)], SHORT)
         assert answer.token_ids == oracle(dense, question(), [picture(seed)])
-        assert dense.reader.beginnings.size <= limit and dense.reader.seen.size <= 2
-    assert bool(dense.reader.beginnings.keys()) == (limit > 40)
+        assert dense.reader.prefixes.size <= limit and dense.reader.pictures.size <= 2
+    assert bool(dense.reader.prefixes.keys()) == (limit > 40)
 
 
 def test_threads_share_an_engine(dense, picture):
     asked = [(question(f"<image>\nnumber {row}?"), [picture(row % 2)]) for row in range(6)]
     with ThreadPoolExecutor(3) as pool:
-        answers = list(pool.map(lambda conversation: dense.stream(*conversation, SHORT), asked))
+        answers = list(pool.map(lambda conversation: stream(dense, *conversation, SHORT), asked))
     assert [answer.token_ids for answer in answers] == [oracle(dense, *conversation) for conversation in asked]
-
-
-def test_threads_keep_a_table_of_angles_of_their_own(dense, picture, monkeypatch):
-    """Another thread always puts its own, shorter table back just before this one looks."""
-    theirs = dense.reader.decoder._turns_up_to(16)[:16].clone()
-    monkeypatch.setattr(Decoder, "turns", property(lambda _: theirs, lambda *_: None), raising=False)
-    answer = dense.stream(question(), [picture(1)], SHORT)
-    assert answer.prompt_tokens > 16 and answer.token_ids == oracle(dense, question(), [picture(1)])
 
 
 # endings
@@ -224,26 +226,26 @@ def test_padding_alone_is_an_error(dense, picture):
     """Nothing of it is ever shown: a user would see a program that says nothing and ends well."""
     dense.reader.decoder.head = lambda x: F.one_hot(torch.zeros(len(x), dtype=torch.long), 6400)
     with pytest.raises(Interrupted, match=r"nothing but padding \(12 tokens\) in torch.float32: ask with --dtype"):
-        dense.stream(question(), [picture(1)], SHORT)
+        stream(dense, question(), [picture(1)], SHORT)
     with pytest.raises(UserError, match="nothing but padding"):
-        dense.batch([(question(), [picture(1)])] * 2, SHORT)
+        batch(dense, [(question(), [picture(1)])] * 2, SHORT)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_what_is_no_number_is_an_error(dense, picture, temperature):
     dense.reader.decoder.head = lambda x: torch.full((len(x), 6400), float("nan"))
-    drawing = Options(12, temperature=temperature)
+    sampling = Options(12, temperature=temperature)
     with pytest.raises(Interrupted, match="computes what is no number in torch.float32: ask with --dtype float32"):
-        dense.stream(question(), [picture(1)], drawing)
+        stream(dense, question(), [picture(1)], sampling)
     with pytest.raises(UserError, match="no number"):
-        dense.batch([(question(), [picture(1)])] * 2, drawing)
+        batch(dense, [(question(), [picture(1)])] * 2, sampling)
 
 
 def test_stopped_ends_the_answer(dense, picture):
     count = iter(range(100))
-    answer = dense.stream(question(), [picture(1)], SHORT, stopped=lambda: next(count) == 3)
+    answer = stream(dense, question(), [picture(1)], SHORT, stopped=lambda: next(count) == 3)
     assert answer.stopped and answer.token_ids == oracle(dense, question(), [picture(1)])[:4]
-    assert dense.stream(question(), [picture(1)], SHORT).token_ids == oracle(dense, question(), [picture(1)])
+    assert stream(dense, question(), [picture(1)], SHORT).token_ids == oracle(dense, question(), [picture(1)])
 
 
 def test_an_error_in_show_keeps_the_text_and_the_engine(dense, picture):
@@ -255,9 +257,9 @@ def test_an_error_in_show_keeps_the_text_and_the_engine(dense, picture):
             raise OSError("the browser went away")
 
     with pytest.raises(Interrupted, match="the browser went away") as caught:
-        dense.stream(question(), [picture(1)], SHORT, fail)
+        stream(dense, question(), [picture(1)], SHORT, show=fail)
     assert caught.value.answer.text == "".join(shown)
-    whole = dense.stream(question(), [picture(1)], SHORT)
+    whole = stream(dense, question(), [picture(1)], SHORT)
     assert whole.token_ids == oracle(dense, question(), [picture(1)]) and whole.text.startswith("".join(shown))
 
 
@@ -272,40 +274,40 @@ def test_an_error_of_the_model_keeps_the_text_and_the_engine(dense, picture, mon
 
     monkeypatch.setattr(dense.reader.decoder.layers[1], "mlp", fail)
     with pytest.raises(Interrupted, match="broke off after 4 tokens: out of memory") as caught:
-        dense.stream(question(), [picture(1)], SHORT)
+        stream(dense, question(), [picture(1)], SHORT)
     assert caught.value.answer.token_ids == oracle(dense, question(), [picture(1)])[:4]
-    assert dense.stream(question(), [picture(1)], SHORT).token_ids == oracle(dense, question(), [picture(1)])
+    assert stream(dense, question(), [picture(1)], SHORT).token_ids == oracle(dense, question(), [picture(1)])
 
 
 def test_wrong_numbers_are_refused(dense, picture):
     with pytest.raises(SampleError, match="holds 1 <image> but there are 0 pictures"):
-        dense.stream(question())
+        stream(dense, question())
     dense.max_length = 40
-    assert dense.stream(question(), [picture(1)], Options(max_new_tokens=100)).new_tokens == 40 - 20
+    assert stream(dense, question(), [picture(1)], Options(max_new_tokens=100)).new_tokens == 40 - 20
     with pytest.raises(SampleError, match="takes .* tokens and the model reads 40"):
-        dense.batch([(question("hello " * 40), [])])
-    assert dense.batch([]) == []
+        batch(dense, [(question("hello " * 40), [])])
+    assert batch(dense, []) == []
 
 
 def test_a_seed_draws_the_same_answer(dense, picture, conversations):
     def ask(seed: int | None) -> tuple[int, ...]:
-        return dense.stream(question(), [picture(1)], Options(12, temperature=2.0, top_p=1.0, seed=seed)).token_ids
+        return stream(dense, question(), [picture(1)], Options(12, temperature=2.0, top_p=1.0, seed=seed)).token_ids
 
     assert ask(1) == ask(1) != ask(2) != ask(None) != ask(None)
     options = Options(12, temperature=1.5, seed=3)
-    drawn = [[answer.token_ids for answer in dense.batch(conversations, options)] for _ in range(2)]
-    assert drawn[0] == drawn[1] != [answer.token_ids for answer in dense.batch(conversations, SHORT)]
+    drawn = [[answer.token_ids for answer in batch(dense, conversations, options)] for _ in range(2)]
+    assert drawn[0] == drawn[1] != [answer.token_ids for answer in batch(dense, conversations, SHORT)]
 
 
 def test_a_seed_draws_in_a_batch_what_it_draws_alone(dense, conversations):
     """Whoever the neighbours are, and when they end."""
     options = Options(12, temperature=1.5, seed=3)
-    free = [dense.stream(*asked, options).token_ids for asked in conversations]
-    assert [answer.token_ids for answer in dense.batch(conversations, options)] == free
-    dense.end_ids = {free[0][1], free[2][3]}  # rows leave the memory
-    alone = [dense.stream(*asked, options).token_ids for asked in conversations]
+    free = [stream(dense, *asked, options).token_ids for asked in conversations]
+    assert [answer.token_ids for answer in batch(dense, conversations, options)] == free
+    dense.end_ids = {free[0][1], free[2][3]}  # rows leave the cache
+    alone = [stream(dense, *asked, options).token_ids for asked in conversations]
     assert len({len(row) for row in alone}) > 1
-    assert [answer.token_ids for answer in dense.batch(conversations, options)] == alone
+    assert [answer.token_ids for answer in batch(dense, conversations, options)] == alone
 
 
 def test_the_benchmark_compares_equal_answers(make_vlm):

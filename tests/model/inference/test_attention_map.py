@@ -6,6 +6,7 @@ from PIL import Image
 
 from helpers.models import IMAGE_TOKENS
 from model.attention import rotate
+from model.inference.answerer import Answerer
 from model.inference.attention_map import attention_weights, heat_picture, look, watch_attention, words
 from model.processing import SampleError
 
@@ -40,9 +41,9 @@ def test_weights_times_values_is_what_attention_gave(make_vlm, processor, pictur
 
 def test_look_is_a_slow_loop_over_rows(make_vlm, processor, picture):
     """Token by token, head by head, from the position before the token."""
-    model, tokens = make_vlm(), (300, 400, 2)
-    pictures = [picture(1), picture(2)]
-    looked = look(model, processor, asked(pictures=2), pictures, tokens)
+    answerer, tokens = Answerer(make_vlm()), (300, 400, 2)
+    model, pictures = answerer.model, [picture(1), picture(2)]
+    looked = look(model, answerer.prompt(asked(pictures=2), pictures), tokens)
     assert looked.patches.shape == (3, 2, 2, IMAGE_TOKENS)
 
     inputs = processor.prompts([(asked(pictures=2), pictures)])
@@ -65,26 +66,29 @@ def test_look_is_a_slow_loop_over_rows(make_vlm, processor, picture):
             torch.testing.assert_close(looked.patches[token, layer].float(), expected, atol=1e-3, rtol=2e-3)
 
 
-def test_maps_are_means(make_vlm, processor, picture):
-    looked = look(make_vlm(), processor, asked(), [picture(1)], (300, 400, 2))
+def test_maps_are_means(make_vlm, picture):
+    answerer = Answerer(make_vlm())
+    looked = look(answerer.model, answerer.prompt(asked(), [picture(1)]), (300, 400, 2))
     patches = looked.patches.float()
     torch.testing.assert_close(looked.maps(), patches.mean((0, 1)).view(1, 2, 2))
     torch.testing.assert_close(looked.maps(slice(1, 3), layer=1), patches[1:3, 1].mean(0).view(1, 2, 2))
     assert 0 < float(looked.maps().sum()) < 1
 
 
-def test_a_typed_run_of_at_signs_is_no_picture(make_vlm, processor, picture):
-    looked = look(make_vlm(), processor, asked("@" * 50), [picture(1)], (300, 2))
+def test_a_typed_run_of_at_signs_is_no_picture(make_vlm, picture):
+    answerer = Answerer(make_vlm())
+    looked = look(answerer.model, answerer.prompt(asked("@" * 50), [picture(1)]), (300, 2))
     assert looked.patches.shape[2:] == (1, IMAGE_TOKENS)
 
 
-def test_nothing_to_look_at(make_vlm, processor, picture):
+def test_nothing_to_look_at(make_vlm, picture):
+    answerer = Answerer(make_vlm())
     with pytest.raises(ValueError, match="0 pictures and 1 tokens"):
-        look(make_vlm(), processor, asked(pictures=0), [], (300,))
+        look(answerer.model, answerer.prompt(asked(pictures=0)), (300,))
     with pytest.raises(ValueError, match="1 pictures and 0 tokens"):
-        look(make_vlm(), processor, asked(), [picture(1)], ())
+        look(answerer.model, answerer.prompt(asked(), [picture(1)]), ())
     with pytest.raises(SampleError, match="holds 2 <image> but there is 1"):
-        look(make_vlm(), processor, asked(pictures=2), [picture(1)], (300,))
+        answerer.prompt(asked(pictures=2), [picture(1)])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Drawing follows the chances, the chances follow transformers, text appears in whole characters; packed products."""
+"""Samples follow the probabilities, those follow transformers, text appears in whole characters; packed products."""
 
 import pytest
 import torch
@@ -6,51 +6,51 @@ from torch.nn import functional as F
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from helpers.models import IMAGE_SIZE
+from model.inference.kv_cache import LRUCache, common_length
 from model.inference.packed_linear import BLOCK, Packed, PackedLinear, pack_linears
-from model.inference.reader import Remembered, common_length
-from model.inference.sampling import Drawing, GrowingText, Options, chances, decode
+from model.inference.sampling import GrowingText, Options, Sampler, decode, probabilities
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize(
     ("top_k", "top_p"), [(0, 1.0), (5, 1.0), (1, 0.9), (0, 0.8), (0, 0.01), (30, 0.6), (5000, 0.9)]
 )
-def test_chances_are_those_of_transformers(temperature, top_k, top_p):
+def test_probabilities_are_those_of_transformers(temperature, top_k, top_p):
     logits = 2 * torch.randn(4, 300, generator=torch.Generator().manual_seed(1))
     warped = TemperatureLogitsWarper(temperature)(None, logits)
     if top_k:
         warped = TopKLogitsWarper(top_k)(None, warped)
     if top_p < 1:
         warped = TopPLogitsWarper(top_p)(None, warped)
-    found = chances(logits, Options(temperature=temperature, top_k=top_k, top_p=top_p))
+    found = probabilities(logits, Options(temperature=temperature, top_k=top_k, top_p=top_p))
     torch.testing.assert_close(found / found.sum(-1, keepdim=True), warped.softmax(-1))
 
 
-def test_draws_follow_the_chances():
-    """Pearson's chi-square over 20,000 draws stays below its 99.9 % point for 7 degrees of freedom, 24.3."""
+def test_samples_follow_the_probabilities():
+    """Pearson's chi-square over 20,000 samples stays below its 99.9 % point for 7 degrees of freedom, 24.3."""
     logits, options = (
         torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5, 1.5, -2.0, 0.3]]),
         Options(temperature=1.3, top_p=1.0, seed=5),
     )
-    drawn = Drawing(options, torch.device("cpu"))(logits.expand(20000, -1))
-    counts, expected = drawn.bincount(minlength=8).double(), 20000 * chances(logits, options)[0].double()
+    drawn = Sampler(options, torch.device("cpu")).sample(logits.expand(20000, -1))
+    counts, expected = drawn.bincount(minlength=8).double(), 20000 * probabilities(logits, options)[0].double()
     assert float(((counts - expected).square() / expected).sum()) < 24.3
-    none = Drawing(Options(temperature=1.3, top_k=3, seed=5), torch.device("cpu"))(logits.expand(2000, -1))
+    none = Sampler(Options(temperature=1.3, top_k=3, seed=5), torch.device("cpu")).sample(logits.expand(2000, -1))
     assert set(none.tolist()) <= {1, 2, 5}
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-38, 1e-45, 1e-300])
-def test_the_coldest_draw_is_the_likeliest(temperature):
+def test_the_coldest_sample_is_the_likeliest(temperature):
     logits = torch.tensor([[0.0, 3.0, -2.0], [90.0, -90.0, 89.0], [-5.0, -4.0, float("-inf")]])
-    found = chances(logits, Options(temperature=temperature))
+    found = probabilities(logits, Options(temperature=temperature))
     assert torch.equal(found, F.one_hot(logits.argmax(-1), 3).float())
-    assert Drawing(Options(temperature=temperature), torch.device("cpu"), 3)(logits).tolist() == [1, 0, 1]
+    assert Sampler(Options(temperature=temperature), torch.device("cpu"), 3).sample(logits).tolist() == [1, 0, 1]
 
 
-def test_drawing_leaves_the_global_state_alone():
+def test_sampling_leaves_the_global_state_alone():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    Drawing(Options(temperature=1.0, seed=7), torch.device("cpu"))(torch.zeros(1, 10))
+    Sampler(Options(temperature=1.0, seed=7), torch.device("cpu")).sample(torch.zeros(1, 10))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -133,7 +133,7 @@ def test_a_packed_tower_is_the_tower(make_vlm, picture, processor):
 
 
 def test_the_least_recently_used_goes_first():
-    memory = Remembered(10)
+    memory = LRUCache(10)
     for name in "abc":
         memory.put(name, name.upper(), 3)
     assert memory.get("a") == "A"

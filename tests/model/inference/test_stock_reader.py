@@ -34,7 +34,8 @@ def converted(model, tmp_path):
 
 
 def ask(folder, dtype: str = "float32", **options) -> tuple[int, ...]:
-    return Answerer.from_weight(folder, device="cpu", dtype=dtype, **options).stream(*ASKED, SHORT).token_ids
+    answerer = Answerer.from_weight(folder, device="cpu", dtype=dtype, **options)
+    return answerer.stream(answerer.prompt(*ASKED), SHORT).token_ids
 
 
 def rewrite(path, **changes) -> None:
@@ -43,13 +44,14 @@ def rewrite(path, **changes) -> None:
 
 @pytest.fixture
 def expected(model):
-    return Answerer(model).stream(*ASKED, SHORT).token_ids
+    answerer = Answerer(model)
+    return answerer.stream(answerer.prompt(*ASKED), SHORT).token_ids
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_llava_folder_in_every_dtype(model, converted, dtype):
     """The projector's 2^-40 is no number of float16."""
-    folder, prompt = converted("llava"), Answerer(model)._prompt(*ASKED)
+    folder, prompt = converted("llava"), Answerer(model).prompt(*ASKED)
     found, _ = Answerer.from_weight(folder, device="cpu", dtype=dtype).reader.start([prompt])
     exact, _ = Answerer(model).reader.start([prompt])
     share = {"float32": 1e-5, "float16": 0.01, "bfloat16": 0.1}[dtype]

@@ -288,7 +288,8 @@ def test_answers_are_the_terminals(weights, picture):
     _, (weight,) = weights
     messages, options = [user_turn("what is it?", 1)], Options(max_new_tokens=20)
     job = wait_for(Engine().ask(weight, messages, [picture(1)], options))
-    expected = Answerer.from_weight(weight.path).stream(messages, [picture(1)], options)
+    terminal = Answerer.from_weight(weight.path)
+    expected = terminal.stream(terminal.prompt(messages, [picture(1)]), options)
     assert job.result.token_ids == expected.token_ids and job.text == expected.text
 
 

@@ -102,7 +102,7 @@ def test_an_answer_is_the_terminals_and_a_second_turn_keeps_the_picture(page, tm
     terminal = Answerer.from_weight(tmp_path / "out/sft_vlm_32.safetensors")
     pictures, options = load_pictures([path]), Options(max_new_tokens=8)
     messages = [user_turn("What is it?", 1)]
-    first = terminal.stream(messages, pictures, options)
+    first = terminal.stream(terminal.prompt(messages, pictures), options)
     assert [turn.answer.token_ids for turn in shown.session_state.turns] == [first.token_ids]
     assert texts(shown) == ["What is it?", first.text.strip()] and pictures_on(shown) == [1, 0]
 
@@ -111,7 +111,7 @@ def test_an_answer_is_the_terminals_and_a_second_turn_keeps_the_picture(page, tm
         {"role": "assistant", "content": [{"type": "text", "text": first.text}]},
         user_turn("And what else?", 0),
     ]
-    second = terminal.stream(messages, pictures, options)
+    second = terminal.stream(terminal.prompt(messages, pictures), options)
     assert shown.session_state.turns[-1].answer.token_ids == second.token_ids
     assert pictures_on(checked(shown.run())) == [1, 0, 0, 0]  # and after a rerun without a message
     assert (
@@ -124,9 +124,9 @@ def test_the_settings_reach_the_model(page, monkeypatch):
     asked = []
     stream = Answerer.stream
 
-    def note(self, messages, pictures, options, *rest):
+    def note(self, prompt, options, *rest):
         asked.append(options)
-        return stream(self, messages, pictures, options, *rest)
+        return stream(self, prompt, options, *rest)
 
     monkeypatch.setattr(Answerer, "stream", note)
     shown = page()
@@ -379,7 +379,7 @@ def test_two_weights_side_by_side_and_the_best_folded_away(page, make_vlm, tmp_p
         (second, [t.second for t in shown.session_state.turns]),
     ):
         messages = [user_turn("What is it?", 1), assistant_turn(turns[0].answer.text), user_turn("And now?", 0)]
-        expected = answerer.stream(messages, load_pictures([path]), Options(max_new_tokens=8))
+        expected = answerer.stream(answerer.prompt(messages, load_pictures([path])), Options(max_new_tokens=8))
         assert turns[1].answer.token_ids == expected.token_ids  # each heard its own first answer
     shown.toggle(key="where_1_second").set_value(True)
     checked(shown.run())
