@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from model.config import END_ID
 from model.device import choose_device, choose_dtype
-from model.inference.reader import Prompt, PromptReader, Reader
+from model.inference.reader import Prompt, PromptReader, Reader, RowCache
 from model.inference.sampling import GrowingText, Options, Sampler, decode
 from model.inference.stock_reader import StockReader, load_folder
 from model.messages import UserError, counted
@@ -74,12 +74,15 @@ class _Draft:
     most: int  # tokens
     end_ids: frozenset[int]
     started: float  # on the clock of time.perf_counter
+    text: GrowingText | None = None  # where it is shown
     tokens: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)  # seconds from the start to each token
 
     def add(self, token: int) -> None:
         self.tokens.append(token)
         self.times.append(time.perf_counter() - self.started)
+        if self.text:
+            self.text.add(token)
 
     @property
     def ended(self) -> bool:
@@ -116,13 +119,12 @@ class Answerer:
     ) -> "Answerer":
         """path: a file in out/, MiniMind's .pth, or a folder with config.json. num_attention_heads: of a .pth, which
         does not say. Raises UserError as load_model and load_folder do."""
-        chosen = choose_device(device)
-        arithmetic, processor = choose_dtype(dtype, chosen), None
+        chosen, processor = choose_device(device), None
         if Path(path).is_dir():
             model, processor = load_folder(Path(path), vision_model)
         else:
             model = load_model(path, vision_model, num_attention_heads)
-        return cls(model, chosen, arithmetic, processor)
+        return cls(model, chosen, choose_dtype(dtype, chosen), processor)
 
     @classmethod
     def from_flags(cls, options: argparse.Namespace) -> "Answerer":
@@ -169,29 +171,17 @@ class Answerer:
                 and the engine is ready for more.
         """
         (draft,) = self._drafts([prompt], options)
-        sampler = Sampler(options, self.device)
-        text = GrowingText(self.processor.tokenizer, show)
-        cache, was_stopped = None, False
+        draft.text, cache = GrowingText(self.processor.tokenizer, show), None
         try:
             logits, cache = self.reader.start([prompt])
-            self._check_logits(logits)
-            while True:
-                token = sampler.sample(logits)
-                draft.add(int(token))
-                text.add(draft.tokens[-1])
-                if draft.ended:
-                    break
-                if was_stopped := stopped():
-                    break
-                logits = self.reader.step(token, cache)
-            text.flush()
-            self._check_tokens(draft)
+            self._grow([draft], logits, cache, options, stopped)
+            draft.text.flush()
         except Exception as error:
             raise Interrupted(self._answer(draft), error) from error
         finally:
             if cache is not None:
                 self.reader.remember(prompt, draft.tokens, cache)
-        return self._answer(draft, was_stopped)
+        return self._answer(draft, stopped=not draft.ended)
 
     @torch.inference_mode()
     def batch(self, prompts: Sequence[Prompt], options: Options = DEFAULTS) -> list[Answer]:
@@ -203,17 +193,35 @@ class Answerer:
         if not prompts:
             return []
         drafts = self._drafts(prompts, options)
-        sampler = Sampler(options, self.device, len(prompts))
         logits, cache = self.reader.start(prompts)
-        self._check_logits(logits)
-        rows = drafts  # those in the cache: all that have not ended, and some that have
+        self._grow(drafts, logits, cache, options)
+        return [self._answer(draft) for draft in drafts]
+
+    def _drafts(self, prompts: Sequence[Prompt], options: Options) -> list[_Draft]:
+        started = time.perf_counter() - sum(prompt.seconds for prompt in prompts)
+        rooms = [min(options.max_new_tokens, self.max_length - len(prompt.ids)) for prompt in prompts]
+        return [_Draft(prompt, room, self.end_ids, started) for prompt, room in zip(prompts, rooms, strict=True)]
+
+    def _grow(
+        self,
+        drafts: list[_Draft],
+        logits: torch.Tensor,
+        cache: RowCache,
+        options: Options,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Sample token after token, until each draft has ended or it is `stopped`. logits: [drafts, vocabulary]."""
+        if logits.isnan().any():  # on a GPU, sampling from NaN would take the whole process down
+            raise UserError(f"the model computes what is no number in {self.dtype}: {ELSE}")
+        sampler = Sampler(options, self.device, len(drafts))
+        rows = drafts  # in the cache: all that have not ended, and some that have
         while True:
             tokens = sampler.sample(logits)
             for draft, token in zip(rows, tokens.tolist(), strict=True):
                 if not draft.ended:
                     draft.add(token)
             going = [row for row, draft in enumerate(rows) if not draft.ended]
-            if not going:
+            if not going or stopped():
                 break
             if 2 * len(going) <= len(rows):  # fewer rows are cheaper, but moving them costs too
                 kept = torch.tensor(going, device=self.device)
@@ -222,22 +230,9 @@ class Answerer:
                 sampler.keep(going)
             logits = self.reader.step(tokens, cache)
         for draft in drafts:
-            self._check_tokens(draft)
-        return [self._answer(draft) for draft in drafts]
-
-    def _drafts(self, prompts: Sequence[Prompt], options: Options) -> list[_Draft]:
-        started = time.perf_counter() - sum(prompt.seconds for prompt in prompts)
-        rooms = [min(options.max_new_tokens, self.max_length - len(prompt.ids)) for prompt in prompts]
-        return [_Draft(prompt, room, self.end_ids, started) for prompt, room in zip(prompts, rooms, strict=True)]
-
-    def _check_logits(self, logits: torch.Tensor) -> None:
-        """Before the first token is sampled: on a GPU, sampling from NaN would take the whole process down."""
-        if logits.isnan().any():
-            raise UserError(f"the model computes what is no number in {self.dtype}: {ELSE}")
-
-    def _check_tokens(self, draft: _Draft) -> None:
-        if self.padding_id not in self.end_ids and all(token == self.padding_id for token in draft.tokens):
-            raise UserError(f"the model says nothing but padding ({len(draft.tokens)} tokens) in {self.dtype}: {ELSE}")
+            if self.padding_id not in self.end_ids and all(token == self.padding_id for token in draft.tokens):
+                count = len(draft.tokens)
+                raise UserError(f"the model says nothing but padding ({count} tokens) in {self.dtype}: {ELSE}")
 
     def _answer(self, draft: _Draft, stopped: bool = False) -> Answer:
         tokens, times = draft.tokens, draft.times

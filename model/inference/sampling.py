@@ -36,10 +36,10 @@ class Options:
 class Sampler:
     """Samples one token a row, on the logits' device, with random states of its own."""
 
-    def __init__(self, options: Options, device: torch.device, rows: int | None = None):
-        """rows: each of so many samples from a state of its own, what it would alone; None: all from one state."""
-        self.options, self.apart = options, rows is not None
-        self.generators = [torch.Generator(device) for _ in range(rows or 1)] if options.temperature else []
+    def __init__(self, options: Options, device: torch.device, rows: int = 1):
+        """rows: each samples from a state of its own, so what it would alone; 1: all that come share one state."""
+        self.options = options
+        self.generators = [torch.Generator(device) for _ in range(rows)] if options.temperature else []
         for generator in self.generators:
             generator.seed() if options.seed is None else generator.manual_seed(options.seed)
 
@@ -47,8 +47,7 @@ class Sampler:
         """logits [rows, vocabulary] -> tokens [rows]."""
         if not self.options.temperature:
             return logits.argmax(-1)
-        likely = probabilities(logits, self.options)
-        parts = likely.split(1) if self.apart else [likely]
+        parts = probabilities(logits, self.options).chunk(len(self.generators))
         sampled = [torch.multinomial(part, 1, generator=g) for part, g in zip(parts, self.generators, strict=True)]
         return torch.cat(sampled)[:, 0]
 
