@@ -83,13 +83,13 @@ def prompt_of(answerer: Answerer, question: Question, mode: str, shown: Question
 def wrong_pictures(questions: Sequence[Question]) -> list[Question | None]:
     """For each question one with as many pictures, but other ones; None where it has none, or nobody else does.
 
-    Of the different pictures (or sets of them) of one number, in the file's order, it gets those half of them away.
+    The different pictures (or sets of them) of one number stand in the file's order; each gets those half of them away.
     """
-    shows: dict[int, dict[tuple, Question]] = defaultdict(dict)  # by number of pictures: pictures, who shows them first
+    groups: dict[int, dict[tuple, Question]] = defaultdict(dict)  # by number of pictures: who shows which ones first
     for question in questions:
-        shows[len(question.sample.pictures)].setdefault(question.sample.pictures, question)
-    other: dict[tuple, Question | None] = {(): None}
-    for first in (list(group.values()) for number, group in shows.items() if number):
+        groups[len(question.sample.pictures)].setdefault(question.sample.pictures, question)
+    other: dict[tuple, Question | None] = {}
+    for first in (list(group.values()) for group in groups.values()):
         rotated = first[len(first) // 2 :] + first[: len(first) // 2]
         for question, wrong in zip(first, rotated, strict=True):
             other[question.sample.pictures] = wrong if wrong is not question else None
@@ -166,7 +166,7 @@ def summarize(questions: Sequence[Question], answers: dict[str, list[str | None]
 
 def table(report: dict) -> str:
     rows = list(report["by_kind"].items())
-    if len(rows) > 1:  # else all of them are the one kind's, and a single language's too
+    if len(rows) > 1:  # where there is one kind, its row says the same
         overall = {mode: {"exact_match": match} for mode, match in report["exact_match"].items()}
         rows.insert(0, ("all, kinds alike", overall))
     if len(rows) > 1 or len(report["by_language"]) > 1:

@@ -260,6 +260,6 @@ def add_weight_flags(parser: argparse.ArgumentParser) -> None:
 def _end_ids(model: PreTrainedModel) -> frozenset[int]:
     """Every token that ends a turn: a stock folder may list several, in its config or for generate()."""
     places = (model.config, getattr(model.config, "text_config", None), getattr(model, "generation_config", None))
-    found = [getattr(place, "eos_token_id", None) for place in places]
-    lists = [ids if isinstance(ids, (list, tuple)) else [ids] for ids in found if ids is not None]
-    return frozenset(number for ids in lists for number in ids) or frozenset([END_ID])
+    named = [getattr(place, "eos_token_id", None) for place in places]
+    lists = [ids if isinstance(ids, (list, tuple)) else [ids] for ids in named if ids is not None]
+    return frozenset(token for ids in lists for token in ids) or frozenset([END_ID])

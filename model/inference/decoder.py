@@ -62,7 +62,7 @@ class Decoder:
 
 
 def _normed(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm of x [rows, hidden] without its weight, which the products after it have taken in."""
+    """RMSNorm of x [rows, hidden] without its weight, which the weights of the products after it contain."""
     if len(x) == 1 and x.device.type == "cpu":  # three small operations instead of six
         return x * (torch.dot(x[0], x[0]).item() / x.shape[1] + eps) ** -0.5
     return F.rms_norm(x, x.shape[-1:], None, eps)

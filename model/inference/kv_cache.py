@@ -38,7 +38,7 @@ class KVCache:
 
 
 class LRUCache:
-    """Drops the least recently used entries while the sizes of all together exceed the limit. Threads may share it."""
+    """Drops what was used least recently as soon as the entries' sizes exceed the limit. For several threads."""
 
     def __init__(self, limit: int):
         self.limit, self.size, self.lock = limit, 0, threading.RLock()
@@ -71,23 +71,23 @@ class LRUCache:
 
 
 class PrefixCache(LRUCache):
-    """Keys and values of whole conversations, so that one that begins like an earlier one is read from there on only.
+    """Keys and values of conversations: one that begins like an earlier one is only read from the first difference on.
 
-    A conversation is known by its int64 numbers, one for each position (Prompt.keys); its size is its length.
+    The key of a conversation are the bytes of Prompt.keys, an int64 for each position; its size is its length.
     """
 
     def longest(self, keys: np.ndarray) -> tuple[int, torch.Tensor | None]:
-        """How many of these first positions an earlier conversation shares at most, and its states; (0, None): none."""
+        """The longest beginning that an earlier conversation has in common with these keys, and its states."""
         with self.lock:
             lengths = {known: common_length(np.frombuffer(known, np.int64), keys) for known in self.entries}
             best = max(lengths, key=lengths.get, default=None)
             return (lengths[best], self.get(best)) if lengths.get(best) else (0, None)
 
     def add(self, keys: np.ndarray, cache: KVCache) -> None:
-        """Keep a copy of a cache of one row, and drop those that are only its beginning."""
-        key = keys.tobytes()
+        """Keep a copy of a cache of one row, and drop entries that are only its beginning."""
         if len(keys) > self.limit:
             return
+        key = keys.tobytes()
         with self.lock:
             for known in self.keys():
                 if key.startswith(known):

@@ -16,6 +16,8 @@ from model.inference.packed_linear import pack_linears
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 
+REMEMBERED_TOKENS = 16384  # of earlier conversations; a token takes 8 KB in the 26 M model
+REMEMBERED_PICTURES = 64
 SECRET = os.urandom(16)  # so that nobody can make two pictures with the same digest
 
 
@@ -68,15 +70,7 @@ class PromptReader(Protocol):
 class Reader:
     """Our own models: prompts to logits through model/inference/decoder.py."""
 
-    def __init__(
-        self,
-        model: MiniMindForCausalLM,
-        device: torch.device,
-        dtype: torch.dtype,
-        remembered_tokens: int = 16384,
-        remembered_pictures: int = 64,
-    ):
-        """remembered_tokens: of earlier conversations; a token takes 8 KB in the 26 M model, 0: none."""
+    def __init__(self, model: MiniMindForCausalLM, device: torch.device, dtype: torch.dtype):
         self.model, self.device, self.sees = model, device, isinstance(model, MiniMindVLM)
         on_cpu = device.type == "cpu"
         model.to(device) if on_cpu else model.to(device, dtype)
@@ -84,7 +78,7 @@ class Reader:
             pack_linears(model.vision_encoder, dtype)
         self.decoder = Decoder(model, dtype)
         self.picture_tokens = model.config.image_tokens if self.sees else 1
-        self.prefixes, self.pictures = PrefixCache(remembered_tokens), LRUCache(remembered_pictures)
+        self.prefixes, self.pictures = PrefixCache(REMEMBERED_TOKENS), LRUCache(REMEMBERED_PICTURES)
 
     def start(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, KVCache]:
         """See PromptReader.

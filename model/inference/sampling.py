@@ -37,7 +37,7 @@ class Sampler:
     """Samples one token a row, on the logits' device, with random states of its own."""
 
     def __init__(self, options: Options, device: torch.device, rows: int = 1):
-        """rows: each samples from a state of its own, so what it would alone; 1: all that come share one state."""
+        """rows: each has a random state of its own, and so samples what it would alone."""
         self.options = options
         self.generators = [torch.Generator(device) for _ in range(rows)] if options.temperature else []
         for generator in self.generators:

@@ -126,7 +126,7 @@ class StockCache:
 @torch.no_grad()
 def unscale_projector(projector: nn.Module) -> None:
     """Undo what scripts/export/stock.py does for engines that know no projector without GELU: float16 has no numbers so
-    small. The rounding stays as it was, for all factors are powers of two."""
+    small. Nothing is rounded anew, for all factors are powers of two."""
     first, second = projector.linear_1, projector.linear_2
     undo = 2 / SMALL * torch.eye(*second.weight.shape, device=second.weight.device)
     if torch.equal(second.weight.float(), undo):
