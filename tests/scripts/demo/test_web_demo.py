@@ -15,7 +15,7 @@ pytest.importorskip("streamlit", reason="the demo needs streamlit: pip install -
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import ChatInput
 
-import model.vision_encoder
+import model.files
 from eval_vlm import load_pictures
 from model.inference.answerer import Answer, Answerer, Options, assistant_turn, user_turn
 from model.weights import save_weights
@@ -45,7 +45,7 @@ def png(seed: int = 1) -> bytes:
 @pytest.fixture
 def empty_page(tmp_path, monkeypatch):
     """A page whose out/ is empty."""
-    monkeypatch.setattr(model.vision_encoder, "ROOT", tmp_path)
+    monkeypatch.setattr(model.files, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["web_demo.py"])
     return lambda: checked(AppTest.from_file(str(ROOT / "web_demo.py"), default_timeout=30).run())
 
@@ -294,9 +294,9 @@ def test_the_shipped_settings_are_safe():
 
 def test_the_page_takes_no_html():
     """But for its style, which is a constant."""
-    for path in [ROOT / "web_demo.py", *(ROOT / "scripts").glob("demo_*.py")]:
+    for path in [ROOT / "web_demo.py", *(ROOT / "scripts/demo").glob("*.py")]:
         source = path.read_text()
-        if path.stem == "demo_style":
+        if path.stem == "style":
             (style,) = [node.value for node in ast.parse(source).body if isinstance(node, ast.Assign)]
             assert isinstance(style, ast.Constant) and source.count("STYLE") == 2 and "script" not in style.value
             source = source.replace("st.html(STYLE)", "")
