@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from model.messages import plain
-from scripts.demo.chat import Turn
-from scripts.demo.words import say
+from scripts.demo.chat import Reply, Turn
+from scripts.demo.text import translate
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """body { max-width: 42rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }
@@ -22,14 +22,13 @@ small { color: #666; overflow-wrap: anywhere; }"""
 
 def as_json(turns: Sequence[Turn]) -> bytes:
     """UTF-8. Pictures as data URIs, so that the file needs no others."""
-    return (
-        json.dumps({"conversation": [_facts(turn) for turn in turns]}, ensure_ascii=False, indent=1) + "\n"
-    ).encode()
+    facts = {"conversation": [_facts(turn) for turn in turns]}
+    return f"{json.dumps(facts, ensure_ascii=False, indent=1)}\n".encode()
 
 
 def as_html(turns: Sequence[Turn], language: str) -> bytes:
-    """One page with everything in it, UTF-8. language: a key of scripts.demo.words.LANGUAGES."""
-    title = html.escape(say(language, "title"))
+    """One page with everything in it, UTF-8. language: a key of scripts.demo.text.LANGUAGES."""
+    title = html.escape(translate(language, "title"))
     return (
         f'<!DOCTYPE html>\n<html lang="{html.escape(language)}">\n<head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -45,16 +44,16 @@ def _facts(turn: Turn) -> dict:
         "question": turn.question,
         "pictures": [f"data:image/jpeg;base64,{base64.b64encode(p.shown).decode()}" for p in turn.pictures],
         "credit": turn.credit,
-        "answers": [_answer(asked) for asked in (turn, turn.second) if asked is not None],
+        "answers": [_answer(reply) for reply in turn.replies],
     }
 
 
-def _answer(turn: Turn) -> dict:
+def _answer(reply: Reply) -> dict:
     return {
-        "text": None if turn.answer is None else turn.answer.text,
-        "failure": turn.failure,
-        "weights": "" if turn.weight is None else plain(turn.weight.path.name),
-        "settings": None if turn.options is None else asdict(turn.options),
+        "text": None if reply.answer is None else reply.answer.text,
+        "failure": reply.failure,
+        "weights": plain(reply.weight.path.name),
+        "settings": asdict(reply.options),
     }
 
 
@@ -64,6 +63,6 @@ def _section(facts: dict, language: str) -> str:
         lines.append(f"<br><small>{html.escape(facts['credit'])}</small>")
     lines.append(f'<p class="question">{html.escape(facts["question"])}</p>')
     for answer in facts["answers"]:
-        text = answer["text"] or say(language, "nothing")
+        text = answer["text"] or translate(language, "nothing")
         lines.append(f"<p>{html.escape(text)}</p><small>{html.escape(answer['weights'])}</small>")
     return "<section>" + "\n".join(lines) + "</section>"

@@ -1,24 +1,84 @@
-"""How the browser demo names weights: by what they can do and where they lie, the `_best` beside its weights."""
+"""Which weights the browser demo offers, in which order, and what it says of them."""
 
+import functools
+import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from model.messages import plain
-from scripts.demo.engine import Weight
-from scripts.demo.words import WORDS, say
+from scripts.demo.text import TEXT, translate
 
+STAGES = ("sft_vlm", "pretrain_vlm")  # in the order in which they are offered; what is none of them comes last
 BEST = "_best"
 SHIPPED_TOWER = "emoji-clip"
-MOST_SHOWN = 60  # characters of what a file says of itself
+SHOWN_CHARACTERS = 60  # of what a file says of itself
+SHOWN_PARTS = 3  # of a data file's path: quickstart/data/sft.jsonl
 
 
-def fold(weights: Sequence[Weight]) -> dict[Weight, Weight | None]:
+@dataclass(frozen=True)
+class Weight:
+    path: Path
+    changed: int  # nanoseconds, so that weights that were trained anew are loaded anew
+    stage: str
+    image_size: int | None  # pixels per side; None: a decoder without eyes
+    data: str = ""  # what it was trained on, steps, validation loss and tower: as the file says, "" where it does not
+    steps: str = ""
+    val_loss: str = ""
+    tower: str = ""
+
+
+def find_weights(folders: Sequence[Path]) -> list[Weight]:
+    """The weights of these folders and of the folders in them: folder after folder, the most finished first.
+
+    A page chooses from this list and nothing else, so no name that comes from a browser is ever a path.
+    """
+    by_path: dict[Path, Weight] = {}
+    for folder in folders:
+        paths = [path.resolve() for form in ("*.safetensors", "*/*.safetensors") for path in folder.glob(form)]
+        here = [_read_weight(path, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+        for weight in sorted(filter(None, here), key=_how_finished):
+            by_path.setdefault(weight.path, weight)
+    return list(by_path.values())
+
+
+def _how_finished(weight: Weight) -> tuple:
+    stage = STAGES.index(weight.stage) if weight.stage in STAGES else len(STAGES)
+    return weight.image_size is None, stage, weight.path.stem.endswith(BEST), -weight.changed
+
+
+@functools.lru_cache(maxsize=256)
+def _read_weight(path: Path, changed: int) -> Weight | None:
+    """None: a file of tensors, but not a model of this project."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+        config, stage = json.loads(facts.get("config", "null")), json.loads(facts.get("stage_config", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return None
+    if not isinstance(config, dict) or "hidden_size" not in config:
+        return None
+    data = stage.get("data_path", "") if isinstance(stage, dict) else ""
+    return Weight(
+        path,
+        changed,
+        facts.get("stage", ""),
+        (config.get("vision_config") or {}).get("image_size"),
+        data="/".join(Path(str(data)).parts[-SHOWN_PARTS:]),
+        steps=facts.get("step", ""),
+        val_loss=facts.get("val_loss", ""),
+        tower=Path(str(config.get("vision_source") or "")).name,
+    )
+
+
+def runs(weights: Sequence[Weight]) -> dict[Weight, Weight | None]:
     """Each of the weights with the `_best` of the same run, where there is one; a `_best` alone stands for itself."""
     by_path = {weight.path: weight for weight in weights}
-    last = {path: path.with_stem(path.stem.removesuffix(BEST)) for path in by_path if path.stem.endswith(BEST)}
-    folded = {path for path, of_run in last.items() if of_run in by_path}
-    best = {last[path]: by_path[path] for path in folded}
-    return {weight: best.get(weight.path) for weight in weights if weight.path not in folded}
+    best = {weight: by_path.get(weight.path.with_stem(weight.path.stem + BEST)) for weight in weights}
+    return {weight: of_run for weight, of_run in best.items() if weight not in best.values()}
 
 
 def names(weights: Sequence[Weight], language: str) -> dict[Weight, str]:
@@ -28,37 +88,35 @@ def names(weights: Sequence[Weight], language: str) -> dict[Weight, str]:
         return weight.path.parent.name if weight.path.parent.name != "out" else ""
 
     def kind(weight: Weight) -> str:
-        key, best = f"kind_{weight.stage}", weight.path.stem.endswith(BEST)
-        if key not in WORDS:
+        if f"kind_{weight.stage}" not in TEXT:
             return weight.path.stem
-        return say(language, "kind_best", kind=say(language, key)) if best else say(language, key)
+        known = translate(language, f"kind_{weight.stage}")
+        return translate(language, "kind_best", kind=known) if weight.path.stem.endswith(BEST) else known
 
     forms = (
         lambda weight: [kind(weight), folder(weight)],
         lambda weight: [kind(weight), folder(weight), weight.path.stem],
         lambda weight: [kind(weight), str(weight.path)],
     )
-    found: dict[Weight, str] = {}
+    named: dict[Weight, str] = {}
     for form in forms:
-        open_ones = [weight for weight in weights if weight not in found]
-        tried = {weight: plain(" · ".join(filter(None, form(weight)))) for weight in open_ones}
-        count = Counter(tried.values())
-        found |= {weight: name for weight, name in tried.items() if count[name] == 1}
-    return found
+        unnamed = {weight: plain(" · ".join(filter(None, form(weight)))) for weight in weights if weight not in named}
+        count = Counter(unnamed.values())
+        named |= {weight: name for weight, name in unnamed.items() if count[name] == 1}
+    return named
 
 
 def about(weight: Weight, language: str) -> list[str]:
     """What a file says of its training, in sentences of Markdown: its own words stand in code spans, so as text."""
-    facts = (
-        [say(language, "trained_on", data=_code(weight.data))] if weight.data else [say(language, "trained_unknown")]
-    )
+    trained_on = translate(language, "trained_on", data=_code(weight.data))
+    facts = [trained_on if weight.data else translate(language, "trained_unknown")]
     if weight.steps.isdigit():
-        facts.append(say(language, "trained_steps", steps=int(weight.steps)))
+        facts.append(translate(language, "trained_steps", steps=int(weight.steps)))
     if weight.val_loss:
-        facts.append(say(language, "trained_loss", loss=_code(weight.val_loss)))
+        facts.append(translate(language, "trained_loss", loss=_code(weight.val_loss)))
     sentences = [" · ".join([*facts, _code(weight.path.name)])]
     if weight.tower == SHIPPED_TOWER:
-        sentences.append(say(language, "knows_drawings"))
+        sentences.append(translate(language, "knows_drawings"))
     return sentences
 
 
@@ -68,4 +126,4 @@ def file_name(weight: Weight) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{plain(text)[:MOST_SHOWN].replace('`', '?')}`"
+    return f"`{plain(text)[:SHOWN_CHARACTERS].replace('`', '?')}`"

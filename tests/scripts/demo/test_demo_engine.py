@@ -15,10 +15,12 @@ from helpers.models import IMAGE_SIZE, answered
 from model.config import END_ID, START_ID
 from model.inference.answerer import Options, user_turn
 from model.weights import save_weights
-from scripts.demo import engine as demo_engine
-from scripts.demo.chat import MOST_BYTES, Refused, Turn, conversation, examples, new_turn, take_picture
-from scripts.demo.engine import Engine, Job, find_weights, options_within, tidy_memory
-from scripts.demo.words import LANGUAGES, WORDS, say
+from scripts.demo import limits
+from scripts.demo.chat import Reply, Turn, conversation, examples, new_turn
+from scripts.demo.engine import MAX_LOADED, Engine, Job, tidy_memory
+from scripts.demo.limits import MAX_BYTES, Refused, options_within, read_upload
+from scripts.demo.text import LANGUAGES, TEXT, translate
+from scripts.demo.weights import find_weights
 
 
 def file_of(picture: Image.Image, form: str = "PNG", **options) -> bytes:
@@ -36,7 +38,7 @@ def test_a_picture_is_what_the_model_would_get_from_the_file(processor, tmp_path
 
     path = tmp_path / "picture"
     path.write_bytes(file_of(make_picture(3, size=70).resize((90, 50)), form))
-    taken = take_picture(path.read_bytes(), IMAGE_SIZE)
+    taken = read_upload(path.read_bytes(), IMAGE_SIZE)
     assert torch.equal(processor.pixels(taken.square), processor.pixels(load_pictures([path])[0]))
     assert Image.open(BytesIO(taken.shown)).size == (90, 50)
 
@@ -45,14 +47,14 @@ def test_nothing_but_pixels_is_kept():
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     exif[0x010E] = "secret place"
-    taken = take_picture(file_of(Image.new("RGB", (40, 20)), "JPEG", exif=exif, comment=b"secret words"), IMAGE_SIZE)
+    taken = read_upload(file_of(Image.new("RGB", (40, 20)), "JPEG", exif=exif, comment=b"secret words"), IMAGE_SIZE)
     shown = Image.open(BytesIO(taken.shown))
     assert shown.size == (20, 40) and not shown.getexif() and "comment" not in shown.info
     assert b"secret" not in taken.shown and not taken.square.info
 
 
 def test_large_pictures_are_kept_small():
-    assert Image.open(BytesIO(take_picture(file_of(Image.new("RGB", (1600, 800)), "JPEG"), 32).shown)).size == (
+    assert Image.open(BytesIO(read_upload(file_of(Image.new("RGB", (1600, 800)), "JPEG"), 32).shown)).size == (
         1024,
         512,
     )
@@ -83,7 +85,7 @@ HOSTILE = {
     "bomb": (bomb, "too_many_pixels"),
     "many pixels": (lambda: file_of(Image.new("1", (5001, 5000))), "too_many_pixels"),
     "text bomb": (text_bomb, "no_picture"),
-    "too large": (lambda: b"\xff\xd8" + bytes(MOST_BYTES), "too_large"),
+    "too large": (lambda: b"\xff\xd8" + bytes(MAX_BYTES), "too_large"),
 }
 
 
@@ -95,9 +97,9 @@ def test_hostile_files_are_refused_at_once(name):
     started = time.perf_counter()
     with pytest.raises(Refused) as refused:
         new_turn([], "what?", [content], IMAGE_SIZE)
-    assert refused.value.key == key and refused.value.facts["number"] == 1
+    assert refused.value.key == key and refused.value.file_number == 1
     turn = new_turn([], "what?", [file_of(make_picture(1)), content], IMAGE_SIZE)  # the good one is not lost with it
-    assert [(left.key, left.facts["number"]) for left in turn.left_out] == [(key, 2)] and len(turn.pictures) == 1
+    assert [(left.key, left.file_number) for left in turn.left_out] == [(key, 2)] and len(turn.pictures) == 1
     assert time.perf_counter() - started < 0.5
 
 
@@ -119,10 +121,10 @@ def test_too_much_is_refused():
 
 
 def test_turns_say_what_the_terminal_says():
-    pictures = [take_picture(file_of(make_picture(seed)), IMAGE_SIZE) for seed in range(3)]
+    pictures = [read_upload(file_of(make_picture(seed)), IMAGE_SIZE) for seed in range(3)]
     turns = [
-        Turn("what?", pictures[:2], answer=answered("a cat")),
-        Turn("and?", answer=None, failure="broke_off"),
+        Turn("what?", pictures[:2], replies=[Reply(None, Options(), answer=answered("a cat"))]),
+        Turn("and?", replies=[Reply(None, Options(), failure="broke_off")]),
         Turn("here?", pictures[2:]),
     ]
     messages, squares = conversation(turns)
@@ -149,18 +151,18 @@ def test_what_is_typed_is_text(processor, typed):
 def test_examples_are_scenes_with_six_kinds_of_questions():
     for language in LANGUAGES:
         found = examples(language)
-        assert len(found) == 4 and all(len(set(example.questions)) == 6 for example in found)
-        assert len({example.questions[0] for example in found}) == 4
-        assert all(example.scene.size == (224, 224) for example in found)
+        assert len(found) == 4 and all(len(set(questions)) == 6 for _, questions in found)
+        assert len({questions[0] for _, questions in found}) == 4
+        assert all(scene.size == (224, 224) for scene, _ in found)
 
 
 def test_every_sentence_is_in_both_languages():
 
-    for key, (english, chinese) in WORDS.items():
+    for key, (english, chinese) in TEXT.items():
         names = [{part.split("}")[0].split(":")[0] for part in text.split("{")[1:]} for text in (english, chinese)]
         assert names[0] == names[1], key
-        assert all(say(language, key, **dict.fromkeys(names[0], 1)) for language in LANGUAGES)
-    assert any("一" <= character <= "鿿" for character in say("zh", "busy", waiting=8))
+        assert all(translate(language, key, **dict.fromkeys(names[0], 1)) for language in LANGUAGES)
+    assert any("一" <= character <= "鿿" for character in translate("zh", "busy", waiting=8))
 
 
 # weights
@@ -230,7 +232,7 @@ def test_one_at_a_time_in_order_and_no_more_than_eight_wait():
         order.append(job)
 
     jobs = [engine.submit(Job(work)) for _ in range(8)]
-    assert [engine.place(job) for job in jobs] == list(range(8)) and engine.place(first) == 0
+    assert [engine.ahead_of(job) for job in jobs] == list(range(8)) and engine.ahead_of(first) == 0
     with pytest.raises(Refused, match="busy"):
         engine.submit(Job(work))
     jobs[3].stop()  # whoever goes away makes room at once
@@ -251,7 +253,7 @@ def test_whatever_a_job_raises_the_next_is_served(error, caplog):
         raise error
 
     failed = wait_for(engine.submit(Job(work)))
-    assert failed.failure == ("too_long" if isinstance(error, Refused) else "broke_off") and failed.failure in WORDS
+    assert failed.failure == ("too_long" if isinstance(error, Refused) else "broke_off") and failed.failure in TEXT
     assert wait_for(engine.submit(Job(lambda job: 7)), 2).result == 7
     assert "Traceback" not in caplog.text
 
@@ -295,7 +297,7 @@ def test_answers_are_the_terminals(weights, picture):
 
 def test_too_long_a_conversation_is_refused(weights, monkeypatch):
     _, (weight,) = weights
-    monkeypatch.setattr(demo_engine, "MOST_PROMPT", 20)
+    monkeypatch.setattr(limits, "MAX_PROMPT_TOKENS", 20)
     assert wait_for(Engine().ask(weight, [user_turn("a b c " * 9, 0)], [], Options())).failure == "too_long"
 
 
@@ -312,11 +314,11 @@ def test_few_models_stay_in_memory(make_vlm, tmp_path):
     engine = Engine()
     for weight in find_weights([tmp_path]):
         wait_for(engine.ask(weight, [user_turn("x", 0)], [], Options(max_new_tokens=1)))
-        assert weight in engine._loaded and len(engine._loaded) <= demo_engine.MOST_LOADED
+        assert weight in engine._loaded and len(engine._loaded) <= MAX_LOADED
 
 
 def test_limits_hold_whatever_a_page_sends():
-    assert options_within(10**9, -3, 7, -1, -1) == Options(demo_engine.MOST_NEW, 0.0, 1.0, 0, 2**32 - 1)
+    assert options_within(10**9, -3, 7, -1, -1) == Options(limits.MAX_NEW_TOKENS, 0.0, 1.0, 0, 2**32 - 1)
     assert options_within(0, math.nan, math.nan, 10**9) == Options(1, 0.0, 0.01, 1000, None)
     assert options_within(128, 0.7, 0.9, 5, 3) == Options(128, 0.7, 0.9, 5, 3)
 

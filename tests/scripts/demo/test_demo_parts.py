@@ -12,11 +12,10 @@ from PIL import Image
 from helpers.data import make_picture
 from helpers.models import IMAGE_SIZE, answered
 from model.inference.answerer import Options
-from scripts.demo.chat import MOST_CHARACTERS, Refused, Turn, asked_otherwise, conversation, keep_picture, seconds
-from scripts.demo.engine import Weight, find_weights
+from scripts.demo.chat import Reply, Turn, conversation
 from scripts.demo.export import as_html, as_json
-from scripts.demo.start import WrongStart, no_folders, parse_arguments
-from scripts.demo.weights import about, file_name, fold, names
+from scripts.demo.limits import MAX_CHARACTERS, Refused, prepare_picture
+from scripts.demo.weights import Weight, about, file_name, find_weights, names, runs
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(1)> \" ' & ![x](https://example.org/x.png)"
 
@@ -28,11 +27,9 @@ def weight(path: str, stage: str = "sft_vlm", **facts: str) -> Weight:
 
 
 def a_turn(text: str) -> Turn:
-    picture = keep_picture(make_picture(1), IMAGE_SIZE)
-    name = weight('/w/x"><script>.safetensors')
-    turn = Turn(text, [picture], text, weight=name, options=Options(seed=3), answer=answered(text))
-    turn.second = Turn(text, [picture], weight=name, answer=answered("second " + text))
-    return turn
+    name, options = weight('/w/x"><script>.safetensors'), Options(seed=3)
+    replies = [Reply(name, options, answer=answered(answer)) for answer in (text, "second " + text)]
+    return Turn(text, [prepare_picture(make_picture(1), IMAGE_SIZE)], text, replies=replies)
 
 
 # how it is started
@@ -49,16 +46,20 @@ def a_turn(text: str) -> Turn:
     ],
 )
 def test_a_wrong_flag_is_an_error_that_can_be_shown(arguments, sentence):
+    pytest.importorskip("streamlit", reason="the demo needs streamlit: pip install -r requirements.txt")
+    from web_demo import WrongStart, parse_arguments
+
     with pytest.raises(WrongStart) as wrong:
-        parse_arguments("x", arguments)
+        parse_arguments(arguments)
     assert sentence in str(wrong.value) and "--vision_model" in wrong.value.usage
 
 
 def test_right_flags_and_folders(tmp_path):
-    file = tmp_path / "weights.safetensors"
-    file.write_bytes(b"")
-    found = parse_arguments("x", [str(tmp_path), str(file), "missing", "--device", "cpu"])
-    assert found.device == "cpu" and no_folders(found.folders) == [file, Path("missing")]
+    pytest.importorskip("streamlit", reason="the demo needs streamlit: pip install -r requirements.txt")
+    from web_demo import parse_arguments
+
+    found = parse_arguments([str(tmp_path), "missing", "--device", "cpu"])
+    assert found.device == "cpu" and found.folders == [tmp_path, Path("missing")]
 
 
 # how weights are named
@@ -67,7 +68,7 @@ def test_right_flags_and_folders(tmp_path):
 def test_the_best_is_folded_into_its_run():
     last, best = weight("/a/sft_vlm_32.safetensors"), weight("/a/sft_vlm_32_best.safetensors")
     alone = weight("/b/sft_vlm_32_best.safetensors")
-    assert fold([last, best, alone]) == {last: best, alone: None}
+    assert runs([last, best, alone]) == {last: best, alone: None}
 
 
 def test_names_say_what_weights_do_and_no_two_are_alike():
@@ -119,18 +120,18 @@ def test_what_a_file_says_of_itself_is_no_markdown():
 def test_a_question_asked_otherwise_keeps_its_pictures_and_nothing_of_the_answer():
     turn = a_turn("one")
     turn.suggestions = ["two", "three"]
-    anew = asked_otherwise(turn, "two")
+    anew = turn.asked_anew("two")
     assert (anew.question, anew.pictures, anew.credit) == ("two", turn.pictures, turn.credit)
-    assert anew.answer is None and anew.second is None and anew.suggestions == ["three"]
+    assert anew.replies == [] and anew.suggestions == ["three"]
     with pytest.raises(Refused, match="too_many_characters"):
-        asked_otherwise(turn, "x" * (MOST_CHARACTERS + 1))
+        turn.asked_anew("x" * (MAX_CHARACTERS + 1))
 
 
 def test_each_of_two_hears_its_own_answers():
-    turns = [a_turn("one"), Turn("two", answer=answered("both"), second=None), Turn("three")]
+    turns = [a_turn("one"), Turn("two", replies=[Reply(None, Options(), answer=answered("both"))]), Turn("three")]
     said = [
-        [message["content"][0]["text"] for message in conversation(of)[0] if message["role"] == "assistant"]
-        for of in (turns, seconds(turns))
+        [message["content"][0]["text"] for message in conversation(turns, side)[0] if message["role"] == "assistant"]
+        for side in (0, 1)
     ]
     assert said == [["one", "both"], ["second one", "both"]]
 

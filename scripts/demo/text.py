@@ -1,7 +1,10 @@
 """What the browser demo says, in English and Chinese."""
 
+from model.processing import MAX_PIXELS
+from scripts.demo import limits
+
 LANGUAGES = {"zh": "中文", "en": "English"}
-WORDS = {
+TEXT = {
     "title": ("Ask about your pictures", "看图问答"),
     "language": ("Language", "语言"),
     "weights": ("Model", "模型"),
@@ -40,7 +43,6 @@ WORDS = {
     "describe": ("Describe the picture.", "描述这张图片。"),
     "begin": ("Add, paste or drop your own pictures above, or click one of these:",
               "在上方添加、粘贴或拖入图片并提问，也可以点击下面的例子："),
-    "ask_this": ("Ask this", "就问这个"),
     "begin_without": ("Ask something. These weights have not learnt to see; those of stage 2 have.",
                       "请提问。此权重还没有学会看图，第二阶段的权重才会。"),
     "limits": ("Up to {pictures} pictures a message, {megabytes} MB and {pixels} million pixels each. They stay in "
@@ -85,8 +87,8 @@ WORDS = {
                    "不是 JPEG、PNG、WebP、BMP 或 GIF，或已损坏。请换一张，或重新保存。"),
     "too_many_pictures": ("A message takes up to {pictures} pictures. Send fewer.",
                           "每条消息最多 {pictures} 张图片，请减少。"),
-    "too_many_in_all": ("A conversation takes up to {pictures} pictures. Begin a new one.",
-                        "每个对话最多 {pictures} 张图片，请开始新对话。"),
+    "too_many_in_all": ("A conversation takes up to {pictures_in_all} pictures. Begin a new one.",
+                        "每个对话最多 {pictures_in_all} 张图片，请开始新对话。"),
     "too_many_characters": ("A message takes up to {characters} characters. Shorten it.",
                             "每条消息最多 {characters} 个字符，请缩短。"),
     "no_eyes": ("These weights see no pictures. Choose weights of stage 1 or 2.",
@@ -103,8 +105,14 @@ WORDS = {
     "stopped_waiting": ("Given up before its turn came. Ask again.", "未轮到就已取消。请重试。"),
 }  # fmt: skip
 
+LIMITS = {
+    "pixels": MAX_PIXELS // 1_000_000, "megabytes": limits.MAX_BYTES // 1024**2, "pictures": limits.MAX_PICTURES,
+    "pictures_in_all": limits.MAX_PICTURES_IN_ALL, "characters": limits.MAX_CHARACTERS,
+    "seconds": round(limits.MAX_SECONDS), "waiting": limits.MAX_WAITING,
+}  # fmt: skip
 
-def say(language: str, key: str, **facts: object) -> str:
-    """The sentence of a key. language: a key of LANGUAGES."""
-    english, chinese = WORDS[key]
-    return (chinese if language == "zh" else english).format(**facts)
+
+def translate(language: str, key: str, **values: object) -> str:
+    """The text of a key. language: a key of LANGUAGES; values: what stands in its braces, beside the limits."""
+    english, chinese = TEXT[key]
+    return (chinese if language == "zh" else english).format(**{**LIMITS, **values})

@@ -1,0 +1,80 @@
+"""What the demo lets in: the limits that docs/demo.md lists, and the checks of pictures and settings."""
+
+import threading
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image
+
+from model.inference.answerer import Options
+from model.messages import UserError
+from model.processing import SampleError, open_picture
+
+MAX_BYTES = 10 * 1024**2  # a picture, as maxUploadSize in .streamlit/config.toml; its pixels: model.processing
+MAX_PICTURES = 4  # a message
+MAX_PICTURES_IN_ALL = 8  # a conversation
+MAX_CHARACTERS = 4000  # a message
+MAX_PROMPT_TOKENS = 4096
+MAX_NEW_TOKENS = 1024
+MAX_SECONDS = 120.0  # of the machine for an answer
+MAX_SECONDS_UNSEEN = 10.0  # until an answer whose page is gone is given up
+MAX_WAITING = 8  # behind the one that is answered
+SHOWN_SIDE = 1024  # pixels that a picture keeps for being looked at
+_decoding = threading.BoundedSemaphore(2)  # pictures at a time: one may take 300 MB
+
+
+class Refused(UserError):
+    """What a person is told and can mend: a key of scripts.demo.text, and which of the files it is about."""
+
+    def __init__(self, key: str, file_number: int | None = None):
+        super().__init__(key)
+        self.key, self.file_number = key, file_number
+
+
+@dataclass(frozen=True)
+class Picture:
+    shown: bytes  # JPEG, at most SHOWN_SIDE a side, with nothing in it but pixels
+    square: Image.Image  # as the model gets it: squeezed whole, exactly as eval_vlm.py would
+
+
+def read_upload(content: bytes, image_size: int) -> Picture:
+    """An uploaded file as a picture. Its name is never looked at: what it is says its content alone.
+
+    image_size: side of the square that the model sees, pixels.
+
+    Raises:
+        Refused: too many bytes or pixels, no picture of the known formats, or damaged.
+    """
+    if len(content) > MAX_BYTES:
+        raise Refused("too_large")
+    try:
+        open_picture(BytesIO(content), decode=False)  # the header alone, so that a bomb costs nothing
+        with _decoding:
+            return prepare_picture(open_picture(BytesIO(content)), image_size)
+    except SampleError as error:
+        too_many = error.__cause__ is None or isinstance(error.__cause__, Image.DecompressionBombError)
+        raise Refused("too_many_pixels" if too_many else "no_picture") from error
+
+
+def prepare_picture(picture: Image.Image, image_size: int) -> Picture:
+    """picture: RGB. Only pixels are kept: no EXIF, no place where it was taken, no comment."""
+    bare = Image.new("RGB", picture.size)
+    bare.paste(picture)
+    square = bare.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    bare.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    file = BytesIO()
+    bare.save(file, "JPEG", quality=90)
+    return Picture(file.getvalue(), square)
+
+
+def options_within(
+    max_new_tokens: int, temperature: float, top_p: float, top_k: int, seed: int | None = None
+) -> Options:
+    """Options brought within limits: sliders have their own, but a page's messages can be written by hand."""
+    return Options(
+        max_new_tokens=min(max(int(max_new_tokens), 1), MAX_NEW_TOKENS),
+        temperature=min(max(0.0, float(temperature)), 2.0),  # in this order not-a-number becomes 0
+        top_p=min(max(0.01, float(top_p)), 1.0),
+        top_k=min(max(int(top_k), 0), 1000),
+        seed=None if seed is None else int(seed) % 2**32,
+    )
