@@ -12,7 +12,6 @@ can mend is said in a sentence; errors go to the terminal, in a line.
 """
 
 import argparse
-from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from streamlit.delta_generator import DeltaGenerator
 from dataset.emoji_world import attribution
 from model.files import ROOT
 from model.inference.answerer import Options
-from model.messages import UserError
 from scripts.demo.chat import Chat, examples
 from scripts.demo.engine import Engine, Job, log
 from scripts.demo.export import as_html, as_json
@@ -36,31 +34,28 @@ from scripts.demo.weights import Weight, about, file_name, find_weights, names, 
 EXAMPLE_WIDTH = 160  # pixels on the page
 
 
-class WrongStart(UserError):
-    """A flag that is wrong, or a wish for help. The message is the sentence ("" for help), `usage` the flags."""
-
-    def __init__(self, sentence: str, usage: str):
-        super().__init__(sentence)
-        self.usage = usage
-
-
 class Flags(argparse.ArgumentParser):
-    """argparse ends the process, which in a page is an empty one; here it raises WrongStart."""
+    """argparse ends the process, which in a page is an empty one; here the page says what is wrong, and ends there."""
 
     def error(self, message: str) -> NoReturn:
-        raise WrongStart(message, self.format_help())
+        log.warning("%s", message)
+        st.text(text("wrong_start"))
+        st.code(message, language=None, wrap_lines=True)
+        st.text(text("usage"))
+        self.print_help()
 
     def print_help(self, file: object = None) -> NoReturn:
-        raise WrongStart("", self.format_help())
+        st.code(self.format_help(), language=None, wrap_lines=True)
+        st.stop()
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """arguments: by default what stands after the `--` of the command line. Raises WrongStart."""
+def parse_arguments() -> argparse.Namespace:
+    """What stands after the `--` of the command line."""
     parser = Flags(prog="streamlit run web_demo.py --", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("folders", type=Path, nargs="*", help="folders with .safetensors, beside out/")
     parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    known, unknown = parser.parse_known_args(arguments)
+    known, unknown = parser.parse_known_args()
     if unknown:
         near = get_close_matches(unknown[0].split("=")[0].replace("-", "_"), ["__vision_model", "__device"], 1)
         meant = f"; did you mean --{near[0][2:]}?" if near else ""
@@ -78,10 +73,7 @@ def main() -> None:
     clickable_cards()
     choose_language()
     st.subheader(text("title"), anchor=False)
-    try:
-        arguments = parse_arguments()
-    except WrongStart as wrong:
-        return wrong_start(wrong)
+    arguments = parse_arguments()
     chat = st.session_state.setdefault("chat", Chat(start_engine(arguments.vision_model, arguments.device)))
     missing = [folder for folder in arguments.folders if not folder.is_dir()]
     if missing and not chat.turns:
@@ -114,15 +106,6 @@ def choose_language() -> None:
         st.session_state.language = "zh" if str(st.context.locale or "").lower().startswith("zh") else "en"
     with st.sidebar:
         st.radio(text("language"), list(LANGUAGES), key="language", format_func=LANGUAGES.get, horizontal=True)
-
-
-def wrong_start(wrong: WrongStart) -> None:
-    if str(wrong):
-        log.warning("%s", wrong)
-        st.text(text("wrong_start"))
-        st.code(str(wrong), language=None, wrap_lines=True)
-        st.text(text("usage"))
-    st.code(wrong.usage, language=None, wrap_lines=True)
 
 
 def no_weights(folders: list[Path]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from model.messages import plain
-from scripts.demo.chat import Reply, Turn
+from scripts.demo.chat import Turn
 from scripts.demo.text import translate
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -44,16 +44,15 @@ def _facts(turn: Turn) -> dict:
         "question": turn.question,
         "pictures": [f"data:image/jpeg;base64,{base64.b64encode(p.shown).decode()}" for p in turn.pictures],
         "credit": turn.credit,
-        "answers": [_answer(reply) for reply in turn.replies],
-    }
-
-
-def _answer(reply: Reply) -> dict:
-    return {
-        "text": None if reply.answer is None else reply.answer.text,
-        "failure": reply.failure,
-        "weights": plain(reply.weight.path.name),
-        "settings": asdict(reply.options),
+        "answers": [
+            {
+                "text": reply.answer.text if reply.answer else None,
+                "failure": reply.failure,
+                "weights": plain(reply.weight.path.name),
+                "settings": asdict(reply.options),
+            }
+            for reply in turn.replies
+        ],
     }
 
 

@@ -1,5 +1,6 @@
-"""What the browser demo is started with, how it names weights, and what of a conversation is taken home."""
+"""How the browser demo names weights, what a conversation keeps, and what of it is taken home."""
 
+import ast
 import base64
 import json
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ from PIL import Image
 
 from helpers.data import make_picture
 from helpers.models import IMAGE_SIZE, answered
+from helpers.repository import ROOT
 from model.inference.answerer import Options
 from scripts.demo.chat import Reply, Turn, conversation
 from scripts.demo.export import as_html, as_json
@@ -30,36 +32,6 @@ def a_turn(text: str) -> Turn:
     name, options = weight('/w/x"><script>.safetensors'), Options(seed=3)
     replies = [Reply(name, options, answer=answered(answer)) for answer in (text, "second " + text)]
     return Turn(text, [prepare_picture(make_picture(1), IMAGE_SIZE)], text, replies=replies)
-
-
-# how it is started
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--devcie", "cpu"], "--devcie; did you mean --device?"),
-        (["--vision-model=x"], "did you mean --vision_model?"),
-        (["--device"], "expected one argument"),
-        (["--bogus"], "unrecognized arguments: --bogus"),
-        (["--help"], ""),
-    ],
-)
-def test_a_wrong_flag_is_an_error_that_can_be_shown(arguments, sentence):
-    pytest.importorskip("streamlit", reason="the demo needs streamlit: pip install -r requirements.txt")
-    from web_demo import WrongStart, parse_arguments
-
-    with pytest.raises(WrongStart) as wrong:
-        parse_arguments(arguments)
-    assert sentence in str(wrong.value) and "--vision_model" in wrong.value.usage
-
-
-def test_right_flags_and_folders(tmp_path):
-    pytest.importorskip("streamlit", reason="the demo needs streamlit: pip install -r requirements.txt")
-    from web_demo import parse_arguments
-
-    found = parse_arguments([str(tmp_path), "missing", "--device", "cpu"])
-    assert found.device == "cpu" and found.folders == [tmp_path, Path("missing")]
 
 
 # how weights are named
@@ -168,3 +140,24 @@ def test_the_page_taken_home_shows_everything_and_runs_nothing(language):
     assert texts.count(HOSTILE) == 3 and "second " + HOSTILE in texts  # credit, question, answer: as they were typed
     policy = [attributes["content"] for tag, attributes in tags if "http-equiv" in attributes]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+# its files
+
+
+def test_the_page_takes_no_html():
+    """But for its style, which is a constant."""
+    for path in [ROOT / "web_demo.py", *(ROOT / "scripts/demo").glob("*.py")]:
+        source = path.read_text()
+        if path.stem == "view":
+            assigned = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+            (style,) = [node.value for node in assigned if ast.unparse(node.targets[0]) == "STYLE"]
+            assert isinstance(style, ast.Constant) and source.count("STYLE") == 2 and "script" not in style.value
+            source = source.replace("st.html(STYLE)", "")
+        for word in ("unsafe-allow", "unsafe_", "st.markdown", "st.write", "st.html", "components"):
+            assert word not in source, path
+
+
+def test_screenshots_are_small_files():
+    shots = list((ROOT / "docs").glob("demo_*.png"))
+    assert shots and all(shot.stat().st_size < 300_000 for shot in shots)

@@ -1,6 +1,5 @@
 """The page of the browser demo, run without a browser: what it shows, what it lets in, and that it stays safe."""
 
-import ast
 import sys
 import threading
 import tomllib
@@ -92,6 +91,11 @@ def texts(page: AppTest) -> list[str]:
 def pictures_on(page: AppTest) -> list[int]:
     """How many pictures each of the messages shows."""
     return [sum(len(image.proto.imgs) for image in message.image) for message in page.chat_message]
+
+
+def click(page: AppTest, key: str) -> AppTest:
+    page.button(key=key).click()
+    return checked(page.run())
 
 
 def toggle(page: AppTest) -> AppTest:
@@ -207,8 +211,7 @@ def test_a_failure_is_said_and_the_next_question_is_answered(page, monkeypatch):
         broken.setattr(Answerer, "stream", lambda *_: 1 / 0)
         ask(shown, "hello")
     assert shown.warning[0].value == TEXT["broke_off"][0]
-    shown.button(key="retry").click()
-    checked(shown.run())
+    click(shown, "retry")
     assert not shown.warning and answer_of(shown, 0).text
 
 
@@ -232,8 +235,7 @@ def test_examples_begin_a_conversation(page):
     shown = page()
     assert sum("OpenMoji" in caption.value for caption in shown.caption) == 1
     question = texts(shown)[2]
-    shown.button(key="example_1").click()
-    checked(shown.run())
+    click(shown, "example_1")
     assert texts(shown)[0] == question and pictures_on(shown) == [1, 0]
     assert "OpenMoji" in shown.chat_message[0].caption[0].value  # whoever shows them must say so
     shown.button(key="suggestion_0").click()
@@ -246,13 +248,11 @@ def test_examples_begin_a_conversation(page):
 def test_again_and_new_conversation(page):
     shown = ask(page(), "What is it?", png())
     before = answer_of(shown, 0)
-    shown.button(key="retry").click()
-    checked(shown.run())
+    click(shown, "retry")
     (turn,) = turns_of(shown)
     (reply,) = turn.replies
     assert reply.answer is not before and reply.answer.token_ids == before.token_ids and len(turn.pictures) == 1
-    shown.button(key="clear").click()
-    checked(shown.run())
+    click(shown, "clear")
     assert turns_of(shown) == [] and not shown.chat_message
 
 
@@ -303,29 +303,28 @@ def test_the_shipped_settings_are_safe():
     assert not settings["server"].get("enableAgentApi") and "corsAllowedOrigins" not in settings["server"]
 
 
-def test_the_page_takes_no_html():
-    """But for its style, which is a constant."""
-    for path in [ROOT / "web_demo.py", *(ROOT / "scripts/demo").glob("*.py")]:
-        source = path.read_text()
-        if path.stem == "view":
-            assigned = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
-            (style,) = [node.value for node in assigned if ast.unparse(node.targets[0]) == "STYLE"]
-            assert isinstance(style, ast.Constant) and source.count("STYLE") == 2 and "script" not in style.value
-            source = source.replace("st.html(STYLE)", "")
-        for word in ("unsafe-allow", "unsafe_", "st.markdown", "st.write", "st.html", "components"):
-            assert word not in source, path
-
-
-def test_screenshots_are_small_files():
-    shots = list((ROOT / "docs").glob("demo_*.png"))
-    assert shots and all(shot.stat().st_size < 300_000 for shot in shots)
-
-
-def test_a_mistyped_flag_is_told_on_the_page(empty_page, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["web_demo.py", "--devcie", "cpu"])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--devcie", "cpu"], "--devcie; did you mean --device?"),
+        (["--vision-model=x"], "did you mean --vision_model?"),
+        (["--device"], "expected one argument"),
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--help"], ""),
+    ],
+)
+def test_a_wrong_flag_is_told_on_the_page(empty_page, monkeypatch, arguments, sentence):
+    monkeypatch.setattr(sys, "argv", ["web_demo.py", *arguments])
     page = empty_page()
-    assert "did you mean --device?" in page.code[0].value and "--vision_model" in page.code[1].value
+    *wrong, usage = [code.value for code in page.code]
+    assert sentence in "".join(wrong) and len(wrong) == bool(sentence) and "--vision_model" in usage
     assert not page.chat_input
+
+
+def test_right_flags_reach_the_engine(page, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["web_demo.py", "--device", "cpu", "--vision_model=some/tower"])
+    engine = page().session_state.chat.engine
+    assert (engine.device, engine.vision_model) == ("cpu", "some/tower")
 
 
 def test_a_folder_that_is_none_is_told_on_the_page(page, monkeypatch, tmp_path):
@@ -353,18 +352,14 @@ def test_the_empty_page_has_its_input_at_the_top(page):
 def test_a_question_can_be_edited(page):
     shown = ask(page(), "What is it?", png())
     ask(shown, "And now?")
-    shown.button(key="edit_0").click()
-    checked(shown.run())
+    click(shown, "edit_0")
     assert shown.text_area(key="edited_0").value == "What is it?"
     shown.text_area(key="edited_0").set_value("Is it red?")
-    shown.button(key="edit_ask_0").click()
-    checked(shown.run())
+    click(shown, "edit_ask_0")
     (turn,) = turns_of(shown)  # what followed is gone
     assert turn.question == "Is it red?" and len(turn.pictures) == 1 and turn.replies[0].answer is not None
-    shown.button(key="edit_0").click()
-    checked(shown.run())
-    shown.button(key="edit_cancel_0").click()
-    checked(shown.run())
+    click(shown, "edit_0")
+    click(shown, "edit_cancel_0")
     assert not shown.text_area and answer_of(shown, 0) is turn.replies[0].answer
 
 
