@@ -3,10 +3,11 @@
     streamlit run web_demo.py                          # the weights in out/ and in the folders in it
     streamlit run web_demo.py -- FOLDER ...            # those of other folders too
 
-From a click to an answer: Streamlit runs main() anew for every click. A button calls a method of the tab's Chat
-(scripts/demo/chat.py), which puts jobs into the queue of the one Engine (scripts/demo/engine.py); follow() shows each
-answer while it grows, and scripts/demo/view.py once it is there. What is let in stands in scripts/demo/limits.py, which
-weights are offered in scripts/demo/weights.py.
+From a click to an answer: a button calls a method of the tab's Chat (scripts/demo/chat.py), which puts a job into the
+queue of the one Engine (scripts/demo/engine.py). Then Streamlit runs main() again, and scripts/demo/view.py shows the
+answer, while it grows and when it is there. What is let in stands in scripts/demo/limits.py, which weights are offered
+in scripts/demo/weights.py.
+
 What people and models say is shown as plain text only: as Markdown it could fetch pictures from elsewhere. What people
 can mend is said in a sentence; errors go to the terminal, in a line.
 """
@@ -127,7 +128,7 @@ def sidebar(chat: Chat, weights: list[Weight]) -> None:
 
 
 def choose_weights(weights: list[Weight]) -> list[Weight]:
-    """The weights to ask, and those to ask beside them."""
+    """The weights to ask; a second of them where two are compared."""
     language, best = st.session_state.language, runs(weights)
     known = names(list(best), language)
     weight = st.selectbox(text("weights"), list(best), key="weight", format_func=known.get)
@@ -154,8 +155,11 @@ def choose_options() -> Options:
 
 
 def message_box(chat: Chat) -> None:
-    """The input. On an empty page it stands below the title: at the bottom of the window it would have Streamlit
-    scroll there, past the title where the window is a phone's."""
+    """The input.
+
+    On an empty page it stands below the title: at the bottom of the window it would have Streamlit scroll there, past
+    the title where the window is a phone's.
+    """
     sees = chat.image_size is not None
     if chat.draft:  # what was refused is not lost
         st.session_state.message, chat.draft = chat.draft, ""

@@ -126,7 +126,7 @@ class Engine:
 
         return self.submit(Job(work))
 
-    def look(
+    def map_attention(
         self, weight: Weight, messages: Sequence[dict], pictures: Sequence[Image.Image], token_ids: Sequence[int]
     ) -> Job:
         """Where an answer looked: the job's result is (Looked, the answer's words). Raises Refused as ask does."""

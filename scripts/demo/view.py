@@ -69,12 +69,12 @@ def show_reply(chat: Chat, number: int, side: int) -> None:
         return
     st.text(answer.text or text("nothing"))
     st.caption(" · ".join(figures(answer)))
-    saw = reply.weight.image_size is not None and answer.token_ids and any(turn.pictures for turn in turns)
+    saw_pictures = reply.weight.image_size is not None and any(turn.pictures for turn in turns)
     key = f"{number}_second" if side else f"{number}"
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.popover(text("copy"), icon=":material/content_copy:", type="tertiary"):
             st.code(answer.text, language=None, wrap_lines=True)  # which has a button that copies
-        wanted = saw and st.toggle(text("where"), key=f"where_{key}")
+        wanted = saw_pictures and answer.token_ids and st.toggle(text("where"), key=f"where_{key}")
     if not wanted:
         return
     if reply.attention is None:
@@ -98,9 +98,9 @@ def figures(answer: Answer) -> list[str]:
 def ask_for_attention(chat: Chat, number: int, side: int) -> None:
     """Fills a reply's `attention`, or says why it cannot be had."""
     reply = chat.turns[number].replies[side]
-    told = conversation(chat.turns[: number + 1], side)
+    messages, pictures = conversation(chat.turns[: number + 1], side)
     try:
-        job = chat.engine.look(reply.weight, *told, reply.answer.token_ids)
+        job = chat.engine.map_attention(reply.weight, messages, pictures, reply.answer.token_ids)
     except Refused as refusal:
         st.warning(reason(refusal))
         return
