@@ -33,7 +33,7 @@ class Job:
         self.result: object = None
         self.failure = ""  # a key of scripts.demo.text
         self.over = threading.Event()
-        self._asked_to_stop = threading.Event()
+        self._asked_to_stop = False
         self._started: float | None = None
         self._seen = time.monotonic()
 
@@ -42,7 +42,7 @@ class Job:
         self._seen = time.monotonic()
 
     def stop(self) -> None:
-        self._asked_to_stop.set()
+        self._asked_to_stop = True
 
     @property
     def out_of_time(self) -> bool:
@@ -50,7 +50,7 @@ class Job:
 
     def stopped(self) -> bool:
         """True when it is to end: asked to, out of time, or nobody is there any more."""
-        return self._asked_to_stop.is_set() or self.out_of_time or time.monotonic() - self._seen > self.unseen
+        return self._asked_to_stop or self.out_of_time or time.monotonic() - self._seen > self.unseen
 
     def give_up(self) -> None:
         self.failure = "stopped_waiting"

@@ -48,9 +48,9 @@ def read_upload(content: bytes, image_size: int) -> Picture:
     if len(content) > MAX_BYTES:
         raise Refused("too_large")
     try:
-        open_picture(BytesIO(content), decode=False)  # the header alone, so that a bomb costs nothing
+        picture = open_picture(BytesIO(content), decode=False)  # the header alone: a bomb waits for nobody's decoding
         with _decoding:
-            return prepare_picture(open_picture(BytesIO(content)), image_size)
+            return prepare_picture(open_picture(picture), image_size)
     except SampleError as error:
         too_many = error.__cause__ is None or isinstance(error.__cause__, Image.DecompressionBombError)
         raise Refused("too_many_pixels" if too_many else "no_picture") from error
