@@ -1,4 +1,4 @@
-"""Where a token looks: RoPE (with YaRN), masks of rows with several conversations, grouped-query attention."""
+"""Attention: rotary positions (RoPE, YaRN), masks, and grouped-query attention itself."""
 
 import math
 
@@ -9,19 +9,19 @@ from transformers.cache_utils import Cache
 
 from model.config import YARN_NUMBERS, MiniMindConfig, check_rope
 
-SHORT = 1024  # tokens of a row up to which attend_written_out is worth its memory
+SHORT = 1024  # tokens a row up to which `attend` writes attention out on a CPU; 0: never, as on other devices
 
 
 def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
-    """Radians per token of each pair of a head [head_dim / 2], and the factor on cos and sin.
+    """Radians per token of each pair of a head, [head_dim / 2], and the factor on cos and sin.
 
     RoPE: Su et al. 2021, arXiv 2104.09864. With rope_parameters {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
-    "original_max_position_embeddings": 2048} (YaRN: Peng et al. 2023, arXiv 2309.00071) pairs that turn slowly over the
-    original context are stretched by `factor`, fast ones are kept, those between are blended. YARN_OPTIONS mean what
-    they do in transformers.
+    "original_max_position_embeddings": 2048} (YaRN: Peng et al. 2023, arXiv 2309.00071) pairs that rotate slowly over
+    the original context are slowed down by `factor`, fast ones are kept, those between are blended. YARN_OPTIONS mean
+    what they do in transformers.
 
     Raises:
-        UserError: rope_parameters hold something else, which would otherwise turn other angles in silence.
+        UserError: rope_parameters hold something else, which would otherwise give other angles in silence.
     """
     scaling = config.rope_parameters
     check_rope(scaling)  # again: from_pretrained(rope_parameters=...) sets them on a config that is made already
@@ -32,22 +32,25 @@ def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
     factor, original = (scaling[name] for name in YARN_NUMBERS)
     edge_down, edge_up = (math.floor, math.ceil) if scaling.get("truncate", True) else (float, float)
 
-    def pair_that_turns(times: float) -> float:
-        return size * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
+    def pair_with(rotations: float) -> float:
+        """The index of the pair that rotates so many times over the original context."""
+        return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(edge_down(pair_that_turns(scaling.get("beta_fast") or 32.0)), 0)
-    high = min(edge_up(pair_that_turns(scaling.get("beta_slow") or 1.0)), size - 1)
+    low = max(edge_down(pair_with(scaling.get("beta_fast") or 32.0)), 0)
+    high = min(edge_up(pair_with(scaling.get("beta_slow") or 1.0)), size - 1)
     stretched = ((torch.arange(size // 2) - low) / (high - low or 1e-3)).clamp(0, 1)
     return frequencies * (1 - stretched) + frequencies / factor * stretched, _attention_factor(scaling)
 
 
 def _attention_factor(scaling: dict) -> float:
-    """YaRN's factor on cos and sin: as given, or from how far the context is stretched."""
+    """YaRN's factor on cos and sin: as given, or from how much longer the context becomes."""
     if scaling.get("attention_factor") is not None:
         return scaling["attention_factor"]
     growth = 0.1 * math.log(max(scaling["factor"], 1.0))
-    above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    return (above * growth + 1.0) / (below * growth + 1.0) if above and below else growth + 1.0
+    mscale, mscale_all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if mscale and mscale_all_dim:
+        return (mscale * growth + 1.0) / (mscale_all_dim * growth + 1.0)
+    return growth + 1.0
 
 
 class RotaryEmbedding(nn.Module):
@@ -58,7 +61,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def _apply(self, *arguments, **options) -> "RotaryEmbedding":
-        """Moves with the model, but a model in half precision must not round its angles."""
+        """What `.to()` and `.half()` call: the frequencies move with the model, but are never rounded."""
         super()._apply(*arguments, **options)
         self.frequencies = rope_frequencies(self.config)[0].to(self.frequencies.device)
         return self
@@ -71,63 +74,69 @@ class RotaryEmbedding(nn.Module):
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
 
 
-def visible(branches: torch.Tensor) -> torch.Tensor:
-    """[batch, 2, seq] -> [batch, 1, seq, seq], true where a token may look: back, at its own branch and its trunk."""
-    branch, trunk = branches[:, :1, :, None], branches[:, 1:, :, None]
-    seen = branches[:, :1, None, :]
-    return ((branch == seen) | (trunk == seen)).tril()
+def branch_mask(branches: torch.Tensor) -> torch.Tensor:
+    """The mask of rows that hold several conversations about one picture, true where a token may look.
+
+    branches: [batch, 2, seq], for each token the numbers of its own branch and of the prefix that it shares with
+        others. It looks back at tokens of either, and at no other branch.
+
+    Returns [batch, 1, seq, seq].
+    """
+    own, prefix = branches[:, :1, :, None], branches[:, 1:, :, None]  # [batch, 1, seq, 1]
+    branch_of_key = branches[:, :1, None, :]  # [batch, 1, 1, seq]
+    return ((own == branch_of_key) | (prefix == branch_of_key)).tril()
 
 
 def causal_mask(
-    attention_mask: torch.Tensor | None, seen: int | torch.Tensor, length: int, device: torch.device
+    attention_mask: torch.Tensor | None, cached: int | torch.Tensor, length: int, device: torch.device
 ) -> torch.Tensor | None:
-    """True where `length` tokens may look that come after `seen` others: back, and not at padding.
+    """True where `length` tokens may look that come after `cached` others: back, and not at padding.
 
-    attention_mask: [batch, seen + length], 0 at padding; or [batch, 1, length, keys], what generate() makes for a cache
-        of fixed size: booleans, or numbers of which 0 is visible.
+    attention_mask: [batch, cached + length], 0 at padding; or [batch, 1, length, keys], what generate() makes for a
+        cache of fixed size: booleans, or floats of which 0 is visible.
 
-    Returns [batch or 1, 1, length, seen + length or keys]; None where is_causal, or a single token, says the same.
+    Returns [batch or 1, 1, length, cached + length or keys]; None where is_causal, or a single token, says the same.
     """
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
     if attention_mask is None or attention_mask.all():
-        if length == 1 or not seen:
+        if length == 1 or not cached:
             return None
-        return back_from(length, int(seen) + length, device)
+        return last_rows_causal(length, int(cached) + length, device)
     keys = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return attention_mask[:, None, None].bool() & (keys <= keys[-length:, None])
 
 
-def back_from(queries: int, keys: int, device: torch.device) -> torch.Tensor:
-    """[1, 1, queries, keys], true where the last `queries` of `keys` tokens may look: back."""
+def last_rows_causal(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """[1, 1, queries, keys]: the last `queries` rows of the causal mask of `keys` tokens."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None]
 
 
-def over_all_places(
-    mask: torch.Tensor | None, query: torch.Tensor, known: int, key: torch.Tensor
+def hide_empty_slots(
+    mask: torch.Tensor | None, query: torch.Tensor, filled: int, key: torch.Tensor
 ) -> torch.Tensor | None:
-    """The mask for the keys of a cache of fixed size, which gives all its places: from `known` on nothing is there."""
-    queries, places = query.shape[2], key.shape[2]
-    if mask is None and places > known:
-        mask = back_from(queries, known, key.device)
-    return mask if mask is None or mask.shape[-1] == places else F.pad(mask, (0, places - mask.shape[-1]))
+    """The mask for the keys of a cache of fixed size, which returns all its slots: from `filled` on they are empty."""
+    queries, slots = query.shape[2], key.shape[2]
+    if mask is None and slots > filled:
+        mask = last_rows_causal(queries, filled, key.device)
+    return mask if mask is None or mask.shape[-1] == slots else F.pad(mask, (0, slots - mask.shape[-1]))
 
 
-def take(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def gather_positions(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """x [batch, seq, size] at positions [batch, n] -> [batch, n, size]."""
-    positions = positions.to(x.device)  # layers may stand on several
+    positions = positions.to(x.device)  # the layers of a model may stand on several devices
     return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _rows_of(mask: torch.Tensor | None, positions: torch.Tensor, length: int) -> torch.Tensor:
-    """What positions [batch, n] may look at: [batch, 1, n, seq], from mask [batch, 1, seq, seq], None being causal."""
+def _mask_at(mask: torch.Tensor | None, positions: torch.Tensor, length: int) -> torch.Tensor:
+    """The rows [batch, 1, n, seq] of positions [batch, n] in mask [batch, 1, seq, seq]; None is the causal one."""
     if mask is None:
         return (torch.arange(length, device=positions.device) <= positions[..., None])[:, None]
-    return take(mask.expand(len(positions), -1, -1, -1).squeeze(1), positions)[:, None]
+    return gather_positions(mask.expand(len(positions), -1, -1, -1).squeeze(1), positions)[:, None]
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the pairs (i, i + head_dim / 2) of x [batch, heads, seq, head_dim]."""
+    """Rotate the pairs (i, i + head_dim / 2) of x [batch, heads, seq, head_dim]."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -135,9 +144,9 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float = 0.0
 ) -> torch.Tensor:
-    """Each of query [batch, heads, n, size] looks at key and value [batch, key/value heads, seq, size].
+    """query [batch, heads, n, head_dim], key and value [batch, key/value heads, seq, head_dim] -> as query.
 
-    mask: [batch, 1, n, seq], true where it may look; None: back from its own place.
+    mask: [batch, 1, n, seq], true where a query may look; None: causal.
     """
     causal = mask is None and query.shape[2] > 1
     trains_in_bfloat16 = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16
@@ -154,20 +163,20 @@ def attend(
 def attend_written_out(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool
 ) -> torch.Tensor:
-    """The same in single products, which keep the weights [batch, heads, n, seq] for the way back.
+    """The same as two products with a softmax between, whose weights [batch, heads, n, seq] are kept for backward.
 
     For training in bfloat16 on a CPU: over rows of 256 tokens torch 2.13's kernel takes twice as long there, most of it
-    on the way back, at 640 a third longer, and at 2,048 it wins.
+    in backward, at 640 a third longer, and at 2,048 it wins.
     """
     groups = query.shape[1] // key.shape[1]
     if causal:
-        mask = back_from(query.shape[2], key.shape[2], query.device)
-    hidden = query.new_zeros(())
-    if mask is not None:  # the lowest number, not minus infinity: a row that may look nowhere still gives numbers
-        hidden = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min).unsqueeze(-3)
+        mask = last_rows_causal(query.shape[2], key.shape[2], query.device)
+    bias = query.new_zeros(())
+    if mask is not None:  # the lowest number, not minus infinity: a row that may look nowhere gives no NaN
+        bias = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min).unsqueeze(-3)
     query = (query * query.shape[-1] ** -0.5).unflatten(1, (-1, groups)).flatten(2, 3)  # heads that share a key in one
     scores = (query @ key.transpose(2, 3)).unflatten(2, (groups, -1))  # [batch, key/value heads, groups, n, seq]
-    weights = (scores + hidden).softmax(-1)
+    weights = (scores + bias).softmax(-1)
     return (weights.flatten(2, 3) @ value).unflatten(2, (groups, -1)).flatten(1, 2)
 
 
@@ -190,20 +199,22 @@ class Attention(nn.Module):
         cache: Cache | None,
         positions: torch.Tensor | None,
     ) -> torch.Tensor:
-        """x [batch, seq, hidden] -> the same, or [batch, n, hidden] where only positions [batch, n] ask."""
-        asking = x if positions is None else take(x, positions)
+        """x [batch, seq, hidden] -> the same shape, or [batch, n, hidden] where only n positions [batch, n] ask."""
+        asking = x if positions is None else gather_positions(x, positions)
         query, key, value = (
             projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, seq, head_dim]
             for projection, inputs in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
         )
         key = rotate(key, *rotary)
         if positions is not None:
-            rotary = tuple(take(angles.expand(len(x), -1, -1, -1).squeeze(1), positions)[:, None] for angles in rotary)
-            mask = _rows_of(mask, positions, x.shape[1])
+            rotary = tuple(
+                gather_positions(angles.expand(len(x), -1, -1, -1).squeeze(1), positions)[:, None] for angles in rotary
+            )
+            mask = _mask_at(mask, positions, x.shape[1])
         query = rotate(query, *rotary)
         if cache is not None:
-            known = cache.get_seq_length(self.layer) + key.shape[2]
+            filled = cache.get_seq_length(self.layer) + key.shape[2]
             key, value = cache.update(key, value, self.layer)
-            mask = over_all_places(mask, query, known, key)
+            mask = hide_empty_slots(mask, query, filled, key)
         mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # [batch, seq or n, hidden]

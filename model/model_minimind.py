@@ -12,15 +12,22 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
-from model.attention import Attention, RotaryEmbedding, causal_mask, rope_frequencies, take, visible
+from model.attention import (
+    Attention,
+    RotaryEmbedding,
+    branch_mask,
+    causal_mask,
+    gather_positions,
+    rope_frequencies,
+)
 from model.config import IGNORE_INDEX, MiniMindConfig
 from model.messages import UserError
 
 # What the installed transformers calls the cache: in what a model returns, and in what generate() hands to it.
 CACHE_NAME = {"cache", "past_key_values"}.intersection(field.name for field in fields(MoeCausalLMOutputWithPast)).pop()
 
-OF_EMBED = ("patch_features", "pictures_a_row")  # what it takes besides; a decoder without eyes ignores them
-NOT_OFFERED = {  # what transformers' own models take
+OF_EMBED = ("patch_features", "pictures_a_row")  # further arguments of MiniMindVLM.embed; a bare decoder ignores them
+NOT_OFFERED = {  # arguments of transformers' own models, and what to do without them
     "output_attentions": "attention keeps no weights",
     "output_router_logits": "aux_loss is the balance loss already",
     "inputs_embeds": "it takes input_ids, and pictures as pixel_values with image_mask",
@@ -40,7 +47,7 @@ class RMSNorm(nn.Module):
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:
-    """In which products take x: a norm rounds to it once, where autocast would once for each product that reads it."""
+    """The dtype in which matrix products run: a norm casts to it once, where autocast would for each product again."""
     device = x.device.type
     casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if casts else x.dtype
@@ -60,7 +67,7 @@ class FeedForward(nn.Module):
 
 
 class MoEFeedForward(nn.Module):
-    """num_experts routed feed-forwards, num_experts_per_tok of them a token, and one that every token takes."""
+    """num_experts routed feed-forwards, num_experts_per_tok of them for each token, and a shared one for all tokens."""
 
     def __init__(self, config: MiniMindConfig):
         super().__init__()
@@ -80,22 +87,22 @@ class MoEFeedForward(nn.Module):
         if self.top_k > 1:  # a single weight divided by itself is 1, and the router would get no gradient
             top_scores = top_scores / top_scores.sum(-1, keepdim=True)
         weights = torch.zeros_like(scores).scatter(-1, chosen, top_scores).to(x.dtype)
-        mixed = sum(weights[..., number, None] * expert(x) for number, expert in enumerate(self.experts))
+        mixed = sum(weights[..., index, None] * expert(x) for index, expert in enumerate(self.experts))
         mixed = mixed + self.shared_experts[0](x)  # in Qwen2-MoE's order, so that rounding differs least
         return mixed, self._balance_loss(scores, chosen, token_mask)
 
     def _balance_loss(
         self, scores: torch.Tensor, chosen: torch.Tensor, token_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Share of choices times mean score, summed over experts, per sequence: 1 when balanced.
+        """Of each sequence, [batch]: fraction of choices times mean score, summed over experts; 1 when balanced.
 
         DeepSeek-V2's expert-level loss (arXiv 2405.04434, section 2.2.3); padding does not count.
         """
         real = scores.new_ones(scores.shape[:2]) if token_mask is None else token_mask.to(scores.dtype)
         real = real[..., None] / real.sum(1).clamp(min=1)[:, None, None]  # [batch, seq, 1], sums to 1 a sequence
-        picks = torch.zeros_like(scores).scatter(-1, chosen, 1.0)
-        share = (picks * real).sum(1) * self.num_experts / self.top_k  # [batch, experts]
-        return (share * (scores * real).sum(1)).sum(-1)
+        picks = torch.zeros_like(scores).scatter(-1, chosen, 1.0)  # [batch, seq, experts]
+        fraction = (picks * real).sum(1) * self.num_experts / self.top_k  # [batch, experts]
+        return (fraction * (scores * real).sum(1)).sum(-1)
 
 
 class DecoderLayer(nn.Module):
@@ -116,9 +123,12 @@ class DecoderLayer(nn.Module):
         cache: Cache | None,
         positions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """positions: [batch, n], the only ones whose outcome is wanted; all are still looked at."""
+        """x [batch, seq, hidden] -> the same shape, and the balance loss of each sequence (None: dense).
+
+        positions: [batch, n], the only ones whose output [batch, n, hidden] is wanted; they still see all others.
+        """
         mixed = self.self_attn(self.input_layernorm(x), rotary, mask, cache, positions)
-        x = (x if positions is None else take(x, positions)) + self.dropout(mixed)
+        x = (x if positions is None else gather_positions(x, positions)) + self.dropout(mixed)
         normed, balance_loss = self.post_attention_layernorm(x), None
         if isinstance(self.mlp, MoEFeedForward):
             mixed, balance_loss = self.mlp(normed, token_mask)
@@ -145,42 +155,42 @@ class MiniMindModel(nn.Module):
         token_mask: torch.Tensor | None = None,
         branches: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
-        states: list[torch.Tensor] | None = None,
+        hidden_states: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """inputs_embeds [batch, seq, hidden] -> hidden states, and the balance loss of each sequence (None: dense).
+        """inputs_embeds [batch, seq, hidden] -> the same shape, and the balance loss of each sequence (None: dense).
 
-        attention_mask: None says that what padding there is stands on the right, where causal attention never looks.
+        attention_mask: None means that padding, if any, stands on the right, where causal attention never looks.
         token_mask: [batch, seq], 0 at padding, for the balance loss alone.
-        branches: [batch, 2, seq], of rows that hold several conversations, the numbers of branch and trunk (see
-            model.processing.Rendered); instead of attention_mask and cache, and with position_ids.
-        positions: [batch, n], the only ones whose hidden states are wanted; the last layer is then computed there alone
-            (an expert layer everywhere, because its balance counts every token).
-        states: receives what enters each layer, and then what comes out of the last norm.
+        branches: [batch, 2, seq], of rows that hold several conversations (see model.attention.branch_mask); instead of
+            attention_mask and cache, and with position_ids.
+        positions: [batch, n], the only ones whose hidden states [batch, n, hidden] are wanted; the last layer is then
+            computed there alone (an expert layer everywhere, because its balance loss counts every token).
+        hidden_states: a list to fill with what enters each layer, and then what comes out of the last norm.
         """
-        seen = cache.get_seq_length() if cache is not None else 0
-        places = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen
+        length, device = inputs_embeds.shape[1], inputs_embeds.device
+        cached = cache.get_seq_length() if cache is not None else 0  # tokens
         if position_ids is None:
-            position_ids = places[None]
-        if branches is not None and (attention_mask is not None or cache is not None):
+            position_ids = (torch.arange(length, device=device) + cached)[None]  # [1, seq]
+        if branches is None:
+            mask = causal_mask(attention_mask, cached, length, device)
+        elif attention_mask is not None or cache is not None:
             raise ValueError("branches say by themselves where a token looks: leave attention_mask and the cache out")
-        if branches is not None:
-            mask = visible(branches)
         else:
-            mask = causal_mask(attention_mask, seen, inputs_embeds.shape[1], inputs_embeds.device)
+            mask = branch_mask(branches)
         rotary = self.rotary(position_ids, product_dtype(inputs_embeds))
         x, balance_losses = inputs_embeds, []
-        for number, layer in enumerate(self.layers, 1):
-            if states is not None:
-                states.append(x)
-            only = positions if number == len(self.layers) and not self.config.use_moe else None
-            x, balance_loss = layer(x, rotary, mask, token_mask, cache, only)
+        for layer in self.layers:
+            if hidden_states is not None:
+                hidden_states.append(x)
+            wanted = positions if layer is self.layers[-1] and not self.config.use_moe else None
+            x, balance_loss = layer(x, rotary, mask, token_mask, cache, wanted)
             if balance_loss is not None:
-                balance_losses.append(balance_loss.to(inputs_embeds.device))  # layers may stand on several
+                balance_losses.append(balance_loss.to(device))  # layers may stand on several
         if positions is not None and self.config.use_moe:
-            x = take(x, positions)
+            x = gather_positions(x, positions)
         x = self.norm(x)
-        if states is not None:
-            states.append(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
         return x, torch.stack(balance_losses).sum(0) if balance_losses else None
 
 
@@ -240,15 +250,15 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: [batch, seq], 0 at padding; may be left out when padding stands on the right.
             labels: [batch, seq], input_ids where the token is to be learnt and IGNORE_INDEX elsewhere.
             logits_to_keep: the last so many positions, or an index of positions; None: all without labels, none with.
-            supervised_tokens: by how many labelled tokens to divide the loss; None: those of this batch. A step of
-                several micro-batches or ranks gives the number of the whole step, so that every token weighs the same.
+            supervised_tokens: the number of labelled tokens by which to divide the loss; None: those of this batch. A
+                step of several micro-batches or ranks gives that of the whole step: every token weighs the same.
             sequences: likewise for the balance loss, which is a mean over sequences.
             branches: [batch, 2, seq], with position_ids; see MiniMindModel.
-            loss_positions: [batch, n], the positions before a label, each row filled up with its last position; without
-                them they are found in the labels, for which a GPU must be waited for.
-            past_key_values, cache: one thing under the name before transformers 5.24 and since.
-            return_dict, output_hidden_states: as in transformers, whose Trainer calls supervised_tokens
-                num_items_in_batch.
+            loss_positions: [batch, n], the positions before a label, rows filled up with their last position; without
+                them they are searched in the labels, for which the host must wait for the GPU.
+            past_key_values, cache: the same under its name before transformers 5.24 and since.
+            return_dict, output_hidden_states, num_items_in_batch: as in transformers, whose Trainer calls
+                supervised_tokens by the last of these names.
             image_mask, pixel_values: for `embed`, and here by name because that Trainer drops what it does not find.
             inputs: further ones of `embed` (OF_EMBED).
 
@@ -257,43 +267,45 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
         if asked for: what enters each layer, and what enters the head.
 
         Raises:
-            UserError: something else is given that transformers knows and this model does not.
+            UserError: an argument of transformers' models that this one does not offer.
         """
         refuse_others(inputs)
         cache = past_key_values if cache is None else cache
         supervised_tokens = num_items_in_batch if supervised_tokens is None else supervised_tokens
-        asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        states = [] if asked else None
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        states = [] if output_hidden_states else None
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         token_mask = input_ids != self.config.pad_token_id if labels is not None and self.config.use_moe else None
         if labels is not None and loss_positions is None:
             loss_positions = positions_before(labels)
-        positions = loss_positions if labels is not None and logits_to_keep is None and not asked else None
+        positions = loss_positions if labels is not None and logits_to_keep is None and states is None else None
         embeddings = self.embed(input_ids, image_mask=image_mask, pixel_values=pixel_values, **inputs)
         hidden, balance_losses = self.model(
             embeddings, attention_mask, position_ids, cache, token_mask, branches, positions, states
         )
         loss = aux_loss = logits = None
         if labels is not None:
-            at_labels = hidden if positions is not None else take(hidden, loss_positions)
+            at_labels = hidden if positions is not None else gather_positions(hidden, loss_positions)
             loss = self._cross_entropy(at_labels, labels, loss_positions, supervised_tokens)
             if balance_losses is not None:
                 aux_loss = self.config.router_aux_loss_coef * balance_losses.sum() / (sequences or len(labels))
                 loss = loss + aux_loss
         if labels is None or logits_to_keep is not None:
-            logits = self.lm_head(_keep(hidden, logits_to_keep))
+            kept = logits_to_keep if torch.is_tensor(logits_to_keep) else slice(-(logits_to_keep or 0), None)
+            logits = self.lm_head(hidden[:, kept])
         output = MoeCausalLMOutputWithPast(
-            loss=loss, aux_loss=aux_loss, logits=logits, hidden_states=tuple(states) if asked else None,
+            loss=loss, aux_loss=aux_loss, logits=logits, hidden_states=None if states is None else tuple(states),
             **{CACHE_NAME: cache},
         )  # fmt: skip
-        whole = self.config.return_dict if return_dict is None else return_dict
-        return output if whole else output.to_tuple()
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs) -> dict:
-        """As transformers does, without what 5.4 adds: where in the cache a token goes, which the cache knows.
+        """As transformers does, without the `cache_position` that 5.4 adds: the cache itself knows where a token goes.
 
-        And with use_cache=False a given cache is left alone; transformers would read everything again on top of it.
+        With use_cache=False a given cache is left alone; transformers would append everything to it once more.
         """
         if kwargs.get("use_cache") is False:
             kwargs = {name: value for name, value in kwargs.items() if name not in (CACHE_NAME, "next_sequence_length")}
@@ -310,19 +322,19 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
     def _cross_entropy(
         self, hidden: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, supervised_tokens: int | None
     ) -> torch.Tensor:
-        """Of each label, from the hidden state [batch, n, hidden] before it; logits are computed nowhere else."""
+        """The loss of the labels, from the hidden states [batch, n, hidden] before them; no other logits are needed."""
         targets = F.pad(labels, (0, 1), value=IGNORE_INDEX).gather(1, positions + 1).to(hidden.device)
-        if hidden.device.type == "cpu":  # elsewhere the host would wait to learn how many there are
+        if hidden.device.type == "cpu":  # skip the filling; on a GPU the host would have to wait for the count
             hidden, targets = hidden[targets != IGNORE_INDEX], targets[targets != IGNORE_INDEX]
         count = (targets != IGNORE_INDEX).sum() if supervised_tokens is None else torch.as_tensor(supervised_tokens)
-        logits = self.lm_head(hidden).float().flatten(0, -2)
-        if count.device.type != "cpu":  # where layers stand on several devices; a number of the host goes anywhere
+        logits = self.lm_head(hidden).float().flatten(0, -2)  # [labels, vocabulary]
+        if count.device.type != "cpu":  # where layers stand on several devices; a CPU scalar may divide any tensor
             count = count.to(logits.device)
         return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum") / count.clamp(1)
 
 
 def refuse_others(inputs: dict) -> None:
-    """Drops what is None or False, and refuses by name what `embed` does not take; see forward."""
+    """Drop arguments that are None or False, and refuse by name what `embed` does not take; see forward."""
     for name in [name for name, value in inputs.items() if name not in OF_EMBED]:
         value = inputs.pop(name)
         if value is not None and value is not False:
@@ -331,14 +343,8 @@ def refuse_others(inputs: dict) -> None:
 
 
 def positions_before(labels: torch.Tensor) -> torch.Tensor:
-    """labels [batch, seq] -> the positions before each of them [batch, most a row], filled up with seq - 1."""
+    """labels [batch, seq] -> the positions before each label, [batch, most in a row], filled up with seq - 1."""
     supervised = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
     most = int(supervised.sum(1).max())
-    order = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-    return order.masked_fill(~supervised, labels.shape[1] - 1).sort(1).values[:, :most]
-
-
-def _keep(hidden: torch.Tensor, positions: int | torch.Tensor | None) -> torch.Tensor:
-    if torch.is_tensor(positions):
-        return hidden[:, positions]
-    return hidden[:, -positions:] if positions else hidden
+    positions = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+    return positions.masked_fill(~supervised, labels.shape[1] - 1).sort(1).values[:, :most]

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from model import attention
-from model.attention import attend, attend_written_out, causal_mask, over_all_places
+from model.attention import attend, attend_written_out, causal_mask, hide_empty_slots
 from model.model_minimind import MiniMindForCausalLM
 
 
@@ -106,6 +106,6 @@ def test_a_mask_that_generate_made_is_taken_as_it_is():
 def test_places_of_a_fixed_cache_that_nothing_was_written_to_are_hidden():
     query, key = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 6, 4)
     expected = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]).bool()[None, None]
-    assert torch.equal(over_all_places(None, query, 4, key), expected)
-    assert torch.equal(over_all_places(expected[..., :4], query, 4, key), expected)
-    assert over_all_places(None, query, 6, key) is None
+    assert torch.equal(hide_empty_slots(None, query, 4, key), expected)
+    assert torch.equal(hide_empty_slots(expected[..., :4], query, 4, key), expected)
+    assert hide_empty_slots(None, query, 6, key) is None

@@ -17,7 +17,7 @@ from model import device
 from model.config import IGNORE_INDEX
 from model.device import peak_flops
 from model.flops import StepFlops
-from model.model_minimind import visible
+from model.model_minimind import branch_mask
 from model.processing import Rendered, collate
 from trainer.distributed import Runtime
 from trainer.report import meter, profiling
@@ -41,7 +41,7 @@ def test_rows_are_counted_as_their_masks_let_them_see(talks):
     rows = {1: talks[0], 2: pack(talks[:2]), 3: shared, 5: pack([talks[0], shared, talks[1]])}
     for number, row in rows.items():
         columns = torch.tensor([[row.branch, row.trunk]])
-        assert conversations(row) == (number, 2 * int(visible(columns).sum()) - len(row.input_ids))
+        assert conversations(row) == (number, 2 * int(branch_mask(columns).sum()) - len(row.input_ids))
 
 
 def test_share_counts_what_its_batches_hold(talks, processor):
