@@ -71,7 +71,7 @@ class MiniMindConfig(PretrainedConfig):
         self.intermediate_size = intermediate_size or 64 * -(-int(8 / 3 * hidden_size) // 64)
         self.max_position_embeddings = max_position_embeddings
         given = kwargs.pop("rope_scaling", None) or rope_parameters or {}  # the first as before transformers 5
-        self.rope_parameters = _whole_rope(given, rope_theta, max_position_embeddings)
+        self.rope_parameters = _complete_rope(given, rope_theta, max_position_embeddings)
         self.rms_norm_eps = rms_norm_eps
         self.dropout = dropout
         self.use_moe = use_moe
@@ -85,8 +85,8 @@ class MiniMindConfig(PretrainedConfig):
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
 
-def _whole_rope(given: dict, rope_theta: float | None, max_position_embeddings: int) -> dict:
-    """What was given, under today's names, over the defaults. Raises UserError."""
+def _complete_rope(given: dict, rope_theta: float | None, max_position_embeddings: int) -> dict:
+    """The given rope_parameters under today's names, filled up with the defaults. Raises UserError."""
     given = dict(given)
     if old_name := given.pop("type", None):
         given.setdefault("rope_type", old_name)
@@ -96,13 +96,13 @@ def _whole_rope(given: dict, rope_theta: float | None, max_position_embeddings: 
         raise UserError(f"rope_parameters {given} lack their rope_type: 'default' or 'yarn'")
     if given.get("rope_type") == "yarn":
         given.setdefault("original_max_position_embeddings", max_position_embeddings)
-    whole = {**ROPE_DEFAULT, **given}
-    check_rope(whole)
-    return whole
+    complete = {**ROPE_DEFAULT, **given}
+    check_rope(complete)
+    return complete
 
 
 def check_rope(scaling: dict) -> None:
-    """Raises UserError where rope_parameters hold what would turn other angles in silence, or none at all."""
+    """Raises UserError where rope_parameters hold what would be ignored in silence, or lack what is needed."""
     kind = scaling.get("rope_type")
     if kind not in ("default", "yarn"):
         raise UserError(f"rope_parameters {scaling} are not understood: rope_type must be 'default' or 'yarn'")
@@ -118,7 +118,7 @@ def check_rope(scaling: dict) -> None:
 
 
 class VLMConfig(MiniMindConfig):
-    """The decoder's sizes and what the pictures bring: the tower's config and where its weights come from."""
+    """The decoder's sizes, the vision tower's, and where the tower's weights come from."""
 
     model_type = "minimind_vlm"
 
@@ -127,13 +127,12 @@ class VLMConfig(MiniMindConfig):
         vision_config: dict | None = None,  # CLIPVisionConfig as a dict; None: CLIP-ViT-B/16's sizes
         vision_source: str | None = None,  # the tower's folder; None: it came from nowhere and is saved with the model
         vision_sha256: str | None = None,  # of the tower's weights, checked when they are loaded again
-        image_token_id: int = IMAGE_TOKEN_ID,
         **kwargs,
     ):
+        kwargs.pop("image_token_id", None)  # older files carry it; it is IMAGE_TOKEN_ID whatever they say
         self.vision_config = dict(vision_config or CLIP_VIT_B16)
         self.vision_source = vision_source
         self.vision_sha256 = vision_sha256
-        self.image_token_id = image_token_id
         super().__init__(**kwargs)
 
     @property

@@ -20,7 +20,7 @@ from model.vision_encoder import read_tower
 
 TOWER_PREFIX = "vision_encoder."
 PROJECTOR_PREFIX = "vision_proj."
-NOT_DECODER = ("model_type", "vision_config", "vision_source", "vision_sha256", "image_token_id")  # of a VLMConfig
+NOT_DECODER = ("model_type", "vision_config", "vision_source", "vision_sha256")  # of a VLMConfig
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 SHOWN = 6  # weights that a message lists
 NOWHERE = ": check its name, or train the stage that writes it"

@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from model.command_line import CommandLine
-from model.config import IGNORE_INDEX, VLMConfig
+from model.config import IGNORE_INDEX, IMAGE_TOKEN_ID, VLMConfig
 from model.device import choose_dtype, compile_layers
 from model.model_vlm import MiniMindVLM
 from model.processing import Rendered, collate
@@ -83,7 +83,7 @@ def make_samples(count: int, text: str, config: VLMConfig, seed: int = 0) -> lis
         answer = 25 if text == "short" else int(0.38 * words)
         rendered = Rendered()
         rendered.extend([1, 5, 6])
-        rendered.extend([config.image_token_id] * config.image_tokens, image=True)
+        rendered.extend([IMAGE_TOKEN_ID] * config.image_tokens, image=True)
         ids = torch.randint(50, config.vocab_size, (words - 3,), generator=generator).tolist()
         rendered.extend(ids[: -answer - 1])
         rendered.extend(ids[-answer - 1 : -1], trained=True)

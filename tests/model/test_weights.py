@@ -107,6 +107,15 @@ def test_file_says_what_it_is(vlm, saved, tower_folder):
     assert read_sizes(saved) == config
 
 
+def test_files_that_still_carry_an_image_token_id_load(vlm, saved):
+    config = {**vlm.config.to_dict(), "image_token_id": 34}
+    save_file(load_file(saved), saved, {**metadata_of(saved), "config": json.dumps(config)})
+    loaded = load_model(saved)
+    assert_same_state(vlm, loaded)
+    assert "image_token_id" not in loaded.config.to_dict()
+    assert "image_token_id" not in VLMConfig.from_dict(config).to_dict()  # what a folder's config.json goes through
+
+
 def test_file_holds_neither_tower_nor_tied_head(vlm, saved):
     names = set(load_file(saved))
     assert names == {n for n in vlm.state_dict() if not n.startswith("vision_encoder.")} - {"lm_head.weight"}
