@@ -20,7 +20,6 @@ from model.vision_encoder import read_tower
 
 TOWER_PREFIX = "vision_encoder."
 PROJECTOR_PREFIX = "vision_proj."
-NOT_DECODER = ("model_type", "vision_config", "vision_source", "vision_sha256")  # of a VLMConfig
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 SHOWN = 6  # weights that a message lists
 NOWHERE = ": check its name, or train the stage that writes it"
@@ -35,17 +34,19 @@ class LoadReport:
     path: Path
     sha256: str
     matched: int  # parameters
-    total: int  # parameters of the model, the tower and what is derived left out
+    total: int  # parameters of the model, the tower and a tied head left out
     left_at_start: list[str]  # tensors that the file may lack and does
 
     def __str__(self) -> str:
         rest = f"; new and untrained: {', '.join(self.left_at_start)}" if self.left_at_start else ""
-        share = 100 * self.matched / self.total
-        return f"matched {share:.1f} % of {self.total:,} parameters from {self.path} (sha256 {self.sha256[:12]}){rest}"
+        percent = f"{100 * self.matched / self.total:.1f} %"
+        return f"matched {percent} of {self.total:,} parameters from {self.path} (sha256 {self.sha256[:12]}){rest}"
 
 
-def read_weights(path: str | Path) -> tuple[dict | None, dict[str, torch.Tensor]]:
+def read_weights(path: str | Path, shapes_only: bool = False) -> tuple[dict | None, dict[str, torch.Tensor]]:
     """The config (None in a .pth) and the tensors of a file, under MiniMind's names, whatever wrapped the model.
+
+    shapes_only: read no more than the header of a .safetensors; its tensors then have a shape and no content.
 
     Raises:
         UserError: the file is missing, cut off, or holds something else than tensors.
@@ -61,7 +62,11 @@ def read_weights(path: str | Path) -> tuple[dict | None, dict[str, torch.Tensor]
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 config = json.loads((file.metadata() or {}).get("config", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+                names = file.keys()
+                if shapes_only:
+                    tensors = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+                else:
+                    tensors = {name: file.get_tensor(name) for name in names}
         else:
             config, tensors = None, torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -116,11 +121,10 @@ def load_weights(
         UserError: any other difference; the message lists it.
     """
     config, tensors = read_weights(path)
-    wanted = model.state_dict()
+    wanted, tied = model.state_dict(), tied_head(model)
     tower_elsewhere = (TOWER_PREFIX,) if getattr(model.config, "vision_source", None) else ()
-    derived = _derived(model)
-    optional = (*tower_elsewhere, *derived, *may_miss)
-    tensors = {name: value for name, value in tensors.items() if not name.startswith(ignore or ("\0",))}
+    optional = (*tower_elsewhere, *tied, *may_miss)
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(ignore)}
     missing = [name for name in wanted if name not in tensors]
     problems = [f"missing {name}" for name in missing if not name.startswith(optional)]
     problems += [f"unknown {name}" for name in tensors if name not in wanted]
@@ -128,7 +132,7 @@ def load_weights(
         f"{name} is {list(tensors[name].shape)}, the model wants {list(wanted[name].shape)}"
         for name in tensors if name in wanted and tensors[name].shape != wanted[name].shape
     ]  # fmt: skip
-    if derived and HEAD in tensors and not torch.equal(tensors[HEAD], tensors.get(EMBEDDINGS, tensors[HEAD])):
+    if tied and HEAD in tensors and not torch.equal(tensors[HEAD], tensors.get(EMBEDDINGS, tensors[HEAD])):
         problems.append(f"{HEAD} is not {EMBEDDINGS}, the model ties the two")
     if problems:
         sizes = f" The file says of itself: {_sizes(config)}." if config else ""
@@ -136,20 +140,21 @@ def load_weights(
             f"{path} does not fit the model in {counted(len(problems), 'tensors')}: "
             f"{'; '.join(problems[:6])}. {advice}{sizes}"
         )
-    if not PROJECTOR_PREFIX.startswith(ignore or ("\0",)):
+    if not PROJECTOR_PREFIX.startswith(ignore):
         _check_tower(path, config, model)
     model.load_state_dict(tensors, strict=False)
-    parameters = {n: v.numel() for n, v in wanted.items() if not n.startswith((TOWER_PREFIX, *derived))}
+    parameters = {name: v.numel() for name, v in wanted.items() if not name.startswith((TOWER_PREFIX, *tied))}
     return LoadReport(
         path=Path(path),
         sha256=file_sha256(Path(path)),
         matched=sum(size for name, size in parameters.items() if name in tensors),
         total=sum(parameters.values()),
-        left_at_start=[name for name in missing if name.startswith(may_miss or ("\0",))],
+        left_at_start=[name for name in missing if name.startswith(may_miss)],
     )
 
 
-def _derived(model: torch.nn.Module) -> tuple[str, ...]:
+def tied_head(model: torch.nn.Module) -> tuple[str, ...]:
+    """The name of the head where it is the embeddings, so that no file needs it; else nothing."""
     return (HEAD,) if model.config.tie_word_embeddings else ()
 
 
@@ -182,7 +187,7 @@ def save_weights(
     tensors = {
         name: value.detach().to("cpu", copy=True).contiguous()
         for name, value in (state or model.state_dict()).items()
-        if name not in _derived(model) and (keep_tower or not name.startswith(TOWER_PREFIX))
+        if name not in tied_head(model) and (keep_tower or not name.startswith(TOWER_PREFIX))
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -199,28 +204,24 @@ def infer_config(
     tensors: Mapping[str, torch.Tensor], num_attention_heads: int = 8, path: str | Path = "this file"
 ) -> dict:
     """Sizes of a MiniMind .pth from its tensors; the number of heads is the one thing that they do not tell."""
+    layer = "model.layers.0"
+    use_moe = f"{layer}.mlp.gate.weight" in tensors
     try:
-        return _infer_config(tensors, num_attention_heads)
+        embeddings, keys = tensors[EMBEDDINGS], tensors[f"{layer}.self_attn.k_proj.weight"]
+        feed_forward = tensors[f"{layer}.mlp.{'experts.0.' if use_moe else ''}gate_proj.weight"]
     except KeyError as error:
         raise UserError(f"{path} is no MiniMind decoder: {error} is missing") from error
-
-
-def _infer_config(tensors: Mapping[str, torch.Tensor], num_attention_heads: int) -> dict:
-    embeddings, gate = tensors[EMBEDDINGS], "model.layers.0.mlp.gate.weight"
-    hidden_size, use_moe = embeddings.shape[1], gate in tensors
-    inner = "model.layers.0.mlp.experts.0.gate_proj.weight" if use_moe else "model.layers.0.mlp.gate_proj.weight"
-    key_size = tensors["model.layers.0.self_attn.k_proj.weight"].shape[0]
-    layers = {int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")}
-    return {
+    hidden_size = embeddings.shape[1]
+    sizes = {
         "hidden_size": hidden_size,
-        "num_hidden_layers": max(layers) + 1,
+        "num_hidden_layers": 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")),
         "num_attention_heads": num_attention_heads,
-        "num_key_value_heads": key_size * num_attention_heads // hidden_size,
-        "vocab_size": embeddings.shape[0],
-        "intermediate_size": tensors[inner].shape[0],
+        "num_key_value_heads": len(keys) * num_attention_heads // hidden_size,
+        "vocab_size": len(embeddings),
+        "intermediate_size": len(feed_forward),
         "use_moe": use_moe,
-        **({"num_experts": tensors[gate].shape[0]} if use_moe else {}),
     }
+    return {**sizes, "num_experts": len(tensors[f"{layer}.mlp.gate.weight"])} if use_moe else sizes
 
 
 def init_embeddings(model: MiniMindForCausalLM, path: str | Path) -> str:
@@ -240,18 +241,18 @@ def init_embeddings(model: MiniMindForCausalLM, path: str | Path) -> str:
 
 def read_sizes(path: str | Path, num_attention_heads: int = 8) -> dict:
     """The config of a file, or for MiniMind's .pth what its tensors tell."""
-    config, tensors = read_weights(path)
+    config, tensors = read_weights(path, shapes_only=True)
     return config or infer_config(tensors, num_attention_heads, path)
 
 
 def decoder_arguments(config: dict) -> dict:
-    """Of a whole config what a new decoder is made from; all else follows from it, or is the tower's."""
+    """The part of a config that a new decoder is made from; all else follows from it, or is the tower's."""
     names = (*inspect.signature(MiniMindConfig).parameters, "bos_token_id", "eos_token_id", "pad_token_id")
     return {name: config[name] for name in names if name in config}
 
 
 def build_vlm(sizes: dict, tower_folder: str | Path) -> MiniMindVLM:
-    """A new model around the tower of a folder; its config remembers which one that is.
+    """A new model around the tower of a folder; its config says which one that is.
 
     sizes: the decoder's, arguments of MiniMindConfig.
     """
@@ -276,14 +277,12 @@ def load_model(
     Raises:
         UserError: the file does not fit, or the tower is missing or another than the one trained with.
     """
-    config, tensors = read_weights(path)
+    config, tensors = read_weights(path, shapes_only=True)
     sees = any(name.startswith(PROJECTOR_PREFIX) for name in tensors)
-    sizes = dict(config or infer_config(tensors, num_attention_heads, path))
     if config and vision_model and any(name.startswith(TOWER_PREFIX) for name in tensors):
         raise UserError(f"{path} holds a tower of its own: leave --vision_model {vision_model} out")
-    tower_folder = vision_model or sizes.pop("vision_source", None)
-    for name in NOT_DECODER:
-        sizes.pop(name, None)
+    sizes = decoder_arguments(config or infer_config(tensors, num_attention_heads, path))
+    tower_folder = vision_model or (config or {}).get("vision_source")
     if not sees:
         model = MiniMindForCausalLM(MiniMindConfig(**sizes))
     elif tower_folder:

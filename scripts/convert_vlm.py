@@ -29,7 +29,7 @@ from model.inference.stock_reader import CONTROL_IDS, wrong_tokens
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import load_tokenizer
-from model.weights import NOT_DECODER, TOWER_PREFIX, load_model, read_facts
+from model.weights import TOWER_PREFIX, decoder_arguments, load_model, read_facts
 from scripts.export.card import model_card
 from scripts.export.folder import claim, publish, seal
 from scripts.export.formats import FORMATS, Source, portable_name
@@ -99,8 +99,7 @@ def proof(source: Source, folder: Path, options: argparse.Namespace) -> float:
 
 def bare_decoder(model: MiniMindForCausalLM) -> MiniMindForCausalLM:
     """The decoder of a model that may see, sharing its weights."""
-    config = model.config.to_dict()
-    decoder = MiniMindForCausalLM(MiniMindConfig(**{n: v for n, v in config.items() if n not in NOT_DECODER}))
+    decoder = MiniMindForCausalLM(MiniMindConfig(**decoder_arguments(model.config.to_dict())))
     decoder.model, decoder.lm_head = model.model, model.lm_head
     return decoder.eval()
 

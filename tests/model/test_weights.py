@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from helpers.models import IMAGE_SIZE, SIZES, VISION_SIZES, metadata_of, minimind_tensors, rewrite, untrained_decoder
+from model import weights
 from model.config import MiniMindConfig, VLMConfig
 from model.files import ROOT, portable_path
 from model.model_minimind import MiniMindForCausalLM
@@ -114,6 +116,35 @@ def test_files_that_still_carry_an_image_token_id_load(vlm, saved):
     assert_same_state(vlm, loaded)
     assert "image_token_id" not in loaded.config.to_dict()
     assert "image_token_id" not in VLMConfig.from_dict(config).to_dict()  # what a folder's config.json goes through
+
+
+def test_sizes_are_read_from_the_header_alone(vlm, saved, monkeypatch):
+    """A start of a run asks for them more than once, and a file may hold gigabytes."""
+    reads = []
+
+    class Watched:
+        def __init__(self, *arguments, **options):
+            self.file = safe_open(*arguments, **options)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def __getattr__(self, name: str):
+            reads.extend(["tensor"] if name == "get_tensor" else [])
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(weights, "safe_open", Watched)
+    sizes = read_sizes(saved)
+    assert {name: sizes[name] for name in SIZES} == SIZES and not reads
+    save_file(load_file(saved), saved, {"format": "pt"})  # without its config, as other programs write it
+    told = read_sizes(saved, SIZES["num_attention_heads"])
+    assert {name: told[name] for name in SIZES} == SIZES and not reads
+    load_weights(vlm, saved)
+    assert reads
 
 
 def test_file_holds_neither_tower_nor_tied_head(vlm, saved):
