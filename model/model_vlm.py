@@ -1,4 +1,4 @@
-"""The decoder that sees: MiniMindVLM puts projected patch embeddings where the text holds placeholder spans."""
+"""MiniMindVLM: the decoder, a frozen CLIP tower, and a projector that turns patches into tokens of the text."""
 
 from collections.abc import Sequence
 
@@ -27,8 +27,8 @@ class VisionProj(nn.Module):
 class MiniMindVLM(MiniMindForCausalLM):
     """MiniMindForCausalLM, a frozen CLIP tower and the projector between them.
 
-    A picture is a span of `config.image_tokens` placeholder tokens. Which tokens are placeholders is told by
-    image_mask, never guessed from the ids: a person may type `@` too.
+    A picture is a span of `config.image_tokens` placeholder tokens, whose embeddings are replaced by the projected
+    patches. image_mask says which tokens are placeholders; ids alone do not tell, as a person may type `@` too.
     """
 
     config_class = VLMConfig
@@ -42,18 +42,18 @@ class MiniMindVLM(MiniMindForCausalLM):
         self.post_init()
 
     def tie_weights(self, missing_keys: set[str] | None = None, **options) -> None:
-        """Loaded as code of its own, a tied head is in no file; transformers 5.3 forgets that and leaves it empty."""
+        """As transformers does; where this code ships with a model, 5.3 would leave a tied head, in no file, empty."""
         if missing_keys is not None and self.lm_head.weight.is_meta:
             missing_keys.add("lm_head.weight")
         super().tie_weights(missing_keys=missing_keys, **options)
 
     def train(self, mode: bool = True) -> "MiniMindVLM":
         super().train(mode)
-        self.vision_encoder.train(False)  # frozen means asleep: no dropout, whatever the rest does
+        self.vision_encoder.train(False)  # frozen: no dropout, whatever the rest does
         return self
 
     def round_tower(self, dtype: torch.dtype) -> None:
-        """Keep the tower's matrices as autocast to dtype rounds them in each step: same results, half the memory."""
+        """Cast the tower's matrices once, as autocast would in each step: the same results, half the memory."""
         for module in self.vision_encoder.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 for name, parameter in module.named_parameters(recurse=False):
@@ -62,11 +62,12 @@ class MiniMindVLM(MiniMindForCausalLM):
     @torch.no_grad()
     def encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:
         """[pictures, 3, height, width], uint8 or already normalized -> [pictures, image_tokens, vision hidden size]."""
-        if not len(pixels):  # a batch may carry pictures that no row of it shows
+        if not len(pixels):  # a batch may bring pictures of which no row has a span
             return torch.zeros(0, self.config.image_tokens, self.config.vision_hidden_size, device=pixels.device)
         if pixels.dtype == torch.uint8:
             pixels = normalize_pixels(pixels)
-        return self.vision_encoder(pixels.to(self.vision_encoder.dtype)).last_hidden_state[:, 1:]
+        hidden = self.vision_encoder(pixels.to(self.vision_encoder.dtype)).last_hidden_state
+        return hidden[:, 1:]  # without the class token: [pictures, image_tokens, vision hidden size]
 
     def embed(
         self,
@@ -76,43 +77,44 @@ class MiniMindVLM(MiniMindForCausalLM):
         patch_features: torch.Tensor | None = None,
         pictures_a_row: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Token embeddings with the pictures in their places.
+        """Token embeddings [batch, seq, hidden], with the pictures in their places.
 
         Args:
             input_ids: [batch, seq].
             image_mask: [batch, seq], true at placeholders; each row has image_tokens of them a picture.
             pixel_values: [batch, most pictures a row, 3, height, width], rows with fewer filled up with anything.
-            patch_features: [batch, most pictures a row, image_tokens, vision hidden size] instead, what encode_pictures
-                once gave.
-            pictures_a_row: how many each row has, from whoever made the batch (model.processing.collate); without it
-                they are counted in image_mask, for which a GPU must be waited for.
+            patch_features: [batch, most pictures a row, image_tokens, vision hidden size], what encode_pictures gave
+                earlier; instead of pixel_values.
+            pictures_a_row: how many each row has, as model.processing counts them for a batch; without it they are
+                counted in image_mask, for which the host must wait for the GPU.
 
         Raises:
-            ValueError: a row has other than a whole number of spans, or more of them than pictures.
+            ValueError: a row has an incomplete span, or more spans than pictures.
         """
         embeddings = self.model.embed_tokens(input_ids)
         pictures = pixel_values if patch_features is None else patch_features
         if pictures is None:
             if image_mask is not None and pictures_a_row is None and image_mask.any():
                 raise ValueError(f"{int(image_mask.sum())} placeholders are marked but there are no pixel_values")
-            if self.training:  # the projector takes part in every step, or ranks without pictures would hang the others
-                device = next(self.vision_proj.parameters()).device  # where layers stand on several, another one
-                nothing = embeddings.new_zeros(1, self.config.vision_hidden_size, device=device)
-                embeddings = embeddings + (0.0 * self.vision_proj(nothing).sum()).to(embeddings.device)
-            return embeddings
+            return self._with_idle_projector(embeddings) if self.training else embeddings
         if image_mask is None:
             raise ValueError("pixel_values need image_mask, which says where they go")
         if pictures_a_row is None:
             pictures_a_row = self._count_pictures(image_mask, pictures.shape[1])
         pictures = without_filling(pictures, pictures_a_row)
-        if patch_features is None:
-            pictures = self.encode_pictures(pictures)
-        tokens = self.vision_proj(pictures.to(embeddings.dtype))  # [pictures, image_tokens, hidden]
-        places = image_mask[..., None].bool().to(embeddings.device)  # the tower may stand on another one
-        return embeddings.masked_scatter(places, tokens.to(embeddings))
+        patches = self.encode_pictures(pictures) if patch_features is None else pictures
+        tokens = self.vision_proj(patches.to(embeddings.dtype))  # [pictures, image_tokens, hidden]
+        placeholders = image_mask[..., None].bool().to(embeddings.device)  # [batch, seq, 1]
+        return embeddings.masked_scatter(placeholders, tokens.to(embeddings))  # to: the tower may be on another device
+
+    def _with_idle_projector(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The same embeddings, with a zero gradient for the projector: other ranks wait for one in every step."""
+        device = next(self.vision_proj.parameters()).device  # may be another one, where layers stand on several
+        zeros = embeddings.new_zeros(1, self.config.vision_hidden_size, device=device)
+        return embeddings + (0.0 * self.vision_proj(zeros).sum()).to(embeddings.device)
 
     def _count_pictures(self, image_mask: torch.Tensor, most: int) -> list[int]:
-        """Of each row, from its placeholders, which must be those of whole pictures and of no more than `most`."""
+        """The number of each row, from its placeholders: full spans, and no more of them than `most`."""
         tokens, counts = self.config.image_tokens, image_mask.sum(1).tolist()
         for row, placeholders in enumerate(counts):
             if placeholders % tokens or placeholders > most * tokens:
@@ -130,32 +132,32 @@ class MiniMindVLM(MiniMindForCausalLM):
         is_first_iteration: bool = False,
         **kwargs,
     ) -> dict:
-        """Pictures enter at prefill only: afterwards the cache remembers them, and a given one those of earlier turns.
+        """Pictures enter at prefill only: afterwards the cache has them, and a given cache those of earlier turns.
 
-        image_mask: of the whole conversation, or its beginning where no placeholder follows; or of the new tokens,
+        image_mask: of all of the conversation, or its beginning where no placeholder follows; or of the new tokens,
             where input_ids are those alone. pixel_values: all pictures that it marks, those in the cache too.
         """
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if image_mask is None:  # without which pictures are refused
+        if image_mask is None:  # forward refuses pictures without it
             return {**inputs, "pixel_values": pixel_values}
         cache, length = inputs.get(CACHE_NAME), inputs["input_ids"].shape[1]
         if cache is not None and length == 1 and not is_first_iteration:
-            return inputs  # word after word; how much it knows, a static cache would have to ask a GPU
-        start = input_ids.shape[1] - length  # of what is read now, in the mask
+            return inputs  # one token after another: asking a static cache for its length would wait for the GPU
+        start = input_ids.shape[1] - length  # the column of the mask where what is read now begins
         if image_mask.shape[1] > input_ids.shape[1]:
             if start:
                 raise UserError(
                     f"image_mask has {image_mask.shape[1]} columns and input_ids {input_ids.shape[1]}: both are to be "
                     "of the whole conversation"
                 )
-            start = int(cache.get_seq_length()) if cache is not None else 0  # new tokens alone, or prefill in chunks
+            start = int(cache.get_seq_length()) if cache is not None else 0  # only new tokens, or prefill in chunks
         image_mask = nn.functional.pad(image_mask, (0, max(0, start + length - image_mask.shape[1])))
         if start and pixel_values is not None:
             pixel_values = self._unread_pictures(image_mask, pixel_values, start)
         return {**inputs, "image_mask": image_mask[:, start : start + length], "pixel_values": pixel_values}
 
     def _unread_pictures(self, image_mask: torch.Tensor, pixel_values: torch.Tensor, start: int) -> torch.Tensor | None:
-        """Of each row the pictures whose placeholders stand from column `start` on, first; None: no row has any."""
+        """Of each row the pictures whose placeholders begin at column `start` or later; None: no row has any."""
         counts = self._count_pictures(image_mask, pixel_values.shape[1])
         read = self._count_pictures(image_mask[:, :start], pixel_values.shape[1])
         if counts == read:
@@ -168,4 +170,4 @@ def without_filling(pictures: torch.Tensor, pictures_a_row: Sequence[int]) -> to
     """[batch, most pictures a row, ...] -> [pictures, ...]: of each row only so many as it has."""
     most = pictures.shape[1]
     kept = torch.tensor([row * most + n for row, count in enumerate(pictures_a_row) for n in range(count)])
-    return pictures.flatten(0, 1)[kept.long().to(pictures.device, non_blocking=True)]
+    return pictures.flatten(0, 1)[kept.long().to(pictures.device, non_blocking=True)]  # long: even where none is kept
