@@ -16,7 +16,7 @@ from model.files import file_sha256, portable_path, sync_to_disk
 from model.messages import UserError, counted, did_you_mean, plain
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
-from model.vision_encoder import read_tower
+from model.tower_folder import read_tower
 
 TOWER_PREFIX = "vision_encoder."
 PROJECTOR_PREFIX = "vision_proj."

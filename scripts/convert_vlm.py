@@ -29,10 +29,10 @@ from model.inference.stock_reader import CONTROL_IDS, wrong_tokens
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import load_tokenizer
-from model.weights import TOWER_PREFIX, decoder_arguments, load_model, read_facts
+from model.weights import decoder_arguments, load_model, read_facts
 from scripts.export.card import model_card
 from scripts.export.folder import claim, publish, seal
-from scripts.export.formats import FORMATS, Source, portable_name
+from scripts.export.formats import FORMATS, Exported, Source, portable_name
 from scripts.export.proof import prove, write_reference
 from scripts.hub.clients import HubError
 from scripts.upload import push_folder
@@ -42,7 +42,7 @@ IDS = {"<|endoftext|>": END_OF_TEXT_ID, **CONTROL_IDS, IMAGE_TOKEN: IMAGE_TOKEN_
 
 
 def convert(options: argparse.Namespace) -> dict:
-    """The whole way, as the options of `parse_arguments` say; returns what the manifest says.
+    """Convert as the options of `parse_arguments` say; returns the manifest.
 
     Raises:
         UserError: what the user can mend, and a proof that failed; nothing at --output has changed then.
@@ -51,14 +51,14 @@ def convert(options: argparse.Namespace) -> dict:
     output = options.output.resolve()
     temporary = claim(output)
     try:
-        FORMATS[options.to](source, temporary)
-        card = model_card(source, options.to, facts, score, options.license)
+        exported = FORMATS[options.to](source, temporary)
+        card = model_card(source, exported, facts, score, options.license)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         manifest = {
             "format": options.to,
             "weight": {"name": options.weight.name, "sha256": file_sha256(options.weight)},
-            "vision_tower": tower_identity(source, options.to),
-            "largest_logit_difference": proof(source, temporary, options),
+            "vision_tower": tower_identity(source, exported),
+            "largest_logit_difference": proof(source, exported, temporary),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
         seal(temporary, manifest)
@@ -69,60 +69,37 @@ def convert(options: argparse.Namespace) -> dict:
 
 
 def read_source(options: argparse.Namespace) -> Source:
-    """The model and tokenizer that the options name, rounded to what will be written."""
+    """The model and tokenizer that the options name."""
     model = load_model(options.weight, options.vision_model, options.num_attention_heads)
     tokenizer = read_tokenizer(options.tokenizer, model.config.vocab_size)
-    dtype = torch.float16 if options.to == "minimind" else DTYPES[options.dtype]
-    source = Source(model, tokenizer, options.weight.stem, dtype, not options.no_vision)
-    if (
-        source.sees
-        and options.to != "llm"
-        and not tower_included(source, options.to)
-        and not model.config.vision_source
-    ):
-        raise UserError("the tower came from no folder and travels with the model: it cannot be left out")
-    round_weights(source, options.to)
-    return source
+    return Source(model, tokenizer, options.weight.stem, DTYPES[options.dtype], not options.no_vision)
 
 
-def proof(source: Source, folder: Path, options: argparse.Namespace) -> float:
+def proof(source: Source, exported: Exported, folder: Path) -> float:
     """Compare the folder with the model in memory; see scripts/export/proof.py."""
     model, tower = source.model, None
-    if options.to == "llm":
+    if source.sees and not exported.sees:
         model = bare_decoder(model)
-    elif source.sees and not tower_included(source, options.to):
-        tower = str(find_folder(options.vision_model or model.config.vision_source).resolve())
+    elif exported.sees and not exported.has_tower:
+        tower = str(find_folder(model.config.vision_source).resolve())
     with tempfile.TemporaryDirectory() as reference:
         write_reference(model, source.tokenizer, Path(reference))
         return prove(folder, Path(reference), tower)
 
 
 def bare_decoder(model: MiniMindForCausalLM) -> MiniMindForCausalLM:
-    """The decoder of a model that may see, sharing its weights."""
+    """The decoder of a model that may see, with the same tensors."""
     decoder = MiniMindForCausalLM(MiniMindConfig(**decoder_arguments(model.config.to_dict())))
     decoder.model, decoder.lm_head = model.model, model.lm_head
     return decoder.eval()
 
 
-def tower_included(source: Source, format_name: str) -> bool:
-    return source.sees and (format_name == "llava" or (format_name == "transformers" and source.with_vision))
-
-
-def tower_identity(source: Source, format_name: str) -> dict | None:
+def tower_identity(source: Source, exported: Exported) -> dict | None:
     """What the manifest says of the tower; None for a decoder without eyes."""
-    if not source.sees or format_name == "llm":
+    if not exported.sees:
         return None
     config = source.model.config
-    included = tower_included(source, format_name)
-    return {"name": portable_name(config), "sha256": config.vision_sha256, "included": included}
-
-
-@torch.no_grad()
-def round_weights(source: Source, format_name: str) -> None:
-    """To the precision that is written, so that the proof compares like with like."""
-    for name, parameter in source.model.named_parameters():
-        if not name.startswith(TOWER_PREFIX) or tower_included(source, format_name):
-            parameter.copy_(parameter.to(source.dtype).float())
+    return {"name": portable_name(config), "sha256": config.vision_sha256, "included": exported.has_tower}
 
 
 def read_score(path: Path | None) -> dict | None:

@@ -10,24 +10,22 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import Cache, DynamicCache
 
 from model.config import END_ID, START_ID, MiniMindConfig, VLMConfig
 from model.files import find_folder
+from model.inference.llava_projector import unscale_projector
 from model.inference.reader import Prompt
 from model.messages import UserError
 from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor, load_tokenizer
-from model.vision_encoder import normalize_pixels, read_tower
+from model.tower_folder import read_tower
+from model.vision_encoder import normalize_pixels
 from model.weights import load_weights, weights_in
 
-# GELU is x times the normal distribution up to x: for an x below 2 ** -25 that is 0.5 to the last bit of fp32. Scaling
-# by a power of two loses nothing either, as long as the exponent has room: in fp32 and bf16, not in fp16.
-SMALL = 2.0**-40
 OURS = {"minimind": (MiniMindConfig, MiniMindForCausalLM), "minimind_vlm": (VLMConfig, MiniMindVLM)}
 STOCK = {"llava": LlavaForConditionalGeneration, "llama": AutoModelForCausalLM, "qwen2_moe": AutoModelForCausalLM}
 BLIND = "MiniMindVLMWithoutVision"  # the class that a --no_vision folder names
@@ -121,19 +119,6 @@ class StockCache:
     def keep(self, rows: torch.Tensor) -> None:
         self.cache.batch_select_indices(rows)
         self.attention_mask = self.attention_mask[rows]
-
-
-@torch.no_grad()
-def unscale_projector(projector: nn.Module) -> None:
-    """Undo what scripts/export/stock.py does for engines that know no projector without GELU: float16 has no numbers so
-    small. Nothing is rounded anew, for all factors are powers of two."""
-    first, second = projector.linear_1, projector.linear_2
-    undo = 2 / SMALL * torch.eye(*second.weight.shape, device=second.weight.device)
-    if torch.equal(second.weight.float(), undo):
-        for parameter in first.parameters():
-            parameter.div_(SMALL)
-        second.weight.mul_(SMALL / 2)
-        projector.act = nn.Identity()
 
 
 class StockReader:

@@ -19,7 +19,8 @@ from dataset import emoji_world as world
 from model.command_line import CommandLine
 from model.messages import UserError
 from model.processing import load_tokenizer
-from model.vision_encoder import normalize_pixels, read_tower
+from model.tower_folder import read_tower
+from model.vision_encoder import normalize_pixels
 
 SHARED = 0.8  # of a name's embedding is its thing's; the rest, 0.6 of the length, tells its tokens apart
 LENGTH = 0.28  # of an embedding, as the decoder's own initialisation has it at 192 wide

@@ -26,7 +26,8 @@ from dataset import emoji_world as world
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.processing import load_tokenizer
-from model.vision_encoder import SHIPPED_TOWER, build_tower, normalize_pixels
+from model.tower_folder import SHIPPED_TOWER
+from model.vision_encoder import build_tower, normalize_pixels
 
 GROUND_PATCHES = 12  # a picture, picked at random: most of the 196 show the ground and say the same
 KEPT_PATCHES = 96  # a picture, while patches are left out

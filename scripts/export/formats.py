@@ -1,5 +1,7 @@
-"""One function an export format: each writes a model into an empty folder. A new format is one function, and a line
-in FORMATS."""
+"""One function an export format: it writes a model into an empty folder and says what that is.
+
+A new format is one function, and a line in FORMATS.
+"""
 
 import json
 import re
@@ -18,11 +20,12 @@ from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import IMAGE_TAG
 from model.vision_encoder import PIXEL_MEAN, PIXEL_STD
-from model.weights import EMBEDDINGS, HEAD, TOWER_PREFIX, infer_config
+from model.weights import EMBEDDINGS, HEAD, TOWER_PREFIX, infer_config, tied_head
 from scripts.export.stock import decoder_tensors, generation_config, llava_config, llava_tensors, stock_config
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-# What a `transformers` folder ships, and which file of this project it is. Only import lines differ.
+# What a `transformers` folder ships where its model needs it, and which file of this project it is; only import lines
+# differ.
 SHIPPED_CODE = {
     "messages.py": ROOT / "model/messages.py",
     "files.py": ROOT / "model/files.py",
@@ -31,6 +34,7 @@ SHIPPED_CODE = {
     "modeling_minimind.py": ROOT / "model/model_minimind.py",
     "modeling_minimind_vlm.py": ROOT / "model/model_vlm.py",
     "vision_encoder.py": ROOT / "model/vision_encoder.py",
+    "tower_folder.py": ROOT / "model/tower_folder.py",
     "rendering.py": ROOT / "model/processing.py",
     "processing_minimind_vlm.py": TEMPLATES / "processing_minimind_vlm.py",
     "modeling_without_vision.py": TEMPLATES / "modeling_without_vision.py",
@@ -41,11 +45,30 @@ OWN_IMPORT = re.compile(r"^from model\.(\w+) import", re.MULTILINE)
 GENERATION_MARK = re.compile(r"\{%-? (end)?generation -?%\}")  # for training only, and other engines do not know it
 
 
+ASK = """\
+from transformers import pipeline
+
+pipe = pipeline("image-text-to-text", model=FOLDER{further})
+picture = {{"type": "image", "path": "picture.png"}}
+question = {{"type": "text", "text": "\\nWhat is in the picture?"}}
+answer = pipe(text=[{{"role": "user", "content": [picture, question]}}], return_full_text=False)
+print(answer[0]["generated_text"])"""
+ASK_DECODER = """\
+from transformers import pipeline
+
+pipe = pipeline("text-generation", model=FOLDER)
+answer = pipe([{"role": "user", "content": "Hello"}], return_full_text=False)
+print(answer[0]["generated_text"])"""
+ASK_PTH = """\
+# in MiniMind2-V's checkout: out/{name}.pth; in this project:
+# python eval_vlm.py --weight {name}.pth --vision_model TOWER --image picture.png"""
+
+
 @dataclass(frozen=True)
 class Source:
     """What is converted, and how."""
 
-    model: MiniMindForCausalLM  # in fp32, already rounded to dtype
+    model: MiniMindForCausalLM  # in fp32; the export rounds it to what it writes, as the proof compares the two
     tokenizer: PreTrainedTokenizerFast
     name: str  # of the weight file, without its ending
     dtype: torch.dtype = torch.float32  # of the tensors written
@@ -56,14 +79,28 @@ class Source:
         return isinstance(self.model, MiniMindVLM)
 
 
-def export_transformers(source: Source, folder: Path) -> None:
+@dataclass(frozen=True)
+class Exported:
+    """What was written: for the card, the manifest and the proof."""
+
+    kind: str  # the card's first sentence
+    usage: str  # Python, for the card
+    sees: bool
+    has_tower: bool
+    dtype: str
+    library: str = "transformers"
+
+
+def export_transformers(source: Source, folder: Path) -> Exported:
     """MiniMindVLM with its code: loads with trust_remote_code=True, from any directory."""
     _needs_vision(source, "transformers")
-    for name in SHIPPED_CODE:
-        (folder / name).write_text(shipped_code(name), encoding="utf-8")
     model_class = "modeling_minimind_vlm.MiniMindVLM"
     if not source.with_vision:
+        _needs_tower_folder(source)
         model_class = "modeling_without_vision.MiniMindVLMWithoutVision"
+    dtype = _round_weights(source, source.dtype, source.with_vision)
+    for name in files_behind("processing_minimind_vlm.py", f"{model_class.split('.')[0]}.py"):
+        (folder / name).write_text(shipped_code(name), encoding="utf-8")
     config = source.model.config.to_dict()
     config |= {
         "architectures": [model_class.split(".")[1]],
@@ -78,15 +115,12 @@ def export_transformers(source: Source, folder: Path) -> None:
                 "pt": ["AutoModelForImageTextToText"],
             }
         },
-        "dtype": str(source.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "vision_source": portable_name(source.model.config),
     }
     _write_json(folder / "config.json", config)
-    tied = (HEAD,) if source.model.config.tie_word_embeddings else ()
-    left_out = tied if source.with_vision else (*tied, TOWER_PREFIX)
-    tensors = {n: v.detach() for n, v in source.model.state_dict().items() if not n.startswith(left_out or ("\0",))}
-    tensors = {name: value.to(source.dtype).contiguous() for name, value in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    left_out = (*tied_head(source.model), *(() if source.with_vision else (TOWER_PREFIX,)))
+    _write_tensors({n: v for n, v in source.model.state_dict().items() if not n.startswith(left_out)}, source, folder)
     generation_config(source.model.config).save_pretrained(folder)
     _write_tokenizer(source.tokenizer, folder)
     _write_json(
@@ -98,11 +132,16 @@ def export_transformers(source: Source, folder: Path) -> None:
             "image_size": source.model.config.image_size,
         },
     )
+    kind = "MiniMindVLM with its own code: load it with `trust_remote_code=True`."
+    tower = "" if source.with_vision else ', model_kwargs={"vision_model": TOWER}'
+    usage = ASK.format(further=f", trust_remote_code=True{tower}")
+    return Exported(kind, usage, sees=True, has_tower=source.with_vision, dtype=dtype)
 
 
-def export_llava(source: Source, folder: Path) -> None:
+def export_llava(source: Source, folder: Path) -> Exported:
     """A stock LlavaForConditionalGeneration around Llama or Qwen2-MoE: no code of ours in it."""
     _needs_vision(source, "llava")
+    dtype = _round_weights(source, source.dtype, with_tower=True)
     config = source.model.config
     image_token_id = config.vocab_size
     activation = "linear" if source.dtype == torch.float16 else "gelu"
@@ -129,18 +168,26 @@ def export_llava(source: Source, folder: Path) -> None:
             "vision_feature_select_strategy": "default",  # which this leaves out again
         },
     )  # fmt: skip
+    kind = (
+        "A stock `LlavaForConditionalGeneration`: no code of its own. Pictures with transparency should be laid on "
+        "white first, as in training."
+    )
+    return Exported(kind, ASK.format(further=""), sees=True, has_tower=True, dtype=dtype)
 
 
-def export_llm(source: Source, folder: Path) -> None:
+def export_llm(source: Source, folder: Path) -> Exported:
     """The decoder alone, as a stock Llama or Qwen2-MoE."""
+    dtype = _round_weights(source, source.dtype, with_tower=False)
     config = source.model.config
     name = "Qwen2MoeForCausalLM" if config.use_moe else "LlamaForCausalLM"
     _write_stock(source, folder, name, stock_config(config), decoder_tensors(source.model))
     generation_config(config).save_pretrained(folder)
     _write_tokenizer(source.tokenizer, folder)
+    kind = f"The decoder alone, as a stock `{name}`: it sees no pictures."
+    return Exported(kind, ASK_DECODER, sees=False, has_tower=False, dtype=dtype)
 
 
-def export_minimind(source: Source, folder: Path) -> None:
+def export_minimind(source: Source, folder: Path) -> Exported:
     """A .pth as MiniMind2-V's trainer writes it: half precision, their names, head and embeddings, no tower.
 
     Raises:
@@ -151,14 +198,20 @@ def export_minimind(source: Source, folder: Path) -> None:
     lost = [f"{n} {getattr(config, n)}" for n in MINIMIND_SETTINGS if getattr(config, n) != told[n]]
     if lost:
         raise UserError(f"--to minimind: a .pth cannot tell {', '.join(lost)}: choose another format")
+    if source.sees:
+        _needs_tower_folder(source)
+    dtype = _round_weights(source, torch.float16, with_tower=False)
     tensors = {n: v.detach().half() for n, v in source.model.state_dict().items() if not n.startswith(TOWER_PREFIX)}
     if source.model.config.tie_word_embeddings:
         tensors[HEAD] = tensors[EMBEDDINGS]  # one tensor under both names, as there
     torch.save(tensors, folder / f"{source.name}.pth")
     _write_tokenizer(source.tokenizer, folder)
+    kind = "A `.pth` as MiniMind2-V writes it: half precision, without the vision tower."
+    usage = ASK_PTH.format(name=source.name)
+    return Exported(kind, usage, sees=source.sees, has_tower=False, dtype=dtype, library="pytorch")
 
 
-FORMATS: dict[str, Callable[[Source, Path], None]] = {
+FORMATS: dict[str, Callable[[Source, Path], Exported]] = {
     "transformers": export_transformers,
     "llava": export_llava,
     "llm": export_llm,
@@ -178,6 +231,12 @@ def shipped_code(name: str) -> str:
     return shipped
 
 
+def files_behind(*names: str) -> list[str]:
+    """These files of SHIPPED_CODE, and all that they import."""
+    needed = set().union(*(_needs(SHIPPED_CODE[name].read_text(encoding="utf-8")) for name in names))
+    return [shipped for shipped, path in SHIPPED_CODE.items() if shipped in names or path.stem in needed]
+
+
 def _needs(text: str) -> set[str]:
     """Modules of model/ that code imports, and that those import."""
     imported = set(OWN_IMPORT.findall(text))
@@ -192,6 +251,20 @@ def portable_name(config: VLMConfig) -> str | None:
 def _needs_vision(source: Source, format_name: str) -> None:
     if not source.sees:
         raise UserError(f"--to {format_name}: these weights are a decoder without eyes; --to llm takes them")
+
+
+def _needs_tower_folder(source: Source) -> None:
+    if not source.model.config.vision_source:
+        raise UserError("the tower came from no folder and travels with the model: it cannot be left out")
+
+
+@torch.no_grad()
+def _round_weights(source: Source, dtype: torch.dtype, with_tower: bool) -> str:
+    """Round the model to the precision that is written, but not a tower that is left out; returns its name."""
+    for name, parameter in source.model.named_parameters():
+        if with_tower or not name.startswith(TOWER_PREFIX):
+            parameter.copy_(parameter.to(dtype).float())
+    return str(dtype).removeprefix("torch.")
 
 
 def _write_json(path: Path, content: dict) -> None:
@@ -222,6 +295,10 @@ def _write_stock(
     config.architectures, config.dtype = [architecture], str(source.dtype).removeprefix("torch.")
     config.save_pretrained(folder)
     _add_old_names(folder)
+    _write_tensors(tensors, source, folder)
+
+
+def _write_tensors(tensors: dict[str, torch.Tensor], source: Source, folder: Path) -> None:
     tensors = {name: value.detach().to(source.dtype).contiguous() for name, value in tensors.items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from model.config import MiniMindConfig
-from model.inference.stock_reader import SMALL
+from model.inference.llava_projector import projector_tensors
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 
@@ -66,8 +66,7 @@ def decoder_tensors(model: MiniMindForCausalLM) -> dict[str, torch.Tensor]:
 def llava_config(model: MiniMindVLM, image_token_id: int, activation: str = "gelu") -> LlavaConfig:
     """The whole model as LlavaForConditionalGeneration, with a token of its own for pictures after the vocabulary.
 
-    activation: between Llava's two projector layers, where ours has nothing. "linear" says so, but vLLM does not know
-        it and MLX applies GELU regardless; "gelu" reaches the same to the bit, see SMALL, but not in float16.
+    activation: between Llava's two projector layers, where ours has nothing: see model.inference.llava_projector.
     """
     return LlavaConfig(
         vision_config=CLIPVisionConfig(**model.config.vision_config),
@@ -89,11 +88,7 @@ def llava_tensors(model: MiniMindVLM, config: LlavaConfig) -> dict[str, torch.Te
             new_rows = config.text_config.vocab_size - len(tensors[name])
             padding = tensors[name][model.config.pad_token_id].expand(new_rows, -1)
             tensors[name] = torch.cat([tensors[name], padding])
-    projector, prefix = model.vision_proj.vision_proj[0], "multi_modal_projector"
-    scale, undo = (1.0, 1.0) if config.projector_hidden_act == "linear" else (SMALL, 2 / SMALL)
-    tensors[f"{prefix}.linear_1.weight"] = scale * projector.weight
-    tensors[f"{prefix}.linear_1.bias"] = scale * projector.bias
-    tensors[f"{prefix}.linear_2.weight"] = undo * torch.eye(model.config.hidden_size)
-    tensors[f"{prefix}.linear_2.bias"] = torch.zeros(model.config.hidden_size)
+    projector = projector_tensors(model.vision_proj.vision_proj[0], config.projector_hidden_act)
+    tensors |= {f"multi_modal_projector.{name}": value for name, value in projector.items()}
     tower = model.vision_encoder.state_dict()
     return tensors | {f"vision_tower.vision_model.{name}": value for name, value in tower.items()}

@@ -13,7 +13,7 @@ from helpers.repository import ROOT, python_files
 from model.command_line import CommandLine
 from model.inference.stock_reader import load_folder
 from model.messages import counted, did_you_mean
-from model.vision_encoder import read_tower
+from model.tower_folder import read_tower
 from model.weights import load_model
 from scripts import estimate
 from trainer.config import parse_config

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
 
 from helpers.models import IMAGE_SIZE, SIZES, VISION_SIZES
-from model import vision_encoder
+from model import tower_folder, vision_encoder
 from model.files import ROOT
 from model.processing import load_tokenizer
-from model.vision_encoder import SHIPPED_TOWER, read_tower
+from model.tower_folder import SHIPPED_TOWER, read_tower
 from model.weights import build_vlm
 from scripts.assets import train_tokenizer, train_tower
 
@@ -141,7 +141,8 @@ class WrappedOnce(nn.Module):
 @pytest.mark.parametrize("version", [CLIPVisionModel, WrappedOnce], ids=["as here", "wrapped once more"])
 def test_a_tower_trained_from_another_folder_has_the_shipped_ones_names(version, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(vision_encoder, "CLIPVisionModel", version)
+    for module in (tower_folder, vision_encoder):
+        monkeypatch.setattr(module, "CLIPVisionModel", version)
     monkeypatch.setattr(train_tower, "CLIPVisionModel", version, raising=False)
     evaluate = train_tower.evaluate
     monkeypatch.setattr(train_tower, "evaluate", lambda model, device: evaluate(model, device, count=4))

@@ -18,7 +18,7 @@ from model.config import MiniMindConfig, VLMConfig
 from model.files import ROOT, portable_path
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
-from model.vision_encoder import read_tower
+from model.tower_folder import read_tower
 from model.weights import build_vlm, infer_config, load_model, load_weights, read_sizes, read_weights, save_weights
 
 

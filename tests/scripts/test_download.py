@@ -16,7 +16,7 @@ from helpers.hub import (
     tree,
 )
 from helpers.repository import ROOT
-from model.vision_encoder import read_tower
+from model.tower_folder import read_tower
 from scripts import download
 from scripts.hub import clients as hubs
 from scripts.hub.clients import HubError, RemoteFile

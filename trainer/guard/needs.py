@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.files import find_folder
 from model.messages import UserError
-from model.vision_encoder import SHIPPED_TOWER, lacks_tower
+from model.tower_folder import SHIPPED_TOWER, lacks_tower
 from model.weights import read_sizes
 from trainer.config import ROOT, SIZES, StageConfig
 from trainer.report.commands import command, shown, stage_command

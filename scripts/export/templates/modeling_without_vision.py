@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model.model_vlm import MiniMindVLM
-from model.vision_encoder import read_tower
+from model.tower_folder import read_tower
 
 
 class MiniMindVLMWithoutVision(MiniMindVLM):

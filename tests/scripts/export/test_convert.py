@@ -108,8 +108,6 @@ def test_other_architectures(lively_vlm, format_name, changes, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_loses_only_what_was_rounded(lively_vlm, dtype, tmp_path):
     model = lively_vlm()
-    source = Source(model, load_tokenizer(), "tiny", dtype)
-    convert_vlm.round_weights(source, "llava")
     found = differences(model, export(model, "llava", tmp_path / "llava", dtype=dtype), tmp_path)
     assert found["largest_logit_difference"] <= BAR
 
@@ -117,7 +115,7 @@ def test_half_precision_loses_only_what_was_rounded(lively_vlm, dtype, tmp_path)
 @pytest.mark.parametrize("what", ["perturbed", "misplaced picture"])
 def test_wrong_conversion_is_refused(weight, tmp_path, monkeypatch, what):
     def wrong(source, folder):
-        FORMATS_BEFORE["llava"](source, folder)
+        exported = FORMATS_BEFORE["llava"](source, folder)
         if what == "perturbed":
             tensors = load_file(folder / "model.safetensors")
             next(v for n, v in tensors.items() if "linear_1.bias" in n)[3] += 1e-12  # times 2 ** 41
@@ -125,6 +123,7 @@ def test_wrong_conversion_is_refused(weight, tmp_path, monkeypatch, what):
         else:
             path = folder / "preprocessor_config.json"
             path.write_text(path.read_text().replace('"do_normalize": true', '"do_normalize": false'))
+        return exported
 
     FORMATS_BEFORE = dict(FORMATS)
     monkeypatch.setitem(FORMATS, "llava", wrong)
@@ -152,6 +151,7 @@ def test_no_vision_names_its_tower(weight, tower_folder, tmp_path, monkeypatch, 
     assert manifest["largest_logit_difference"] <= BAR
     assert manifest["vision_tower"]["included"] is False and manifest["vision_tower"]["name"] == tower_folder.name
     assert not any(name.startswith("vision_encoder") for name in load_file(output / "model.safetensors"))
+    assert (output / "tower_folder.py").exists()
     load = AutoModelForImageTextToText.from_pretrained
     with pytest.raises(ValueError, match="comes without its vision tower"):
         load(output, trust_remote_code=True)
@@ -282,6 +282,11 @@ def test_formats_refuse_what_they_cannot_hold(lively_vlm, tmp_path):
     for name in ("transformers", "llava"):
         with pytest.raises(ValueError, match="--to llm takes them"):
             export(decoder, name, tmp_path / name)
+    homeless = lively_vlm()
+    homeless.config.vision_source = None
+    for name, settings in (("transformers", {"with_vision": False}), ("minimind", {})):
+        with pytest.raises(ValueError, match="it cannot be left out"):
+            export(homeless, name, tmp_path / f"homeless_{name}", **settings)
     with pytest.raises(ValueError, match="cannot tell rope_parameters"):
         export(lively_vlm(rope_parameters=YARN), "minimind", tmp_path / "yarn")
     with pytest.raises(ValueError, match="cannot tell num_experts_per_tok 1"):

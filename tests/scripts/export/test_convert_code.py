@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from helpers.repository import ROOT
-from scripts.export.formats import SHIPPED_CODE, TEMPLATES, shipped_code
+from scripts.export.formats import SHIPPED_CODE, TEMPLATES, files_behind, shipped_code
 
 
 class WithoutOwnImports(ast.NodeTransformer):
@@ -47,6 +47,12 @@ def defined_names(tree: ast.Module) -> set[str]:
     names = {node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
     targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
     return names | {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
+
+
+def test_only_code_that_the_model_needs_ships():
+    names = set(files_behind("processing_minimind_vlm.py", "modeling_minimind_vlm.py"))
+    assert set(SHIPPED_CODE) - names == {"modeling_without_vision.py", "tower_folder.py", "files.py"}
+    assert set(files_behind("processing_minimind_vlm.py", "modeling_without_vision.py")) == set(SHIPPED_CODE)
 
 
 def test_every_template_ships():

@@ -14,7 +14,7 @@ from helpers.models import SIZES
 from helpers.repository import ROOT
 from helpers.runs import refusal, tiny, untrained_weights
 from model.messages import UserError
-from model.vision_encoder import SHIPPED_TOWER
+from model.tower_folder import SHIPPED_TOWER
 from trainer.config import StageConfig, parse_config
 from trainer.guard import refusal as refusing
 from trainer.guard.needs import SHIPPED_BASE, check_needs, with_base
