@@ -1,12 +1,9 @@
-"""Folders that change as a whole: written aside, then exchanged with what stood there; a kill leaves old or new.
+"""Folders that change as a whole: written aside, then renamed into place; a kill leaves old or new, never a mixture.
 
-On Linux the exchange is one system call (renameat2), so at every instant a whole folder stands at the target. Where it
-is missing (other systems, some network file systems), the old folder steps aside as `.NAME.old` for the instant between
-two renames; `recover`, which every conversion calls first, puts it back if the process died in that instant.
+No system call that Python offers replaces one folder by another. So for the instant between two renames the old one is
+called `.NAME.old`; `recover`, which every conversion calls first, puts it back if the process died in that instant.
 """
 
-import ctypes
-import errno
 import json
 import os
 import re
@@ -18,8 +15,6 @@ from model.messages import UserError
 
 MANIFEST = "conversion.json"  # marks a folder that a conversion wrote; the only kind that may be replaced
 WINDOWS = os.name == "nt"
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
-NOT_OFFERED = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
 
 
 def claim(target: Path) -> Path:
@@ -41,7 +36,7 @@ def claim(target: Path) -> Path:
 
 
 def recover(target: Path) -> None:
-    """Put back the old folder where a kill fell between two renames, and remove unfinished ones."""
+    """Remove the old folder, or put it back where a kill fell between the two renames, and remove unfinished ones."""
     aside = _beside(target, "old")
     if aside.exists():
         if target.exists():
@@ -68,36 +63,14 @@ def seal(folder: Path, facts: dict) -> None:
 
 
 def publish(temporary: Path, target: Path) -> None:
-    """Put the finished folder in the target's place; what stood there is deleted afterwards."""
-    if not target.exists():
-        temporary.rename(target)
-    elif exchange(temporary, target):
-        sync_to_disk(target.parent)
-        shutil.rmtree(temporary)  # now the old one
-        return
-    else:
-        aside = _beside(target, "old")
-        target.rename(aside)
+    """Put the finished folder in the target's place; what stood there steps aside, and is deleted afterwards."""
+    if target.exists():
+        target.rename(_beside(target, "old"))
+    try:
         temporary.rename(target)
         sync_to_disk(target.parent)
-        shutil.rmtree(aside)
-        return
-    sync_to_disk(target.parent)
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step. False: this system cannot, and nothing was done."""
-    if WINDOWS:
-        return False
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in NOT_OFFERED:
-        return False
-    raise OSError(code, os.strerror(code), str(other))
+    finally:
+        recover(target)  # deletes the old folder, or puts it back where the new one could not come
 
 
 def _beside(target: Path, ending: str) -> Path:
