@@ -12,12 +12,12 @@ class CommandLine(argparse.ArgumentParser):
 
     def __init__(self, description: str | None = None, **settings: object):
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        self.flags: list[str] = []
         super().__init__(description=description, **settings)
 
-    def add_argument(self, *names: str, **settings: object) -> argparse.Action:
-        self.flags += [name for name in names if name.startswith("--")]
-        return super().add_argument(*names, **settings)
+    @property
+    def flags(self) -> list[str]:
+        """Of all groups."""
+        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
 
     def parse_args(
         self, arguments: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -54,6 +54,16 @@ def test_a_mistake_is_one_line_without_the_usage(capsys, typed, said):
     assert stopped.value.code == 2 and said in error and error.count("\n") == 1 and "usage" not in error
 
 
+def test_flags_in_groups_are_flags_too(capsys):
+    made = parser()
+    made.add_argument_group("speed").add_argument("--num_workers", type=int)
+    assert made.parse_args(["--weight", "w", "--num-workers", "3"]).num_workers == 3
+    assert made.parse_args(["--weight", "w", "--num-work=3"]).num_workers == 3
+    with pytest.raises(SystemExit):
+        made.parse_args(["--weight", "w", "--num_worker5", "3"])
+    assert "there is no --num_worker5: did you mean --num_workers?" in capsys.readouterr().err
+
+
 def test_every_command_reads_its_flags_alike():
     own = [path for path in python_files("scripts", "trainer", "eval_vlm") if "ArgumentParser(" in path.read_text()]
     assert not own
