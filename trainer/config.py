@@ -25,6 +25,13 @@ SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "
          "use_moe": 0, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
 OPEN = {**dict.fromkeys(SIZES, 0), "dropout": -1.0}  # values that leave it to the file to start from
 
+# What a stage learns, and the rows of its steps: its script starts from these, and scripts/estimate.py counts them.
+STAGES = {
+    "llm": {"trainable": ("language_model",), "max_seq_len": 512, "batch_size": 32},
+    "pretrain_vlm": {"trainable": ("projector", "last_layer"), "max_seq_len": 640, "batch_size": 16},
+    "sft_vlm": {"trainable": ("projector", "language_model"), "max_seq_len": 1024, "batch_size": 8},
+}
+
 # `--preset 8gb`: batch sizes for cards of 4, 8, 12 and 24 GB. Each is the largest power of two that scripts/estimate.py
 # lets through for the 26 M decoder and a tower of CLIP-ViT-B/16's size, bfloat16 or float16, every row as long as
 # max_seq_len and learnt but for its picture, 15 % of the card left free; counted for GPUs from Ampere on, not measured
