@@ -142,15 +142,21 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float = 0.0
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    short: int = SHORT,
 ) -> torch.Tensor:
     """query [batch, heads, n, head_dim], key and value [batch, key/value heads, seq, head_dim] -> as query.
 
     mask: [batch, 1, n, seq], true where a query may look; None: causal.
+    short: tokens of a row up to which a CPU that trains in bfloat16 takes attend_written_out.
     """
     causal = mask is None and query.shape[2] > 1
     trains_in_bfloat16 = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if trains_in_bfloat16 and not dropout and key.shape[2] <= SHORT:
+    if trains_in_bfloat16 and not dropout and key.shape[2] <= short:
         return attend_written_out(query, key, value, mask, causal)
     if query.is_cuda and mask is not None:  # no fused kernel there takes both a mask and heads that share a key
         key, value = (heads.repeat_interleave(query.shape[1] // heads.shape[1], dim=1) for heads in (key, value))
@@ -185,6 +191,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout
         self.groups = config.num_attention_heads // config.num_key_value_heads
+        self.short = SHORT  # whoever counts on a CPU what another device would do sets it to 0
         key_value_size = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
@@ -216,5 +223,5 @@ class Attention(nn.Module):
             filled = cache.get_seq_length(self.layer) + key.shape[2]
             key, value = cache.update(key, value, self.layer)
             mask = hide_empty_slots(mask, query, filled, key)
-        mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0)
+        mixed = attend(query, key, value, mask, self.dropout if self.training else 0.0, self.short)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # [batch, seq or n, hidden]
