@@ -8,7 +8,7 @@ python scripts/estimate.py --stage sft_vlm --batch_size 4 --check 1        also 
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -27,55 +27,43 @@ from model.files import find_folder
 from model.flops import StepFlops
 from model.messages import UserError, counted
 from model.processing import VLMProcessor
-from scripts.measure.memory import AFTER_START, LEARNS, NOT_FUSED, Step, StepMemory, largest_batch, step_memory
-from scripts.measure.real_step import GIVE_BACK, Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
+from scripts.measure.memory import AFTER_START, DEVICES, Step, StepMemory, largest_batch, step_memory
+from scripts.measure.real_step import Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
+from trainer.config import CHOICES, SIZES, STAGES
+from trainer.optim import parts_of
 
 FREE = 0.15  # of a card, left for CUDA itself, its allocator's gaps and a screen
 GB = 1e9
-DEFAULTS = {"llm": (512, 32), "pretrain_vlm": (640, 16), "sft_vlm": (1024, 8)}  # the stages' max_seq_len and batch_size
-SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
-         "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class RunCost:
-    """Of a whole run over a file of data."""
-
-    rows: int
-    steps: int
-    flops: float
-    seconds: float
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
     try:
-        if options.data:  # what is missing is missed before anything is measured
+        if options.data:  # missing files are found before anything is measured
             open_data(options.data, options.images_path, limits_of(options))
-        step = step_of(options)
-        found = report(step, options)
+        figures = report(step_of(options), options)
     except (UserError, OSError) as error:
         raise SystemExit(f"estimate: {error}") from error
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = CommandLine(__doc__)
-    parser.add_argument("--stage", choices=LEARNS, default="sft_vlm")
+    parser.add_argument("--stage", choices=STAGES, default="sft_vlm")
     for name, default in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"as the stage's flag; {default}")
-    parser.add_argument("--use_moe", type=int, choices=(0, 1), default=0, help="1: mixture of experts")
+        choices, meaning = ((0, 1), "1: mixture of experts") if name == "use_moe" else (None, "as the stage's flag")
+        parser.add_argument(f"--{name}", type=int, choices=choices, default=default, help=f"{meaning}; {default}")
     parser.add_argument("--vision_model", help="folder with the tower's config.json; CLIP-ViT-B/16's sizes without")
     parser.add_argument("--max_seq_len", type=int, default=0, help="tokens of every row; 0: the stage's")
     parser.add_argument("--supervised", type=int, default=0, help="of which so many are learnt; 0: all but the picture")
     parser.add_argument("--batch_size", type=int, default=0, help="rows a micro-batch; 0: the stage's")
     parser.add_argument("--accumulation_steps", type=int, default=1, help="micro-batches a step")
-    parser.add_argument("--cache_features", choices=("none", "float16", "int8", "pixels"), default="none")
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
-    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto",
+    parser.add_argument("--cache_features", choices=CHOICES["cache_features"], default="none")
+    parser.add_argument("--optimizer", choices=CHOICES["optimizer"], default="adamw")
+    parser.add_argument("--dtype", choices=CHOICES["dtype"], default="auto",
                         help="auto: bfloat16 for --memory_gb, else this machine's")  # fmt: skip
-    parser.add_argument("--device", choices=("auto", *NOT_FUSED), default="auto",
+    parser.add_argument("--device", choices=("auto", *DEVICES), default="auto",
                         help="whose memory; auto: cuda for --memory_gb, else cpu; old_cuda: before Ampere")  # fmt: skip
     parser.add_argument("--memory_gb", type=float, nargs="+", default=[], help="cards to find the largest batch for")
     parser.add_argument("--tflops", type=float, default=0.0,
@@ -92,32 +80,31 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 def step_of(options: argparse.Namespace) -> Step:
     """The micro-batch that the options describe. Raises UserError where there is none."""
     for name in (*SIZES, "epochs", "accumulation_steps"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) < 1 and name != "use_moe":
             raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
     for name in ("max_seq_len", "supervised", "batch_size", "tflops"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)} must not be below 0")
     sizes = {name: getattr(options, name) for name in SIZES} | {"use_moe": bool(options.use_moe)}
     config = MiniMindConfig(**sizes)
-    taken = 1  # a first token has none before it that could predict it
+    before = 1  # tokens that cannot be learnt: nothing stands before the first that could predict it
     if options.stage != "llm":
         config = VLMConfig(**sizes, vision_config=tower_config(options.vision_model) if options.vision_model else None)
-        taken = AFTER_START + config.image_tokens
-    tokens, rows = (given or usual for given, usual in zip(
-        (options.max_seq_len, options.batch_size), DEFAULTS[options.stage], strict=True))  # fmt: skip
-    supervised = options.supervised or tokens - taken
-    if not 0 < supervised <= tokens - taken:
+        before = AFTER_START + config.image_tokens
+    tokens = options.max_seq_len or STAGES[options.stage]["max_seq_len"]
+    supervised = options.supervised or tokens - before
+    if not 0 < supervised <= tokens - before:
         raise UserError(
-            f"a row of {tokens} tokens has {max(0, tokens - taken)} that can be learnt beside its picture, not "
+            f"a row of {tokens} tokens has {max(0, tokens - before)} that can be learnt beside its picture, not "
             f"{max(supervised, 0)}: change --max_seq_len or --supervised"
         )
-    dtype = torch.bfloat16 if options.dtype == "auto" and options.memory_gb else None
+    for_card = bool(options.memory_gb)
+    dtype = "bfloat16" if options.dtype == "auto" and for_card else options.dtype
+    device = ("cuda" if for_card else "cpu") if options.device == "auto" else options.device
     return Step(
-        config=config, stage=options.stage, rows=rows, tokens=tokens, supervised=supervised,
-        cached=options.cache_features in ("float16", "int8"),
-        dtype=dtype or choose_dtype(options.dtype, torch.device("cpu")),
-        optimizer=options.optimizer, accumulates=options.accumulation_steps > 1,
-        device=options.device if options.device != "auto" else "cuda" if options.memory_gb else "cpu",
+        config, options.stage, options.batch_size or STAGES[options.stage]["batch_size"], tokens, supervised,
+        cached=options.cache_features in ("float16", "int8"), dtype=choose_dtype(dtype, torch.device("cpu")),
+        optimizer=options.optimizer, accumulates=options.accumulation_steps > 1, device=device,
     )  # fmt: skip
 
 
@@ -133,65 +120,69 @@ def report(step: Step, options: argparse.Namespace) -> dict:
     """Print all that was asked for; returns the same figures."""
     with torch.device("meta"):
         model = step.make_model()
-    memory, parts = step_memory(step), parts_of(model)
+    memory, parts = step_memory(step), count_parts(model)
     print(f"{describe(step, options)}\n\n{table_of_parts(parts)}\n\n{table_of_memory(memory)}")
-    found = {"parts": parts, "memory_bytes": {**asdict(memory), "rest": memory.rest}}
+    figures = {"parts": parts, "memory_bytes": {**asdict(memory), "rest": memory.rest}}
     if options.memory_gb:
         print("\nlargest batch for a card (counted, never measured on a GPU), 15 % of it left free:")
-        found["largest_batch"] = {}
+        figures["largest_batch"] = {}
     for card in options.memory_gb:
-        rows = found["largest_batch"][f"{card:g}"] = largest_batch(step, (1 - FREE) * card * GB)
+        rows = figures["largest_batch"][f"{card:g}"] = largest_batch(step, (1 - FREE) * card * GB)
         print(f"{card:>6g} GB  {rows if rows else 'none: not even one row'}")
     if not options.memory_gb or options.tflops or options.data:
-        flops = flops_of(step, model)
-        speed = Speed(options.tflops * 1e12, 0.0) if options.tflops else calibrate(step)
-        seconds = speed.seconds(flops, options.accumulation_steps)
-        source = "as told" if options.tflops else "measured here on steps of four rows"
-        rows, flops = options.accumulation_steps * step.rows, options.accumulation_steps * flops
-        print(
-            f"\nstep: {flops / 1e9:,.1f} GFLOP, {seconds:.3g} s, {rows / seconds:,.1f} rows/s at "
-            f"{speed.flops / 1e9:,.1f} GFLOP/s {source}"
-        )
-        found |= {"step_flops": flops, "step_seconds": seconds, "speed": asdict(speed)}
-        if options.data:
-            cost = cost_of_run(step, model, options, speed)
-            found["run"] = asdict(cost)
-            print(f"{options.data} x {options.epochs}: {counted(cost.rows, 'rows')}, {counted(cost.steps, 'steps')}, "
-                  f"{cost.flops / 1e15:.3g} PFLOP, {cost.seconds / 3600:.3g} hours")  # fmt: skip
+        figures |= report_time(step, model, options)
     if options.check:
-        found["check"] = check(step, model)
-    return found
+        figures["check"] = check(step, model)
+    return figures
+
+
+def report_time(step: Step, model: nn.Module, options: argparse.Namespace) -> dict:
+    """Print how long a step takes, and all of them with --data; returns the same figures."""
+    flops = flops_of(step, model)
+    speed = Speed(options.tflops * 1e12, 0.0) if options.tflops else calibrate(step)
+    seconds = speed.seconds(flops, options.accumulation_steps)
+    source = "as told" if options.tflops else "measured here on steps of four rows"
+    rows, flops = options.accumulation_steps * step.rows, options.accumulation_steps * flops
+    print(
+        f"\nstep: {flops / 1e9:,.1f} GFLOP, {seconds:.3g} s, {rows / seconds:,.1f} rows/s at "
+        f"{speed.flops / 1e9:,.1f} GFLOP/s {source}"
+    )
+    figures = {"step_flops": flops, "step_seconds": seconds, "speed": asdict(speed)}
+    if options.data:
+        run = figures["run"] = cost_of_run(step, model, options, speed)
+        print(f"{options.data} x {options.epochs}: {counted(run['rows'], 'rows')}, {counted(run['steps'], 'steps')}, "
+              f"{run['flops'] / 1e15:.3g} PFLOP, {run['seconds'] / 3600:.3g} hours")  # fmt: skip
+    return figures
 
 
 def describe(step: Step, options: argparse.Namespace) -> str:
-    pictures = ", a picture each" if step.sees else ""
-    tower = (", features cached" if step.cached else ", tower in every step") if step.sees else ""
+    pictures = ""
+    if step.sees:
+        pictures = f", a picture each, {'features cached' if step.cached else 'tower in every step'}"
     return (
         f"{step.stage}, {step.config.hidden_size} x {step.config.num_hidden_layers}: {options.accumulation_steps} x "
-        f"{counted(step.rows, 'rows')} of {step.tokens} tokens, {step.supervised} learnt{pictures}{tower}, "
+        f"{counted(step.rows, 'rows')} of {step.tokens} tokens, {step.supervised} learnt{pictures}, "
         f"{str(step.dtype).removeprefix('torch.')}, {step.optimizer}, for {step.device}"
     )
 
 
-def parts_of(model: nn.Module) -> dict[str, dict[str, int]]:
+def count_parts(model: nn.Module) -> dict[str, dict[str, int]]:
     """Parameters of each part, and how many of them learn."""
-    layers = model.model.layers
-    parts = {"language model, other": [model.model.embed_tokens, *layers[:-1], model.model.norm],
-             "language model, last layer": [layers[-1]]}  # fmt: skip
-    for name, attribute in (("projector", "vision_proj"), ("vision encoder", "vision_encoder")):
-        if hasattr(model, attribute):
-            parts[name] = [getattr(model, attribute)]
-    lists = {name: [p for module in modules for p in module.parameters()] for name, modules in parts.items()}
-    lists["all"] = list(model.parameters())
-    counts = {}
-    for name, every in lists.items():
-        learning = [parameter for parameter in every if parameter.requires_grad]
-        counts[name] = {"parameters": _size(every), "learning": _size(learning)}
-    return counts
+    parts = {name: count_parameters(part) for name, part in parts_of(model).items()}
+    decoder, last = parts.pop("language_model"), parts.pop("last_layer")
+    other = {name: decoder[name] - last[name] for name in decoder}
+    return {
+        "language model, other": other,
+        "language model, last layer": last,
+        **{name.replace("_", " "): counts for name, counts in parts.items()},
+        "all": count_parameters(model),
+    }
 
 
-def _size(parameters: list[nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+def count_parameters(part: nn.Module) -> dict[str, int]:
+    parameters = list(part.parameters())
+    return {"parameters": sum(p.numel() for p in parameters),
+            "learning": sum(p.numel() for p in parameters if p.requires_grad)}  # fmt: skip
 
 
 def table_of_parts(parts: dict[str, dict[str, int]]) -> str:
@@ -207,7 +198,7 @@ def table_of_memory(memory: StepMemory) -> str:
     return "\n".join([f"{'memory':<28}{'GB':>14}", *(f"{name:<28}{size / GB:>14.3f}" for name, size in rows.items())])
 
 
-def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed: Speed) -> RunCost:
+def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed: Speed) -> dict[str, float]:
     """Arithmetic and seconds of all epochs; padding, loading, validation and checkpoints come on top.
 
     As in training, a step that the data does not fill is left out of each epoch. Rows are taken to be alike.
@@ -233,7 +224,8 @@ def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed
     )  # fmt: skip
     if step.cached:
         flops += count.per_encoded * pictures  # once
-    return RunCost(len(data), steps, flops, flops / speed.flops + steps * speed.optimizer)
+    seconds = flops / speed.flops + steps * speed.optimizer
+    return {"rows": len(data), "steps": steps, "flops": flops, "seconds": seconds}
 
 
 def check(step: Step, model: nn.Module) -> dict:
@@ -242,11 +234,11 @@ def check(step: Step, model: nn.Module) -> dict:
         raise UserError("--check runs AdamW's steps, on Linux: leave out --optimizer, or --check")
     step = replace(step, accumulates=False, device="cpu")
     memory = step_memory(step)
-    parameters, taken = in_a_process(memory_here, step, GIVE_BACK)
+    parameters, peak = in_a_process(memory_here, step)
     predicted, measured = in_a_process(seconds_here, step)
     rows = {
-        "parameters": (_size(list(model.parameters())), parameters),
-        "memory, GB": (memory.peak / GB, taken / GB),
+        "parameters": (count_parameters(model)["parameters"], parameters),
+        "memory, GB": (memory.peak / GB, peak / GB),
         "seconds a micro-batch": (predicted, measured),
     }
     print(f"\n{'check':<28}{'predicted':>14}{'measured':>14}{'ratio':>8}")

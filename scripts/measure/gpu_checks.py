@@ -146,7 +146,7 @@ def collectives(machine: Machine, _left: float) -> Figures:
     step = Step(_size_of(machine, machine.scale.sizes[0]), "sft_vlm", 2, machine.scale.tokens,
                 machine.scale.supervised, cached=True, dtype=machine.dtype, device=machine.device.type)  # fmt: skip
     real = RealStep(step, machine.device)
-    batch, gradients = real.batch_of(step), []
+    batch, gradients = real.make_batch(step), []
     backend = "nccl" if machine.on_gpu else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:

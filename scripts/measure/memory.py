@@ -1,10 +1,9 @@
-"""The memory of a training step, counted: the step is made with tensors that have shapes and no numbers."""
+"""The memory of a training step, counted: the step is made with fake tensors, which have shapes but hold no data."""
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from unittest import mock
 
 import torch
 from torch import nn
@@ -15,29 +14,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model import attention
 from model.config import IGNORE_INDEX, MiniMindConfig, VLMConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
+from trainer.config import STAGES, StageConfig
+from trainer.optim import build_optimizer, freeze_all_but
 
-# What learns in a stage, by the beginnings of names; the trainer says it by parts, and a test holds both together.
-LEARNS = {
-    "llm": ("model.",),
-    "pretrain_vlm": ("vision_proj.", "model.layers.{last}."),
-    "sft_vlm": ("vision_proj.", "model."),
-}
 AFTER_START = 3  # tokens of a row before its picture
-# Attention without a fused kernel keeps a weight for every pair of tokens. With a mask the model repeats keys, and a
-# kernel takes it; without one GPUs before Ampere have none for grouped queries (PyTorch's documentation of
-# scaled_dot_product_attention, enable_gqa).
-NOT_FUSED = {"cpu": (), "cuda": (), "old_cuda": ("plain",)}
-
-
-def freeze_as_in(stage: str, model: MiniMindForCausalLM) -> None:
-    """Let only those parameters of the model learn that learn in the stage, one of LEARNS."""
-    prefixes = tuple(prefix.format(last=model.config.num_hidden_layers - 1) for prefix in LEARNS[stage])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes))
+DEVICES = ("cpu", "cuda", "old_cuda")  # whose memory can be counted; old_cuda: GPUs before Ampere
 
 
 @dataclass(frozen=True)
@@ -53,7 +37,7 @@ class Step:
     dtype: torch.dtype = torch.float32  # of the arithmetic; weights are float32
     optimizer: str = "adamw"
     accumulates: bool = False  # gradients of an earlier micro-batch are there already
-    device: str = "cpu"  # of NOT_FUSED
+    device: str = "cpu"  # of DEVICES
 
     @property
     def sees(self) -> bool:
@@ -61,21 +45,24 @@ class Step:
 
     def make_model(self) -> MiniMindForCausalLM:
         model = (MiniMindVLM if self.sees else MiniMindForCausalLM)(self.config).train()
-        freeze_as_in(self.stage, model)
+        freeze_all_but(model, STAGES[self.stage]["trainable"])
         if self.sees:
             model.round_tower(self.dtype)
+        if self.device != "cpu":  # fake tensors lie on a CPU, where attention may be written out; a GPU never does so
+            for layer in model.model.layers:
+                layer.self_attn.short = 0
         return model
 
     def make_batch(self) -> dict[str, torch.Tensor]:
-        """What training hands to the model; the ids say nothing."""
-        places = torch.arange(self.tokens)
-        labelled = places >= self.tokens - self.supervised
-        ids = (places % 50 + 50).repeat(self.rows, 1)
+        """What training hands to the model; the ids mean nothing."""
+        positions = torch.arange(self.tokens)
+        labelled = positions >= self.tokens - self.supervised
+        ids = (positions % 50 + 50).repeat(self.rows, 1)
         batch = {"input_ids": ids, "labels": torch.where(labelled, ids, IGNORE_INDEX)}
-        batch["loss_positions"] = places[-self.supervised - 1 : -1].repeat(self.rows, 1)
+        batch["loss_positions"] = positions[-self.supervised - 1 : -1].repeat(self.rows, 1)
         if self.sees:
-            inside = (places >= AFTER_START) & (places < AFTER_START + self.config.image_tokens)
-            batch["image_mask"], batch["pictures_a_row"] = inside.repeat(self.rows, 1), [1] * self.rows
+            in_picture = (positions >= AFTER_START) & (positions < AFTER_START + self.config.image_tokens)
+            batch["image_mask"], batch["pictures_a_row"] = in_picture.repeat(self.rows, 1), [1] * self.rows
             side = self.config.image_size
             if self.cached:
                 shape = (self.rows, 1, self.config.image_tokens, self.config.vision_hidden_size)
@@ -85,60 +72,36 @@ class Step:
         return batch
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        attention = OldCudaAttention() if self.device == "old_cuda" else contextlib.nullcontext()
         where = batch["input_ids"].device.type
-        imitated = contextlib.nullcontext() if where == self.device else _attention_of(self.device)
-        with imitated, torch.autocast(where, self.dtype, enabled=self.dtype != torch.float32):
+        with attention, torch.autocast(where, self.dtype, enabled=self.dtype != torch.float32):
             return model(**batch, supervised_tokens=self.rows * self.supervised).loss
 
 
-@dataclass(frozen=True)
-class StepMemory:
-    """Bytes."""
+class OldCudaAttention(TorchFunctionMode):
+    """Attention as a GPU before Ampere computes it.
 
-    weights: int
-    optimizer: int
-    gradients: int
-    activations: int  # kept from the forward pass for the backward pass, with the batch
-    peak: int  # of the whole step
-
-    @property
-    def rest(self) -> int:
-        """What the peak has beyond the other four; below 0 where activations go faster than gradients come."""
-        return self.peak - self.weights - self.optimizer - self.gradients - self.activations
-
-
-@contextlib.contextmanager
-def _attention_of(device: str) -> Iterator[None]:
-    """Of another device than the tensors': fake ones are a CPU's, where attention may be written out, a GPU's never."""
-    with _NotFused(device), mock.patch.object(attention, "SHORT", attention.SHORT if device == "cpu" else 0):
-        yield
-
-
-class _NotFused(TorchFunctionMode):
-    """Grouped-query attention by separate products where the device has no fused kernel for it."""
-
-    def __init__(self, device: str):
-        super().__init__()
-        self.not_fused = NOT_FUSED[device]
+    Without a mask it has no fused kernel for heads that share a key, and keeps a weight for every pair of tokens
+    (PyTorch's documentation of scaled_dot_product_attention, enable_gqa). With a mask the model repeats the keys.
+    """
 
     def __torch_function__(self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
         kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention and kwargs.get("enable_gqa"):
-            kind = "plain" if kwargs.get("attn_mask") is None else "masked"
-            if kind in self.not_fused:
-                with sdpa_kernel(SDPBackend.MATH):
-                    return function(*args, **kwargs)
+        if function is F.scaled_dot_product_attention and kwargs.get("enable_gqa") and kwargs.get("attn_mask") is None:
+            with sdpa_kernel(SDPBackend.MATH):
+                return function(*args, **kwargs)
         return function(*args, **kwargs)
 
 
-CHOOSES = (torch.ops.aten.index.Tensor, torch.ops.aten._index_put_impl_.default)  # forward and backward
+# Forward and backward of x[mask]
+INDEX, INDEX_BACKWARD = torch.ops.aten.index.Tensor, torch.ops.aten._index_put_impl_.default
 
 
 class Account(TorchDispatchMode):
     """Counts the bytes of all storages that are alive, and the most there were at once.
 
-    Every operation passes through here. Two of the model ask for the numbers in a tensor, which fake tensors do not
-    have: where all loss positions have labels, choosing those that do chooses all.
+    Every operation passes through here. In x[mask] the size of the result depends on data, which fake tensors do not
+    have. The model asks for it only to choose the loss positions with labels, and here all of them have some.
     """
 
     def __init__(self):
@@ -147,11 +110,11 @@ class Account(TorchDispatchMode):
         self._known: weakref.WeakSet = weakref.WeakSet()
 
     def __torch_dispatch__(self, operation: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
-        chosen = args[1][0] if operation in CHOOSES else None
-        if not isinstance(chosen, torch.Tensor) or chosen.dtype != torch.bool:
+        mask = args[1][0] if operation in (INDEX, INDEX_BACKWARD) else None
+        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
             result = operation(*args, **(kwargs or {}))
-        elif operation is CHOOSES[0]:
-            result = args[0].flatten(0, chosen.dim() - 1).clone()
+        elif operation is INDEX:
+            result = args[0].flatten(0, mask.dim() - 1).clone()
         else:
             result = args[0]
         for leaf in tree_leaves(result):
@@ -171,24 +134,30 @@ class Account(TorchDispatchMode):
         self.live -= size
 
 
-def optimizer_state(model: nn.Module, optimizer: str) -> list[torch.Tensor]:
-    """Tensors like those that the optimizer keeps: AdamW's two moments, Muon's one of the layers' matrices."""
-    state = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            muon = optimizer == "muon" and parameter.dim() > 1 and ".layers." in name
-            state += [torch.empty_like(parameter, requires_grad=False) for _ in range(1 if muon else 2)]
-    return state
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes."""
+
+    weights: int
+    optimizer: int
+    gradients: int
+    activations: int  # kept from the forward pass for the backward pass, with the batch
+    peak: int  # of the whole step
+
+    @property
+    def rest(self) -> int:
+        """What the peak has beyond the other four; below 0 where activations go faster than gradients come."""
+        return self.peak - self.weights - self.optimizer - self.gradients - self.activations
 
 
 def step_memory(step: Step) -> StepMemory:
-    """Bytes that a step takes, once the optimizer has its state. Takes a second, whatever the sizes, and no memory."""
+    """Bytes that a step needs, once the optimizer has its state. Takes a second, whatever the sizes, and no memory."""
     with FakeTensorMode(), Account() as account:
         model = step.make_model()
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         weights = account.live
         state = optimizer_state(model, step.optimizer)
         optimizer = account.live - weights
+        learning = learning_parameters(model)
         if step.accumulates:
             for parameter in learning:
                 parameter.grad = torch.empty_like(parameter)
@@ -197,14 +166,23 @@ def step_memory(step: Step) -> StepMemory:
         loss = step.loss(model, batch)
         activations = account.live - before
         loss.backward()
-        del state
-    return StepMemory(
-        weights=weights,
-        optimizer=optimizer,
-        gradients=sum(4 * parameter.numel() for parameter in learning),
-        activations=activations,
-        peak=account.peak,
-    )
+        del state  # alive until here, and so in the peak
+    gradients = sum(parameter.nbytes for parameter in learning)
+    return StepMemory(weights, optimizer, gradients, activations, account.peak)
+
+
+def learning_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def optimizer_state(model: nn.Module, name: str) -> list[torch.Tensor]:
+    """The tensors that the trainer's optimizer of this name keeps, without its counts of steps."""
+    optimizer = build_optimizer(model, StageConfig(optimizer=name))
+    for parameter in learning_parameters(model):
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return [tensor for state in optimizer.state.values() for tensor in state.values() if tensor.dim()]
 
 
 def largest_batch(step: Step, limit: float) -> int:

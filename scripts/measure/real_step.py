@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import gc
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,11 +17,13 @@ from torch import nn
 from model.config import CLIP_VIT_B16, MiniMindConfig, VLMConfig
 from model.device import compile_layers
 from model.flops import StepFlops
-from scripts.measure.memory import Account, Step
+from scripts.measure.memory import Account, Step, learning_parameters
+from trainer.config import StageConfig
+from trainer.optim import build_optimizer
 
 CALIBRATING_ROWS = 4  # fewer do not bring a machine to the speed of many
-# glibc keeps what is freed for later, which would be counted as if it were needed.
-GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+# glibc keeps what is freed for later, which would be counted as if it were needed: numbers of its mallopt, and values.
+GIVE_BACK = {-8: 1, -3: 1 << 20, -1: 1 << 20}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,34 @@ class Speed:
 def flops_of(step: Step, model: nn.Module) -> float:
     pictures = step.rows if step.sees else 0
     return StepFlops(model).count(
-        step.rows * step.tokens, step.rows * step.tokens**2, step.rows * step.supervised, pictures,
-        0 if step.cached else pictures,
-    )  # fmt: skip
+        tokens=step.rows * step.tokens,
+        squared_lengths=step.rows * step.tokens**2,
+        supervised=step.rows * step.supervised,
+        pictures=pictures,
+        encoded=0 if step.cached else pictures,
+    )
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+
+def update(optimizer: torch.optim.Optimizer) -> None:
+    """What follows the backward pass: clip the gradients, step, drop them."""
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class RealStep:
-    """A model of random weights and its AdamW; `take` makes one step and returns what it took."""
+    """A model of random weights and its AdamW, for steps whose sizes the caller gives."""
 
     def __init__(self, step: Step, device: str | torch.device = "cpu", compiled: bool = False):
         torch.manual_seed(0)
@@ -52,37 +74,27 @@ class RealStep:
         self.model = step.make_model().to(self.device)
         if compiled:
             compile_layers(self.model, self.device)
-        self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.learning, lr=1e-5, fused=True)
+        self.learning = learning_parameters(self.model)
+        self.optimizer = build_optimizer(self.model, StageConfig())
 
-    def batch_of(self, step: Step) -> dict:
-        return {name: v.to(self.device) if torch.is_tensor(v) else v for name, v in step.make_batch().items()}
+    def make_batch(self, step: Step) -> dict:
+        return to_device(step.make_batch(), self.device)
 
-    def take(self, step: Step, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
-        """Seconds of forward and backward pass, and of the optimizer."""
-        started = self._now()
+    def timed(self, step: Step, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+        """Make one step. Seconds of its forward and backward pass, and of the optimizer."""
+        started = now(self.device)
         step.loss(self.model, batch).backward()
-        middle = self._now()
-        self._update()
-        return middle - started, self._now() - middle
+        middle = now(self.device)
+        update(self.optimizer)
+        return middle - started, now(self.device) - middle
 
-    def seconds(self, step: Step, batch: dict[str, torch.Tensor], count: int) -> float:
-        """Of a step, the mean of so many in a row: a host that is ahead of its GPU stays so between them."""
-        started = self._now()
+    def mean_seconds(self, step: Step, batch: dict[str, torch.Tensor], count: int) -> float:
+        """Of so many steps in a row: a host that is ahead of its GPU stays so between them."""
+        started = now(self.device)
         for _ in range(count):
             step.loss(self.model, batch).backward()
-            self._update()
-        return (self._now() - started) / count
-
-    def _update(self) -> None:
-        nn.utils.clip_grad_norm_(self.learning, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+            update(self.optimizer)
+        return (now(self.device) - started) / count
 
 
 @dataclass(frozen=True)
@@ -95,33 +107,29 @@ class Throughput:
 def throughput(
     step: Step, device: torch.device, compiled: bool = False, windows: int = 5, count: int = 4
 ) -> Throughput:  # fmt: skip
-    """The median of so many windows of `count` steps each, after two that do not count and tell the memory.
+    """The median of so many windows of `count` steps each, after two that only tell the memory.
 
-    On a GPU its allocator tells the peak; on a CPU, which has none that could, the tensors are counted, unless
+    On a GPU its allocator tells the peak. On a CPU, which has none that could, the tensors are counted, unless
     compiled code hides them.
     """
     on_gpu = device.type == "cuda"
-    account = contextlib.nullcontext() if on_gpu or compiled else Account()
     if on_gpu:
         gc.collect()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(device)
-    with account:
+    with contextlib.nullcontext() if on_gpu or compiled else Account() as account:
         real = RealStep(step, device, compiled)
-        batch = real.batch_of(step)
-        real.take(step, batch)  # the optimizer has its state after it
+        batch = real.make_batch(step)
+        real.timed(step, batch)  # the optimizer has its state after it
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
-        elif not compiled:
+        elif account:
             account.peak = account.live
-        real.take(step, batch)
+        real.timed(step, batch)
+    peak = account.peak if account else None
     if on_gpu:
         peak = torch.cuda.max_memory_allocated(device) - before
-    elif compiled:
-        peak = None
-    else:
-        peak = account.peak
-    seconds = statistics.median(real.seconds(step, batch, count) for _ in range(windows))
+    seconds = statistics.median(real.mean_seconds(step, batch, count) for _ in range(windows))
     return Throughput(step.rows / seconds, flops_of(step, real.model) / seconds, peak)
 
 
@@ -129,44 +137,50 @@ def calibrate(step: Step, rounds: int = 3) -> Speed:
     """The speed of steps like this one, of few rows."""
     few = replace(step, rows=CALIBRATING_ROWS)
     real, batch = RealStep(few), few.make_batch()
-    taken = [real.take(few, batch) for _ in range(rounds + 1)][1:]
-    passes, updates = (statistics.median(column) for column in zip(*taken, strict=True))
-    return Speed(flops_of(few, real.model) / passes, updates)
+    return _speed([real.timed(few, batch) for _ in range(rounds + 1)], flops_of(few, real.model))
+
+
+def _speed(timed: list[tuple[float, float]], flops: float) -> Speed:
+    """From what RealStep.timed gave for steps of so many FLOP; the first was a warm-up."""
+    passes, updates = (statistics.median(seconds) for seconds in zip(*timed[1:], strict=True))
+    return Speed(flops / passes, updates)
 
 
 def seconds_here(step: Step, rounds: int = 5) -> tuple[float, float]:
-    """(predicted, measured) seconds of a step; calibrating and measuring take turns, as a machine's speed wanders."""
+    """(predicted, measured) seconds of a step; calibrating and measuring alternate, as a machine's speed wanders."""
     few = replace(step, rows=CALIBRATING_ROWS)
     real = RealStep(step)
-    of_few, of_step = [], []
     batch_of_few, batch = few.make_batch(), step.make_batch()
+    of_few, of_step = [], []
     for _ in range(rounds + 1):  # the first does not count
-        of_few.append(real.take(few, batch_of_few))
-        of_step.append(sum(real.take(step, batch)))
-    passes, updates = (statistics.median(column) for column in zip(*of_few[1:], strict=True))
-    predicted = Speed(flops_of(few, real.model) / passes, updates).seconds(flops_of(step, real.model))
-    return predicted, statistics.median(of_step[1:])
+        of_few.append(real.timed(few, batch_of_few))
+        of_step.append(sum(real.timed(step, batch)))
+    speed = _speed(of_few, flops_of(few, real.model))
+    return speed.seconds(flops_of(step, real.model)), statistics.median(of_step[1:])
 
 
 def memory_here(step: Step) -> tuple[int, int]:
     """(parameters, bytes): the most memory that two real steps took beyond what the process had before.
 
-    To be called in a process of its own, with GIVE_BACK in its environment. Linux alone tells and resets its peak.
+    To be called in a process of its own. Linux alone tells and resets its peak.
     """
+    libc = ctypes.CDLL(None)
+    for option, value in GIVE_BACK.items():
+        libc.mallopt(option, value)
     small = MiniMindConfig(hidden_size=64, num_hidden_layers=1)
     if step.sees:
         tower = {**CLIP_VIT_B16, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1}
         small = VLMConfig(hidden_size=64, num_hidden_layers=1, vision_config=tower)
     warm = replace(step, config=small, rows=2)
-    RealStep(warm).take(warm, warm.make_batch())  # loads code, which is nobody's activations
+    RealStep(warm).timed(warm, warm.make_batch())  # loads code, which is nobody's activations
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    libc.malloc_trim(0)
     before = _process_bytes("VmRSS")
     real = RealStep(step)
     batch = step.make_batch()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     for _ in range(2):
-        real.take(step, batch)
+        real.timed(step, batch)
     return sum(parameter.numel() for parameter in real.model.parameters()), _process_bytes("VmHWM") - before
 
 
@@ -175,13 +189,7 @@ def _process_bytes(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def in_a_process(function: Callable, step: Step, environment: dict[str, str] | None = None) -> tuple:
-    """function(step) in a fresh process with these variables set."""
-    before = dict(os.environ)
-    os.environ.update(environment or {})
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(function, step).result()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def in_a_process(function: Callable, step: Step) -> tuple:
+    """function(step) in a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, step).result()

@@ -15,8 +15,6 @@ import json
 import platform
 import shutil
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,15 +23,19 @@ from torch.nn import functional as F
 
 from model.command_line import CommandLine
 from model.config import IGNORE_INDEX, IMAGE_TOKEN_ID, VLMConfig
-from model.device import choose_dtype, compile_layers
+from model.device import choose_device, choose_dtype, compile_layers
+from model.messages import UserError
 from model.model_vlm import MiniMindVLM
 from model.processing import Rendered, collate
 from model.progress import progress_over, say
 from scripts.measure.generation import measure_generation
-from scripts.measure.memory import freeze_as_in
+from scripts.measure.memory import learning_parameters
+from scripts.measure.real_step import now, to_device, update
+from trainer.config import STAGES
+from trainer.optim import freeze_all_but
 
 PADDED = 640  # tokens, MiniMind-V's max_seq_len
-STAGES = {"stage1": "pretrain_vlm", "stage2": "sft_vlm"}
+PARTS = {"stage1": "pretrain_vlm", "stage2": "sft_vlm"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ ALL["cached"] = replace(ALL["online"], cached=True)
 
 def variants_for(bfloat16: bool, compiler: bool) -> dict[str, Variant]:
     """By the name that the table gives each."""
-    found = {
+    variants = {
         "baseline": BASELINE,
         "no padding": replace(BASELINE, padded=False),
         "loss where labels are": replace(BASELINE, everywhere=False),
@@ -61,17 +63,17 @@ def variants_for(bfloat16: bool, compiler: bool) -> dict[str, Variant]:
         "fused AdamW": replace(BASELINE, fused=True),
     }
     if compiler:
-        found["compiled"] = replace(BASELINE, compiled=True)
-    found |= {f"all, {name}": variant for name, variant in ALL.items()}
+        variants["compiled"] = replace(BASELINE, compiled=True)
+    variants |= {f"all, {name}": variant for name, variant in ALL.items()}
+    fastest, suffix = ALL, ""
     if bfloat16:
-        found["baseline, bf16"] = replace(BASELINE, bfloat16=True)
-        found |= {f"all, {name}, bf16": replace(variant, bfloat16=True) for name, variant in ALL.items()}
+        fastest, suffix = {name: replace(variant, bfloat16=True) for name, variant in ALL.items()}, ", bf16"
+        variants["baseline, bf16"] = replace(BASELINE, bfloat16=True)
+        variants |= {f"all, {name}, bf16": variant for name, variant in fastest.items()}
     if compiler:
-        found |= {
-            f"all, {name}, {'bf16, ' * bfloat16}compiled": replace(variant, bfloat16=bfloat16, compiled=True)
-            for name, variant in ALL.items()
-        }
-    return found
+        compiled = {name: replace(variant, compiled=True) for name, variant in fastest.items()}
+        variants |= {f"all, {name}{suffix}, compiled": variant for name, variant in compiled.items()}
+    return variants
 
 
 def make_samples(count: int, text: str, config: VLMConfig, seed: int = 0) -> list[tuple[Rendered, list[torch.Tensor]]]:
@@ -94,42 +96,41 @@ def make_samples(count: int, text: str, config: VLMConfig, seed: int = 0) -> lis
 
 
 class Trainer:
-    """A model in one stage and a step of each variant over the same samples."""
+    """A model in one stage, and a step of any variant over the same samples."""
 
-    def __init__(self, stage: str, config: VLMConfig, device: torch.device, compiled: bool = False):
+    def __init__(self, part: str, config: VLMConfig, device: torch.device, compiled: bool = False):
         torch.manual_seed(0)
         self.model = MiniMindVLM(config).to(device).train()
-        freeze_as_in(STAGES[stage], self.model)
-        learnt = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        freeze_all_but(self.model, STAGES[PARTS[part]]["trainable"])
+        learning = learning_parameters(self.model)
         self.optimizers = {
-            fused: torch.optim.AdamW(learnt, lr=1e-5, fused=fused, foreach=False if not fused else None)
-            for fused in (False, True)
+            True: torch.optim.AdamW(learning, lr=1e-5, fused=True),
+            False: torch.optim.AdamW(learning, lr=1e-5, fused=False, foreach=False),
         }
-        self.device, self.config = device, config
+        self.device = device
         if compiled:
             compile_layers(self.model, device)
 
     def batches(self, samples: list, size: int) -> dict[str, list[dict]]:
         """The micro-batches with pixels and with features, all made before the clock starts."""
         groups = [samples[start : start + size] for start in range(0, len(samples), size)]
-        plain = [collate(group) for group in groups]
-        cached = []
-        for batch in plain:
+        with_pixels = [collate(group) for group in groups]
+        with_features = []
+        for batch in with_pixels:
+            del batch["attention_mask"]
             features = self.model.encode_pictures(batch["pixel_values"][:, 0].to(self.device)).half().cpu()
             rest = {name: value for name, value in batch.items() if name != "pixel_values"}
-            cached.append({**rest, "patch_features": features[:, None]})
-        return {"pixels": plain, "features": cached}
+            with_features.append({**rest, "patch_features": features[:, None]})
+        return {"pixels": with_pixels, "features": with_features}
 
     def step(self, batch: dict, variant: Variant) -> None:
-        batch = {name: value.to(self.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        del batch["attention_mask"]
-        labels = batch.pop("labels")
-        positions = batch.pop("loss_positions")
+        batch = to_device(batch, self.device)
+        labels, positions = batch.pop("labels"), batch.pop("loss_positions")
         if variant.padded:
-            rest = (0, PADDED - labels.shape[1])
-            labels = F.pad(labels, rest, value=IGNORE_INDEX)
-            batch["input_ids"] = F.pad(batch["input_ids"], rest)
-            batch["image_mask"] = F.pad(batch["image_mask"], rest)
+            right = (0, PADDED - labels.shape[1])
+            labels = F.pad(labels, right, value=IGNORE_INDEX)
+            batch["input_ids"] = F.pad(batch["input_ids"], right)
+            batch["image_mask"] = F.pad(batch["image_mask"], right)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=variant.bfloat16):
             if variant.everywhere:
                 logits = self.model(**batch).logits.float()
@@ -137,68 +138,64 @@ class Trainer:
             else:
                 loss = self.model(**batch, labels=labels, loss_positions=positions).loss
         loss.backward()
-        optimizer = self.optimizers[variant.fused]
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        update(self.optimizers[variant.fused])
 
 
-def measure(stage: str, options: argparse.Namespace, variants: dict[str, Variant], say: Callable) -> dict[str, float]:
-    """Rows a second of each variant: the median of options.rounds turns, after one that does not count."""
+def measure(
+    part: str, device: torch.device, options: argparse.Namespace, variants: dict[str, Variant]
+) -> dict[str, float]:
+    """Rows a second of each variant: the median of options.rounds rounds, after one that does not count."""
     config = VLMConfig(hidden_size=options.hidden_size, num_hidden_layers=options.layers, use_moe=options.moe)
-    device = torch.device(options.device)
-    trainer = Trainer(stage, config, device)
-    compiled = Trainer(stage, config, device, compiled=True) if any(v.compiled for v in variants.values()) else None
+    kinds = {variant.compiled for variant in variants.values()}
+    trainers = {compiled: Trainer(part, config, device, compiled) for compiled in sorted(kinds)}
     samples = make_samples(options.batch_size * options.batches, options.text, config)
-    batches = trainer.batches(samples, options.batch_size)
+    batches = trainers[False].batches(samples, options.batch_size)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in progress_over(range(options.rounds + 1), stage, "round"):
+    for turn in progress_over(range(options.rounds + 1), part, "round"):
         for name, variant in variants.items():
-            started = time.perf_counter()
+            started = now(device)
             for batch in batches["features" if variant.cached else "pixels"]:
-                (compiled if variant.compiled else trainer).step(batch, variant)
+                trainers[variant.compiled].step(batch, variant)
             if turn:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(now(device) - started)
         gc.collect()
     speeds = {name: len(samples) / statistics.median(times) for name, times in seconds.items()}
     for name, speed in speeds.items():
-        say(f"{stage}  {name:<24}{speed:>9.2f} rows/s{speed / speeds['baseline']:>8.2f} x")
+        say(f"{part}  {name:<24}{speed:>9.2f} rows/s{speed / speeds['baseline']:>8.2f} x")
     return speeds
 
 
 def report(speeds: dict[str, float]) -> dict[str, dict]:
     """online and cached, each with all switches: rows a second, ratio to the baseline, in float32 and bfloat16."""
-    found = {}
+    figures: dict[str, dict] = {}
     for name in ALL:
         speed = max(speed for variant, speed in speeds.items() if variant.startswith(f"all, {name}"))
-        other = speeds.get("baseline, bf16")
-        found[name] = {
+        bfloat16 = speeds.get("baseline, bf16")
+        figures[name] = {
             "rows_per_second": speed,
             "ratio": speed / speeds["baseline"],
-            "ratio_bf16": speed / other if other else None,
+            "ratio_bf16": speed / bfloat16 if bfloat16 else None,
         }
-    return {**found, "switches": speeds}
+    return {**figures, "switches": speeds}
 
 
-def generation(dtype: torch.dtype, say: Callable) -> dict[str, float]:
+def answers(dtype: torch.dtype) -> dict[str, float]:
     """Tokens a second of an answer and seconds to its first token, and how often MiniMind-V's way they are."""
-    figures = measure_generation(repetitions=3, batches=1, dtype=dtype)
-    found = {
-        "tokens_per_second": figures["medians"]["engine_tokens_per_second"],
-        "tokens_per_second_ratio": figures["decode_ratio"],
-        "first_token_seconds": figures["medians"]["engine_first_seconds"],
-        "first_token_ratio": figures["first_token_ratio"],
+    measured = measure_generation(repetitions=3, batches=1, dtype=dtype)
+    figures = {
+        "tokens_per_second": measured["medians"]["engine_tokens_per_second"],
+        "tokens_per_second_ratio": measured["decode_ratio"],
+        "first_token_seconds": measured["medians"]["engine_first_seconds"],
+        "first_token_ratio": measured["first_token_ratio"],
     }
-    say("answers  " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items()))
-    return found
+    say("answers  " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in figures.items()))
+    return figures
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = CommandLine(__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--parts", nargs="+", choices=(*STAGES, "answers"), default=[*STAGES, "answers"])
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, "answers"), default=[*PARTS, "answers"])
     parser.add_argument("--text", choices=("short", "mixed"), default="short")
     parser.add_argument("--batch_size", type=int, default=8, help="rows a step")
     parser.add_argument("--batches", type=int, default=1, help="steps a turn")
@@ -207,8 +204,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--moe", action="store_true")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    options = parser.parse_args()
-    dtype = choose_dtype("auto", torch.device(options.device))
+    options = parser.parse_args(arguments)
+    try:
+        device = choose_device(options.device)
+    except UserError as error:
+        raise SystemExit(f"steps: {error}") from error
+    dtype = choose_dtype("auto", device)
     if dtype != torch.bfloat16:
         print("this device has no bfloat16 instructions: everything in float32, ratio_bf16 is left out")
     compiler = bool(shutil.which("g++"))
@@ -217,12 +218,9 @@ def main() -> None:
     facts = {name: str(value) for name, value in vars(options).items() if name != "json"}
     facts |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.processor()}
     result: dict = {"settings": facts}
+    variants = variants_for(dtype == torch.bfloat16, compiler)
     for part in options.parts:
-        if part == "answers":
-            result[part] = generation(dtype, say)
-        else:
-            variants = variants_for(dtype == torch.bfloat16, compiler)
-            result[part] = report(measure(part, options, variants, say))
+        result[part] = answers(dtype) if part == "answers" else report(measure(part, device, options, variants))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -131,8 +131,8 @@ def test_a_window_of_steps_is_the_steps_that_are_taken(machine):
     step = Step(gpu_checks._size_of(machine, TINY.sizes[0]), "sft_vlm", 2, TINY.tokens, TINY.supervised, cached=True)
     real, other = RealStep(step), RealStep(step)
     for _ in range(3):
-        real.take(step, real.batch_of(step))
-    assert other.seconds(step, other.batch_of(step), 3) > 0
+        real.timed(step, real.make_batch(step))
+    assert other.mean_seconds(step, other.make_batch(step), 3) > 0
     assert all(torch.equal(a, b) for a, b in zip(real.learning, other.learning, strict=True))
     taken = throughput(step, machine.device, windows=1, count=1)
     assert taken.peak == pytest.approx(step_memory(step).peak, rel=0.02)
