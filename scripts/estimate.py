@@ -29,7 +29,8 @@ from model.messages import UserError, counted
 from model.processing import VLMProcessor
 from scripts.measure.memory import AFTER_START, DEVICES, Step, StepMemory, largest_batch, step_memory
 from scripts.measure.real_step import Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
-from trainer.config import CHOICES, SIZES, STAGES
+from scripts.measure.stages import STAGES, choices_of
+from trainer.config import SIZES
 from trainer.optim import parts_of
 
 FREE = 0.15  # of a card, left for CUDA itself, its allocator's gaps and a screen
@@ -59,9 +60,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--supervised", type=int, default=0, help="of which so many are learnt; 0: all but the picture")
     parser.add_argument("--batch_size", type=int, default=0, help="rows a micro-batch; 0: the stage's")
     parser.add_argument("--accumulation_steps", type=int, default=1, help="micro-batches a step")
-    parser.add_argument("--cache_features", choices=CHOICES["cache_features"], default="none")
-    parser.add_argument("--optimizer", choices=CHOICES["optimizer"], default="adamw")
-    parser.add_argument("--dtype", choices=CHOICES["dtype"], default="auto",
+    parser.add_argument("--cache_features", choices=choices_of("cache_features"), default="none")
+    parser.add_argument("--optimizer", choices=choices_of("optimizer"), default="adamw")
+    parser.add_argument("--dtype", choices=choices_of("dtype"), default="auto",
                         help="auto: bfloat16 for --memory_gb, else this machine's")  # fmt: skip
     parser.add_argument("--device", choices=("auto", *DEVICES), default="auto",
                         help="whose memory; auto: cuda for --memory_gb, else cpu; old_cuda: before Ampere")  # fmt: skip
@@ -91,7 +92,7 @@ def step_of(options: argparse.Namespace) -> Step:
     if options.stage != "llm":
         config = VLMConfig(**sizes, vision_config=tower_config(options.vision_model) if options.vision_model else None)
         before = AFTER_START + config.image_tokens
-    tokens = options.max_seq_len or STAGES[options.stage]["max_seq_len"]
+    tokens = options.max_seq_len or STAGES[options.stage].max_seq_len
     supervised = options.supervised or tokens - before
     if not 0 < supervised <= tokens - before:
         raise UserError(
@@ -102,7 +103,7 @@ def step_of(options: argparse.Namespace) -> Step:
     dtype = "bfloat16" if options.dtype == "auto" and for_card else options.dtype
     device = ("cuda" if for_card else "cpu") if options.device == "auto" else options.device
     return Step(
-        config, options.stage, options.batch_size or STAGES[options.stage]["batch_size"], tokens, supervised,
+        config, options.stage, options.batch_size or STAGES[options.stage].batch_size, tokens, supervised,
         cached=options.cache_features in ("float16", "int8"), dtype=choose_dtype(dtype, torch.device("cpu")),
         optimizer=options.optimizer, accumulates=options.accumulation_steps > 1, device=device,
     )  # fmt: skip

@@ -10,7 +10,8 @@ import pytest
 from helpers.repository import ROOT, python_files, top_of, tracked_files
 from trainer.config import StageConfig
 
-TOLD = ("trainer.config", "trainer.optim")  # what a stage is told and what learns: so nothing restates them
+# What a stage is told and what learns: so that nothing of it is restated.
+TOLD = ("trainer.config", "trainer.optim", "trainer.train_llm", "trainer.train_pretrain_vlm", "trainer.train_sft_vlm")
 MAY_IMPORT = {
     "model": ("model",),
     "dataset": ("dataset", "model"),

@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import math
+import os
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from dataset.limits import FOLLOW_LINKS, MAX_MEGAPIXELS, PictureLimits
@@ -12,26 +14,23 @@ from dataset.quarantine import MAX_BAD_SHARE
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError
-from trainer.guard.refusal import wait_to_be_ended
+from trainer.guard.ending import wait_to_be_ended
 
 OUT = ROOT / "out"
 PARTS = ("projector", "last_layer", "language_model")
-CHOICES = {
-    "dtype": ("auto", "bfloat16", "float16", "float32"),
-    "optimizer": ("adamw", "muon"),
-    "cache_features": ("none", "float16", "int8", "pixels"),
-}
 SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
          "use_moe": 0, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
 OPEN = {**dict.fromkeys(SIZES, 0), "dropout": -1.0}  # values that leave it to the file to start from
-
-# What a stage learns, and the rows of its steps: its script starts from these, and scripts/estimate.py counts them.
-STAGES = {
-    "llm": {"trainable": ("language_model",), "max_seq_len": 512, "batch_size": 32},
-    "pretrain_vlm": {"trainable": ("projector", "last_layer"), "max_seq_len": 640, "batch_size": 16},
-    "sft_vlm": {"trainable": ("projector", "language_model"), "max_seq_len": 1024, "batch_size": 8},
+GROUPS = {  # of flags, in the order of --help
+    "first": "the ten that people use first",
+    "stage": "the stage",
+    "data": "data",
+    "model": "the decoder; 0, for dropout -1: as the file of --from_weight says, and without one MiniMind2-Small's",
+    "learning": "learning",
+    "speed": "speed and memory",
+    "saving": "saving and logging",
+    "ranks": "several ranks",
 }
-
 # `--preset 8gb`: batch sizes for cards of 4, 8, 12 and 24 GB. Each is the largest power of two that scripts/estimate.py
 # lets through for the 26 M decoder and a tower of CLIP-ViT-B/16's size, bfloat16 or float16, every row as long as
 # max_seq_len and learnt but for its picture, 15 % of the card left free; counted for GPUs from Ampere on, not measured
@@ -51,105 +50,132 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {  # rows of 640 tokens in pretr
 }
 
 
-def flag(default: object, help: str) -> object:
-    return field(default=default, metadata={"help": help})
+def flag(
+    group: str, default: object, help: str, at_least: float | None = None, at_most: float = math.inf,
+    above: float | None = None, choices: tuple[str, ...] = (),
+) -> object:  # fmt: skip
+    """A field of StageConfig. group: of GROUPS; the others say which values make sense, beside those of OPEN."""
+    limits = {"at_least": at_least, "at_most": at_most, "above": above, "choices": choices}
+    return field(default=default, metadata={"group": group, "help": help, **limits})
+
+
+_first, _stage, _data, _model, _learning, _speed, _saving, _ranks = (partial(flag, group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    # what the stage is
-    name: str = flag(
+    name: str = _stage(
         "stage", "name of the stage, and of its weights: <save_dir>/<name>_<hidden_size>[_moe].safetensors"
     )
-    trainable: tuple[str, ...] = flag(
+    trainable: tuple[str, ...] = _stage(
         ("language_model",), f"parts that learn, of {', '.join(PARTS)}; the tower never does"
     )
-    with_vision: bool = flag(True, "0: the bare decoder, 1: decoder, projector and tower")
-    # where things are
-    data_path: str = flag("", "training data, .jsonl or .parquet")
-    images_path: str = flag("", "folder of a .jsonl's pictures; empty: `images` beside it")
-    follow_links: int = flag(0, FOLLOW_LINKS)
-    max_megapixels: int = flag(PictureLimits().max_megapixels, MAX_MEGAPIXELS)
-    val_path: str = flag("", "validation data; empty: --val_samples of the training data are held back")
-    val_samples: int = flag(128, "rows for the validation loss, at most a tenth of the data; 0: none")
-    save_dir: str = flag(str(OUT), "folder for weights and runs")
-    from_weight: str = flag(
+    with_vision: bool = _stage(True, "0: the bare decoder, 1: decoder, projector and tower")
+    data_path: str = _first("", "training data, .jsonl or .parquet")
+    images_path: str = _first("", "folder of a .jsonl's pictures; empty: `images` beside it")
+    follow_links: int = _data(0, FOLLOW_LINKS)
+    max_megapixels: int = _data(PictureLimits().max_megapixels, MAX_MEGAPIXELS)
+    val_path: str = _data("", "validation data; empty: --val_samples of the training data are held back")
+    val_samples: int = _data(128, "rows for the validation loss, at most a tenth of the data; 0: none", at_least=0)
+    save_dir: str = _first(str(OUT), "folder for weights and runs")
+    from_weight: str = _first(
         "none", "weights to start from: a file, a stage's name looked up in save_dir (llm: else what ships), or none"
     )
-    init_embeddings: str = flag("", "with --from_weight none: first token embeddings, of scripts/assets/embed_names.py")
-    from_resume: int = flag(0, "1: go on from the run's last checkpoint, if there is one; torchrun's restarts do so")
-    allow_data_change: int = flag(0, "1: go on from a checkpoint although the training data has changed since")
-    vision_model: str = flag(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the CLIP tower")
-    strict_data: int = flag(0, "1: stop at the first bad sample; 0: leave bad samples out, named in quarantine.jsonl")
-    max_bad_share: float = flag(MAX_BAD_SHARE, "of a file's samples: where more are bad, the run stops")
-    # the decoder; 0, for dropout -1: as the file of --from_weight says, and without one MiniMind2-Small's
-    hidden_size: int = flag(0, "width, 512; 768 with 16 layers is the larger MiniMind")
-    num_hidden_layers: int = flag(0, "layers, 8")
-    num_attention_heads: int = flag(0, "query heads, 8")
-    num_key_value_heads: int = flag(0, "key and value heads, 2")
-    use_moe: int = flag(0, "1: mixture of experts")
-    num_experts: int = flag(0, "routed experts a layer, 4")
-    num_experts_per_tok: int = flag(0, "of which a token takes, 2")
-    dropout: float = flag(-1.0, "share of activations dropped in training, none; -1: as the weights to start from say")
-    max_seq_len: int = flag(640, "tokens a row: a longer conversation loses its end, never a part of a picture")
-    # how it learns
-    epochs: int = flag(1, "passes over the data")
-    batch_size: int = flag(16, "rows a step and rank, times --accumulation_steps; neighbours about a picture share one")
-    accumulation_steps: int = flag(1, "times --batch_size: rows a step and rank, in passes of --batch_tokens")
-    batch_tokens: int = flag(
-        0, "most tokens, padding included, that go through the model at once, in training and validation; 0: what "
-        "batch_size rows of max_seq_len, or of pack_tokens, need"
-    )  # fmt: skip
-    optimizer: str = flag("adamw", "adamw, or muon for the decoder layers' matrices: far fewer steps from nothing")
-    learning_rate: float = flag(5e-4, "peak, reached after the warm-up; a cosine leads it down to a tenth")
-    projector_learning_rate: float = flag(0.0, "peak for the projector; 0: the same")
-    warmup_ratio: float = flag(0.03, "share of the steps with a linearly rising learning rate")
-    weight_decay: float = flag(0.01, "AdamW's, on matrices only")
-    grad_clip: float = flag(1.0, "largest norm of the gradient")
-    seed: int = flag(42, "of order, initialisation and dropout")
-    # how it runs
-    device: str = flag("auto", "auto, cpu, cuda, cuda:N or mps")
-    dtype: str = flag("auto", "of the arithmetic: auto, bfloat16, float16 or float32; weights are kept in float32")
-    compile: int = flag(0, "1: torch.compile fuses operations; needs a C++ compiler and a minute at the start")
-    pack_tokens: int = flag(0, "pack rows side by side into longer ones of so many tokens; 0: batches of like lengths")
-    pack_pictures: int = flag(8, "most pictures a packed row")
-    cache_features: str = flag(
-        "none", "float16 or int8: encode each picture once, into files under save_dir/features; pixels: decode it once"
+    init_embeddings: str = _model(
+        "", "with --from_weight none: first token embeddings, of scripts/assets/embed_names.py"
     )
-    shard: int = flag(0, "1: each rank holds a part of the model; for models that outgrow one device")
-    num_workers: int = flag(1, "processes a rank that decode pictures")
-    profile: int = flag(0, "steps to profile: a trace in the run's folder, and the ten slowest operations; 0: none")
-    log_interval: int = flag(20, "steps between log lines")
-    save_interval: int = flag(500, "steps between checkpoints, each with a validation")
-    keep_last: int = flag(2, "checkpoints kept: so many of the newest, and the best by validation loss")
-    use_wandb: int = flag(0, "1: log to Weights & Biases, offline when there is no key")
-    wandb_project: str = flag("MiniMind-VLM", "project there")
+    from_resume: int = _first(0, "1: go on from the run's last checkpoint, if there is one; torchrun's restarts do so")
+    allow_data_change: int = _saving(0, "1: go on from a checkpoint although the training data has changed since")
+    vision_model: str = _first(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the CLIP tower")
+    strict_data: int = _data(0, "1: stop at the first bad sample; 0: leave bad samples out, named in quarantine.jsonl")
+    max_bad_share: float = _data(
+        MAX_BAD_SHARE, "of a file's samples: where more are bad, the run stops", at_least=0, at_most=1
+    )
+    hidden_size: int = _model(0, "width, 512; 768 with 16 layers is the larger MiniMind", at_least=0)
+    num_hidden_layers: int = _model(0, "layers, 8", at_least=0)
+    num_attention_heads: int = _model(0, "query heads, 8", at_least=0)
+    num_key_value_heads: int = _model(0, "key and value heads, 2", at_least=0)
+    use_moe: int = _model(0, "1: mixture of experts", at_least=0)
+    num_experts: int = _model(0, "routed experts a layer, 4", at_least=0)
+    num_experts_per_tok: int = _model(0, "of which a token takes, 2", at_least=0)
+    dropout: float = _model(
+        -1.0,
+        "share of activations dropped in training, none; -1: as the weights to start from say",
+        at_least=0,
+        at_most=1,
+    )
+    max_seq_len: int = _data(
+        640, "tokens a row: a longer conversation loses its end, never a part of a picture", at_least=1
+    )
+    epochs: int = _first(1, "passes over the data", at_least=1)
+    batch_size: int = _first(
+        16, "rows a step and rank, times --accumulation_steps; neighbours about a picture share one", at_least=1
+    )
+    accumulation_steps: int = _learning(
+        1, "times --batch_size: rows a step and rank, in passes of --batch_tokens", at_least=1
+    )
+    batch_tokens: int = _speed(
+        0,
+        "most tokens, padding included, that go through the model at once, in training and validation; 0: what "
+        "batch_size rows of max_seq_len, or of pack_tokens, need",
+        at_least=0,
+    )
+    optimizer: str = _learning(
+        "adamw",
+        "adamw, or muon for the decoder layers' matrices: far fewer steps from nothing",
+        choices=("adamw", "muon"),
+    )
+    learning_rate: float = _first(5e-4, "peak, reached after the warm-up; a cosine leads it down to a tenth", above=0)
+    projector_learning_rate: float = _learning(0.0, "peak for the projector; 0: the same", at_least=0)
+    warmup_ratio: float = _learning(
+        0.03, "share of the steps with a linearly rising learning rate", at_least=0, at_most=1
+    )
+    weight_decay: float = _learning(0.01, "AdamW's, on matrices only", at_least=0)
+    grad_clip: float = _learning(1.0, "largest norm of the gradient", above=0)
+    seed: int = _learning(42, "of order, initialisation and dropout", at_least=0)
+    device: str = _first("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: str = _speed(
+        "auto",
+        "of the arithmetic: auto, bfloat16, float16 or float32; weights are kept in float32",
+        choices=("auto", "bfloat16", "float16", "float32"),
+    )
+    compile: int = _speed(0, "1: torch.compile fuses operations; needs a C++ compiler and a minute at the start")
+    pack_tokens: int = _speed(
+        0, "pack rows side by side into longer ones of so many tokens; 0: batches of like lengths", at_least=0
+    )
+    pack_pictures: int = _speed(8, "most pictures a packed row")
+    cache_features: str = _speed(
+        "none",
+        "float16 or int8: encode each picture once, into files under save_dir/features; pixels: decode it once",
+        choices=("none", "float16", "int8", "pixels"),
+    )
+    shard: int = _ranks(0, "1: each rank holds a part of the model; for models that outgrow one device")
+    num_workers: int = _speed(1, "processes a rank that decode pictures", at_least=0)
+    profile: int = _speed(
+        0, "steps to profile: a trace in the run's folder, and the ten slowest operations; 0: none", at_least=0
+    )
+    log_interval: int = _saving(20, "steps between log lines", at_least=1)
+    save_interval: int = _saving(500, "steps between checkpoints, each with a validation", at_least=1)
+    keep_last: int = _saving(2, "checkpoints kept: so many of the newest, and the best by validation loss", at_least=1)
+    use_wandb: int = _saving(0, "1: log to Weights & Biases, offline when there is no key")
+    wandb_project: str = _saving("MiniMind-VLM", "project there")
 
     def __post_init__(self) -> None:
         unknown = set(self.trainable) - set(PARTS)
         if unknown or not self.trainable:
             raise UserError(f"--trainable {','.join(self.trainable)}: choose from {', '.join(PARTS)}")
-        for name in ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "keep_last",
-                     "max_seq_len"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "grad_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--{name} {getattr(self, name)} must be a number above 0")
-        for name in (*SIZES, "val_samples", "num_workers", "seed", "projector_learning_rate", "weight_decay",
-                     "pack_tokens", "batch_tokens", "profile"):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name} {getattr(self, name)} must not be below 0")
-        for name in ("warmup_ratio", "dropout", "max_bad_share"):
-            if not 0 <= getattr(self, name) <= 1 and getattr(self, name) != OPEN.get(name):
-                raise UserError(f"--{name} {getattr(self, name)} must lie within 0 and 1")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"--{name} {getattr(self, name)}: choose from {', '.join(choices)}")
-
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if value != OPEN.get(item.name) and (wrong := _what_is_wrong(value, **item.metadata)):
+                raise UserError(f"--{item.name} {value}{wrong}")
         _ = self.limits  # which refuses what cannot be
         if self.shard and self.optimizer == "muon":
             raise UserError("--shard 1 cannot go with --optimizer muon, which needs each matrix whole: take adamw")
+
+    @property
+    def resumes(self) -> bool:
+        """Whether a run goes on from its last checkpoint: told to, or restarted by torchrun after a failure."""
+        return bool(self.from_resume) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
     @property
     def limits(self) -> PictureLimits:
@@ -194,14 +220,33 @@ class StageConfig:
         return found[0]
 
 
+def _what_is_wrong(
+    value: object, at_least: float | None, at_most: float, above: float | None, choices: tuple[str, ...], **_: object
+) -> str:
+    """The end of a message, empty where the value is within its limits."""
+    if choices and value not in choices:
+        return f": choose from {', '.join(choices)}"
+    if above is not None and not above < value < math.inf:
+        return f" must be a number above {above}"
+    if at_most < math.inf and not at_least <= value <= at_most:
+        return f" must lie within {at_least} and {at_most}"
+    if at_least is not None and not value >= at_least:
+        return f" must be at least {at_least}" if at_least else " must not be below 0"
+    return ""
+
+
 def parse_config(stage: StageConfig, arguments: list[str] | None = None) -> StageConfig:
     """The stage's values, each replaced by --preset's where that has one, and by the flag of its name if given."""
-    parser = CommandLine(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, help="batch_size and accumulation_steps for a card of this size")
+    parser = CommandLine(usage="%(prog)s [--flag value ...]", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    groups["speed"].add_argument(
+        "--preset", choices=PRESETS, help="batch_size and accumulation_steps for a card of this size"
+    )
     for item in dataclasses.fields(stage):
         default = getattr(stage, item.name)
         kind = {"trainable": _names, "with_vision": _bit}.get(item.name, type(default))
-        parser.add_argument(f"--{item.name}", type=kind, default=default, help=item.metadata["help"])
+        group = groups[item.metadata["group"]]
+        group.add_argument(f"--{item.name}", type=kind, default=default, help=item.metadata["help"])
     try:
         if preset := parser.parse_args(arguments).preset:
             parser.set_defaults(**preset_values(preset, stage.name))

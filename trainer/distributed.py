@@ -1,4 +1,4 @@
-"""Where a run runs: ranks, device, arithmetic, and the few collectives that training needs."""
+"""Where a run runs: ranks, device, arithmetic, the few collectives that training needs; the model over the ranks."""
 
 import contextlib
 import datetime
@@ -48,6 +48,11 @@ class Runtime:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def print0(self, line: object) -> None:
+        """Print on rank 0 alone."""
+        if self.is_main:
+            print(line, flush=True)
+
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
@@ -82,7 +87,7 @@ class Runtime:
             raise UserError(refusal)
         return value
 
-    def most(self, value: int) -> int:
+    def max(self, value: int) -> int:
         """The largest value of any rank; over the CPU, so that no GPU is waited for."""
         if self.world_size == 1:
             return value
@@ -194,14 +199,14 @@ def stop_runtime() -> None:
 # ---- how a model is spread over the ranks: whole on each of them (DDP), or in parts (FSDP2)
 
 
-def distribute(model: nn.Module, shard: bool, runtime: Runtime, say: Callable = print) -> nn.Module:
+def distribute(model: nn.Module, shard: bool, runtime: Runtime) -> nn.Module:
     """What the loop calls in place of the model; its gradients are means over the ranks. Alone it is the model itself.
 
     Before the optimizer is built: --shard 1 puts other parameters into the model, of which each rank holds its part.
     """
     if runtime.world_size == 1:
         if shard:
-            say("--shard 1 changes nothing with one rank: start several with torchrun --nproc_per_node N")
+            runtime.print0("--shard 1 changes nothing with one rank: start several with torchrun --nproc_per_node N")
         return model
     return sharded(model, runtime) if shard else replicated(model)
 
@@ -235,12 +240,12 @@ def sharded(model: nn.Module, runtime: Runtime) -> nn.Module:
     return fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=whole_everywhere)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor put together from the parts of all ranks, which all must call; one that is whole as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_tensors(tensors: Iterable[tuple[str, torch.Tensor]], keep: bool) -> dict[str, torch.Tensor]:
+def full_tensors(tensors: Iterable[tuple[str, torch.Tensor]], keep: bool) -> dict[str, torch.Tensor]:
     """Each put together, one after the other; every rank must call, and only those that keep them get any."""
     gathered = {}
     for name, tensor in tensors:
@@ -253,7 +258,7 @@ def whole_tensors(tensors: Iterable[tuple[str, torch.Tensor]], keep: bool) -> di
     return gathered
 
 
-def own_part(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+def local_part(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """What this rank holds of a whole tensor that belongs to the parameter: all of it, or the parameter's cut of it."""
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor

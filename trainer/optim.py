@@ -8,7 +8,7 @@ from torch import nn
 from model.messages import UserError
 from trainer.config import StageConfig
 
-FINAL_SHARE = 0.1  # of the peak learning rate, at the last step
+FINAL_FACTOR = 0.1  # of the peak learning rate, at the last step
 
 
 def parts_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -84,7 +84,7 @@ class Muon(torch.optim.AdamW):
     def __init__(self, groups: list[dict], dtype: torch.dtype = torch.float32, **options):
         super().__init__(groups, **options)
         self.dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        self._step_supports_amp_scaling = False  # the scaler must skip a bad step whole, not AdamW's share alone
+        self._step_supports_amp_scaling = False  # the scaler must skip a bad step whole, not AdamW's groups alone
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -119,15 +119,15 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     return x if wide is matrix else x.T
 
 
-def rate_share(step: float, total_steps: int, warmup_ratio: float) -> float:
-    """Share of the peak learning rate for step 0, 1, ...: a line up, then a cosine down to FINAL_SHARE."""
+def lr_factor(step: float, total_steps: int, warmup_ratio: float) -> float:
+    """Of the peak learning rate, for step 0, 1, ...: a line up, then a cosine down to FINAL_FACTOR."""
     warmup = round(warmup_ratio * total_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, total_steps - 1 - warmup)
-    return FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return FINAL_FACTOR + (1 - FINAL_FACTOR) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+        group["lr"] = group["peak"] * factor

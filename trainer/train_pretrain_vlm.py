@@ -4,14 +4,16 @@ torchrun --nproc_per_node N trainer/train_pretrain_vlm.py [--flag value ...]
 python trainer/train_pretrain_vlm.py --help
 """
 
-from trainer.config import ROOT, STAGES, StageConfig, parse_config
+from trainer.config import ROOT, StageConfig, parse_config
 from trainer.stage import run_stage
 
 PRETRAIN_VLM = StageConfig(
     name="pretrain_vlm",
-    **STAGES["pretrain_vlm"],
+    trainable=("projector", "last_layer"),
     from_weight="llm",
     data_path=str(ROOT / "dataset/data/pretrain.jsonl"),
+    max_seq_len=640,
+    batch_size=16,
     learning_rate=4e-4,
 )
 

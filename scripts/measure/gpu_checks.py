@@ -24,7 +24,7 @@ from scripts.measure.stage_runs import arguments_of, build_data, stage_metrics
 from scripts.quickstart import BASE, FLAGS, PICTURES, STAGE_2, TOWER
 
 NAMES = ("collectives", "steps", "stages", "decoding", "quickstart")
-STAGES = {"stage 1": "pretrain_vlm", "stage 2": "sft_vlm"}
+STAGE_NAMES = {"stage 1": "pretrain_vlm", "stage 2": "sft_vlm"}
 TINY_TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
               "image_size": 32, "patch_size": 16}  # fmt: skip
 OF_A_CARD = 0.85  # may be predicted to be taken; CUDA itself and gaps need the rest, as scripts/estimate.py says
@@ -105,7 +105,7 @@ def checks_of(machine: Machine) -> list[Check]:
     """In the order of their worth, as the last may be without time."""
     scale, backend = machine.scale, "nccl" if machine.on_gpu else "gloo"
     checks = [Check("collectives", f"{backend}, one process", 30, collectives)]
-    for stage in STAGES:
+    for stage in STAGE_NAMES:
         for size in scale.sizes:
             for cached in (True, False):
                 setting = f"{stage}, {size[0]} x {size[1]}, {'cached' if cached else 'online'}"
@@ -115,7 +115,7 @@ def checks_of(machine: Machine) -> list[Check]:
         checks.append(Check("stages", setting, 120, partial(stage_run, stage, ranks, flags)))
     for rows in (1, ROWS):
         checks.append(Check("decoding", f"batch {rows}", 60, partial(decoding, rows)))
-    for stage in STAGES:
+    for stage in STAGE_NAMES:
         size = scale.sizes[0]
         setting = f"{stage}, {size[0]} x {size[1]}, cached, compiled"
         checks.append(Check("steps", setting, 90, partial(steps, stage, size, True, compiled=True)))
@@ -171,7 +171,7 @@ def steps(
         _need_compiler()
         torch.compiler.reset()  # what other models' layers compiled counts against the same limit
     scale, device = machine.scale, machine.device
-    step = Step(_size_of(machine, size), STAGES[stage], scale.rows, scale.tokens, scale.supervised, cached,
+    step = Step(_size_of(machine, size), STAGE_NAMES[stage], scale.rows, scale.tokens, scale.supervised, cached,
                 machine.dtype, device=device.type)  # fmt: skip
     old = machine.on_gpu and torch.cuda.get_device_capability(device) < (8, 0)
     predict = replace(step, device="old_cuda" if old else device.type)
@@ -216,7 +216,7 @@ def stage_run(stage: str, ranks: int, flags: dict, machine: Machine, _left: floa
         "cache_features": "float16", "val_samples": 0, "save_interval": 1_000_000, **flags,
     }  # fmt: skip
     name = f"{short}_{ranks}_{flags.get('dtype', '')}_{flags.get('compile', 0)}"
-    return _figures_of(stage_metrics(f"train_{STAGES[stage]}", arguments_of(flags), machine.folder / name, ranks))
+    return _figures_of(stage_metrics(f"train_{STAGE_NAMES[stage]}", arguments_of(flags), machine.folder / name, ranks))
 
 
 def _figures_of(lines: Sequence[dict], note: str = "") -> Figures:

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from model.config import IGNORE_INDEX, MiniMindConfig, VLMConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
-from trainer.config import STAGES, StageConfig
+from scripts.measure.stages import STAGES
+from trainer.config import StageConfig
 from trainer.optim import build_optimizer, freeze_all_but
 
 AFTER_START = 3  # tokens of a row before its picture
@@ -45,7 +46,7 @@ class Step:
 
     def make_model(self) -> MiniMindForCausalLM:
         model = (MiniMindVLM if self.sees else MiniMindForCausalLM)(self.config).train()
-        freeze_all_but(model, STAGES[self.stage]["trainable"])
+        freeze_all_but(model, STAGES[self.stage].trainable)
         if self.sees:
             model.round_tower(self.dtype)
         if self.device != "cpu":  # fake tensors lie on a CPU, where attention may be written out; a GPU never does so

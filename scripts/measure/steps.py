@@ -31,7 +31,7 @@ from model.progress import progress_over, say
 from scripts.measure.generation import measure_generation
 from scripts.measure.memory import learning_parameters
 from scripts.measure.real_step import now, to_device, update
-from trainer.config import STAGES
+from scripts.measure.stages import STAGES
 from trainer.optim import freeze_all_but
 
 PADDED = 640  # tokens, MiniMind-V's max_seq_len
@@ -101,7 +101,7 @@ class Trainer:
     def __init__(self, part: str, config: VLMConfig, device: torch.device, compiled: bool = False):
         torch.manual_seed(0)
         self.model = MiniMindVLM(config).to(device).train()
-        freeze_all_but(self.model, STAGES[PARTS[part]]["trainable"])
+        freeze_all_but(self.model, STAGES[PARTS[part]].trainable)
         learning = learning_parameters(self.model)
         self.optimizers = {
             True: torch.optim.AdamW(learning, lr=1e-5, fused=True),

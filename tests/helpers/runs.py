@@ -133,8 +133,8 @@ def make_order(batch_size: int = 8, accumulation_steps: int = 1, world_size: int
 
 
 def steps_of(order: Order, first_step: int = 0) -> list[list[int]]:
-    """Samples of each step, in order, put together again from every rank's share."""
-    steps = list(order.shares(first_step))
-    assert {len(shares) for shares in steps} <= {order.world_size}
-    assert {len(own) for shares in steps for own in shares} <= {order.batch_size * order.accumulation_steps}
-    return [sum(shares, []) for shares in steps]
+    """Rows of each step, in order, put together again from every rank's."""
+    steps = list(order.rows_by_rank(first_step))
+    assert {len(by_rank) for by_rank in steps} <= {order.world_size}
+    assert {len(rows) for by_rank in steps for rows in by_rank} <= {order.batch_size * order.accumulation_steps}
+    return [sum(by_rank, []) for by_rank in steps]

@@ -13,13 +13,17 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from dataset.quarantine import Quarantine
 from helpers.data import make_picture, write_jsonl
 from helpers.models import IMAGE_TOKENS
 from helpers.repository import ROOT
 from helpers.runs import make_order, plain_sgd, records, steps_of, tiny
 from trainer import loop, stage
+from trainer.checkpoint import resume
 from trainer.config import StageConfig
+from trainer.data import load_data
 from trainer.distributed import Runtime
+from trainer.guard import ending
 from trainer.optim import freeze_all_but
 from trainer.order import Order
 from trainer.train_sft_vlm import SFT_VLM
@@ -47,11 +51,11 @@ def train_and_keep(name: str, folder: Path, tower: Path) -> None:
     config, models, build_model = configuration(name, folder, tower, world_size), [], stage.build_model
     traffic = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "build_optimizer", plain_sgd)
-        patch.setattr(stage, "stop_runtime", lambda: None)  # the ranks stay joined for the next configuration
+        patch.setattr(resume, "build_optimizer", plain_sgd)
+        patch.setattr(ending, "stop_runtime", lambda: None)  # the ranks stay joined for the next configuration
         patch.setattr(stage, "build_model", lambda *arguments: models.append(build_model(*arguments)) or models[-1])
         if world_size > 1:
-            patch.setattr(stage, "distribute", listened_to(stage.distribute, traffic.setdefault("start", [])))
+            patch.setattr(resume, "distribute", listened_to(resume.distribute, traffic.setdefault("start", [])))
             patch.setattr(loop, "train_step", listened_to(loop.train_step, traffic.setdefault("step", [])))
         stage.run_stage(config)
     weights = {key: value for key, value in models[0].state_dict().items() if key != "lm_head.weight"}  # tied
@@ -113,11 +117,11 @@ def trained(uneven_folder, tower_folder) -> Path:
 
 def test_a_step_exists_in_which_one_rank_has_no_picture_and_other_tokens(uneven_folder, tower_folder, processor):
     config = configuration("dense", uneven_folder, tower_folder, world_size=2)
-    data, _ = stage.load_data(config, processor, say=lambda *_: None)
+    data, _ = load_data(config, processor, Quarantine(), lambda *_: None)
     order = Order(torch.from_numpy(data.dataset.lengths), 4, 1, 2, 1, config.seed)
     pictures, tokens = [], []
     for rank in range(2):
-        rows = [[data.dataset.rendered(number) for number in shares[rank]] for shares in order.shares()]
+        rows = [[data.dataset.rendered(number) for number in shares[rank]] for shares in order.rows_by_rank()]
         pictures.append([sum(sum(row.image_mask) for row in batch) // IMAGE_TOKENS for batch in rows])
         tokens.append([sum(sum(row.trained) for row in batch) for batch in rows])
     assert (4, 0) in zip(*pictures, strict=True)

@@ -16,6 +16,8 @@ from trainer.config import StageConfig
 from trainer.distributed import Runtime
 from trainer.loop import train_step
 from trainer.optim import build_optimizer
+from trainer.order import Order
+from trainer.run import Run
 
 WAITING = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "unique_dim", "_unique2")
 ALLOWED = {"_cross_entropy"}  # its branch that only a CPU takes
@@ -45,7 +47,9 @@ def step(model, optimizer, device: str, share) -> dict:
     runtime = Runtime(0, 1, torch.device(device), torch.float32)
     batches = [runtime.to_device(batch) for batch in share.micro_batches]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return train_step(model.train(), optimizer, scaler, batches, share.counts.supervised, 6, 1.0, runtime)
+    order = Order(torch.ones(6), 6, 1, 1, 1, 0)
+    run = Run(StageConfig(grad_clip=1.0), runtime, model, model.train(), optimizer, scaler, order, {})
+    return train_step(run, batches, share.counts.supervised)
 
 
 @pytest.fixture

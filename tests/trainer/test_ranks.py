@@ -16,13 +16,10 @@ from dataset.formats import BadSample
 from dataset.vlm_dataset import ConversationDataset
 from helpers.faults import outcome, run_ranks, said_by, small_run, start_ranks, wait_for
 from helpers.runs import records
-from trainer import distributed as runtime
-from trainer import loop, stage
-from trainer.checkpoint import resume as run_state
-from trainer.checkpoint import saver as saving
+from trainer import data, distributed, loop, stage
+from trainer.checkpoint import resume, saver
 from trainer.checkpoint.files import checkpoints_in
-from trainer.guard import numbers as finite
-from trainer.guard import workers as steady_batches
+from trainer.guard import finite, workers
 from trainer.guard.signals import STOPPING
 
 EPOCHS = 2  # 12 steps of 2 samples
@@ -68,13 +65,13 @@ def test_killed_ranks_come_back_to_the_same_bits(config, unbroken):
 def test_every_signal_saves_the_very_step_on_all_ranks(to, config, unbroken, monkeypatch):
     """Signals one after the other, five steps apart, each with a second one that comes while the save is written."""
     config = dataclasses.replace(config, num_workers=1, save_interval=100)
-    original = saving.write_checkpoint
+    original = saver.write_checkpoint
 
     def interrupted_write(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(saving, "write_checkpoint", interrupted_write)
+    monkeypatch.setattr(saver, "write_checkpoint", interrupted_write)
     for number, which in enumerate(STOPPING, 1):
         step = 5 * number
 
@@ -119,7 +116,7 @@ def test_stopped_run_says_what_it_left_out(config):
 
 def test_hung_rank_is_noticed_within_the_timeout_and_named(config, monkeypatch):
     limit = 2.0
-    monkeypatch.setattr(runtime, "TIMEOUT", runtime.datetime.timedelta(seconds=limit))
+    monkeypatch.setattr(distributed, "TIMEOUT", distributed.datetime.timedelta(seconds=limit))
     hung = config.run_dir.parent / "hung"
 
     def hang(own, now):
@@ -199,9 +196,9 @@ def test_machines_with_a_disk_each_do_not_resume(rank_that_has_checkpoints, conf
     config = dataclasses.replace(config, epochs=1)
     if rank_that_has_checkpoints == 0:
         assert run_ranks(config, 2) == [0, 0]
-        original = run_state.damage
+        original = resume.damage
         absent = lambda path, **_: original(tmp_path / "nowhere" if os.environ["RANK"] == "1" else path)  # noqa: E731
-        monkeypatch.setattr(run_state, "damage", absent)
+        monkeypatch.setattr(resume, "damage", absent)
     else:
         other = str(tmp_path / "other")
         assert run_ranks(dataclasses.replace(config, save_dir=other), 2) == [0, 0]
@@ -278,9 +275,9 @@ def test_reader_that_hangs_is_given_up_in_time(tmp_path):
     config = small_run(tmp_path, num_workers=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConversationDataset, "__getitem__", never_answers)
-        patch.setattr(steady_batches, "PATIENCE", 2)
-        patch.setattr(loop, "POLL", 1)
-        patch.setattr(steady_batches, "POLL", 1)
+        patch.setattr(workers, "PATIENCE", 2)
+        patch.setattr(data, "POLL", 1)
+        patch.setattr(workers, "POLL", 1)
         started = time.monotonic()
         assert run_ranks(config, 1) == [1]
     assert 3 < time.monotonic() - started < 30

@@ -13,9 +13,10 @@ import torch
 from helpers.faults import outcome, run_ranks, said_by, small_run
 from helpers.runs import records, tiny, weights_of
 from trainer import loop, stage
+from trainer.checkpoint import resume
 from trainer.checkpoint.files import checkpoints_in
 from trainer.config import StageConfig
-from trainer.guard import numbers as finite
+from trainer.guard import finite
 from trainer.train_pretrain_vlm import PRETRAIN_VLM
 
 STOPPED = 128 + signal.SIGTERM
@@ -110,7 +111,7 @@ def test_frozen_layers_and_tower_beside_parts(use_moe, data_folder, tower_folder
         return original(model, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "build_optimizer", note_parts)
+        patch.setattr(resume, "build_optimizer", note_parts)
         for config in runs:
             assert on_two_ranks(config) == [0, 0], said_by(config, 0)
     assert_alike(runs[1], runs[0])

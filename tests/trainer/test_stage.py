@@ -27,8 +27,8 @@ from helpers.runs import (
 from model.weights import load_model, read_weights
 from trainer import loop, stage
 from trainer.checkpoint import files as checkpoint
-from trainer.checkpoint import saver as saving
-from trainer.optim import build_optimizer, freeze_all_but, rate_share, set_learning_rate
+from trainer.checkpoint import resume, saver
+from trainer.optim import build_optimizer, freeze_all_but, lr_factor, set_learning_rate
 from trainer.train_llm import LLM
 from trainer.train_pretrain_vlm import PRETRAIN_VLM
 from trainer.train_sft_vlm import SFT_VLM
@@ -97,7 +97,7 @@ def test_loss_falls_on_a_few_samples(dtype, data_folder, tower_folder, monkeypat
 
 @pytest.mark.parametrize("use_moe", [0, 1])
 def test_step_is_the_same_however_it_is_split_into_micro_batches(use_moe, data_folder, tower_folder, monkeypatch):
-    monkeypatch.setattr(stage, "build_optimizer", plain_sgd)
+    monkeypatch.setattr(resume, "build_optimizer", plain_sgd)
     runs = []
     for batch_size, accumulation_steps in ((8, 1), (4, 2), (1, 8)):
         config = tiny(
@@ -120,7 +120,7 @@ def test_step_is_the_same_however_it_is_split_into_micro_batches(use_moe, data_f
 
 
 def test_rate_rises_in_a_line_and_falls_in_a_cosine():
-    shares = [rate_share(step, 101, 0.1) for step in range(101)]
+    shares = [lr_factor(step, 101, 0.1) for step in range(101)]
     assert shares[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert shares[10] == 1.0
     assert shares[55] == pytest.approx(0.55)  # half-way between 1 and a tenth
@@ -132,7 +132,7 @@ def test_rate_rises_in_a_line_and_falls_in_a_cosine():
 def test_rate_is_never_above_the_peak_or_zero():
     for total in (1, 2, 3, 7, 100):
         for warmup in (0.0, 0.03, 0.5, 1.0):
-            assert all(0 < rate_share(step, total, warmup) <= 1 for step in range(total))
+            assert all(0 < lr_factor(step, total, warmup) <= 1 for step in range(total))
 
 
 @pytest.mark.parametrize("projector_rate", [0.0, 3e-3])
@@ -258,7 +258,7 @@ def test_metrics_hold_loss_rate_speed_and_validation(data_folder, tower_folder):
         assert {"loss", "learning_rate", "conversations_per_second", "supervised_tokens_per_second"} <= record.keys()
         assert record["conversations_per_second"] > 0 and record["supervised_tokens_per_second"] > 0
         assert 0 < record["data_wait"] < 1 and 0.05 < record["memory_gb"] < 100
-        assert record["learning_rate"] == pytest.approx(1e-2 * rate_share(record["step"] - 1, 5, 0.5), abs=1e-6)
+        assert record["learning_rate"] == pytest.approx(1e-2 * lr_factor(record["step"] - 1, 5, 0.5), abs=1e-6)
     assert training[-1]["epoch"] == 1
     validations = {record["step"]: record["val_loss"] for record in records(config) if "val_loss" in record}
     assert validations.keys() == {2, 4, 5} and all(math.isfinite(loss) for loss in validations.values())
@@ -283,14 +283,14 @@ def test_validation_loss_is_the_mean_over_supervised_tokens(data_folder, tower_f
 
 def test_weights_of_the_lowest_validation_loss_are_kept(data_folder, tower_folder, monkeypatch):
     validations = iter([3.0, 1.0, 2.0, 1.5])
-    monkeypatch.setattr(stage, "validation_loss", lambda *_: next(validations))
-    copies, original = {}, saving.save_weights
+    monkeypatch.setattr(saver, "validation_loss", lambda *_: next(validations))
+    copies, original = {}, saver.save_weights
 
     def save_and_remember(model, path, facts, tensors):
         copies[facts["step"]] = {name: value.clone() for name, value in model.state_dict().items()}
         original(model, path, facts, tensors)
 
-    monkeypatch.setattr(saving, "save_weights", save_and_remember)
+    monkeypatch.setattr(saver, "save_weights", save_and_remember)
     config = tiny(SFT_VLM, data_folder, tower_folder, batch_size=5, save_interval=1, val_samples=2)
     run_until(config, 3, monkeypatch)
     stage.run_stage(dataclasses.replace(config, from_resume=1))  # the best so far is remembered

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.runs import records, refusal, stopped_run, tiny, untrained_weights, write_texts
-from trainer.config import CHOICES, ROOT, StageConfig, parse_config
+from trainer.config import ROOT, StageConfig, parse_config
 from trainer.stage import run_stage
 from trainer.train_llm import LLM
 from trainer.train_pretrain_vlm import PRETRAIN_VLM
@@ -225,7 +225,8 @@ def test_help_of_every_stage_lists_every_flag(name, monkeypatch, capsys, tmp_pat
 def test_every_field_is_a_flag():
     examples = {bool: ("0", False), int: ("7", 7), float: ("0.25", 0.25), str: ("words", "words")}
     special = {"trainable": ("projector,last_layer", ("projector", "last_layer"))}
-    special |= {name: (choices[-1], choices[-1]) for name, choices in CHOICES.items()}
+    choices = {item.name: item.metadata["choices"] for item in dataclasses.fields(StageConfig)}
+    special |= {name: (values[-1], values[-1]) for name, values in choices.items() if values}
     for field in dataclasses.fields(StageConfig):
         text, value = special.get(field.name) or examples[type(getattr(SFT_VLM, field.name))]
         changed = parse_config(SFT_VLM, [f"--{field.name}", text])

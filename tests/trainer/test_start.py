@@ -12,10 +12,10 @@ from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor
 from model.weights import decoder_arguments, read_sizes, save_weights
-from trainer import stage
-from trainer.checkpoint import resume as run_state
-from trainer.checkpoint import saver as saving
+from trainer import build, stage
+from trainer.checkpoint import saver
 from trainer.checkpoint.files import checkpoints_in, read_manifest
+from trainer.checkpoint.resume import last_manifest
 from trainer.config import StageConfig
 from trainer.train_llm import LLM
 from trainer.train_sft_vlm import SFT_VLM
@@ -56,14 +56,14 @@ def test_all_that_the_file_says_holds_and_is_saved_again(of, starts_from, monkey
     before, model = watched_run(config, monkeypatch)
     expected = decoder_of(Path(config.from_weight))
     assert {name: expected[name] for name in OTHER} == OTHER
-    assert decoder_arguments(model.config.to_dict()) == expected == decoder_of(stage.with_sizes(config).weight_path)
+    assert decoder_arguments(model.config.to_dict()) == expected == decoder_of(build.with_sizes(config).weight_path)
     assert " where " not in capsys.readouterr().out
     assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])  # a head of its own learns with its decoder
 
 
 def test_flags_win_and_the_difference_is_said(starts_from, monkeypatch, capsys):
     config = starts_from(decoder(**OTHER), dropout=0.0, num_experts_per_tok=2, num_experts=3)
-    model = stage.build_model(stage.with_sizes(config))
+    model = build.build_model(build.with_sizes(config))
     assert (model.config.dropout, model.config.num_experts_per_tok, model.config.rms_norm_eps) == (0.0, 2, 1e-3)
     said = [line for line in capsys.readouterr().out.splitlines() if " where " in line]
     path = config.from_weight
@@ -71,7 +71,7 @@ def test_flags_win_and_the_difference_is_said(starts_from, monkeypatch, capsys):
 
 
 def test_without_a_file_the_decoder_is_minimind_s(starts_from):
-    config = stage.with_sizes(dataclasses.replace(starts_from(decoder()), from_weight="none"))
+    config = build.with_sizes(dataclasses.replace(starts_from(decoder()), from_weight="none"))
     assert (config.dropout, config.hidden_size) == (0.0, 512)
 
 
@@ -88,7 +88,7 @@ def test_resumed_run_builds_the_same_decoder_whatever_the_file_says_now(starts_f
     said = capsys.readouterr().out
     assert f"rms_norm_eps 0.001 as in this run's checkpoints, where {config.from_weight} says 1e-06" in said
     assert said.count(" where ") == 1
-    ours, theirs = (stage.with_sizes(run) for run in (config, unbroken))
+    ours, theirs = (build.with_sizes(run) for run in (config, unbroken))
     assert_bit_equal(weights_of(ours), weights_of(theirs))
     assert decoder_of(ours.weight_path)["rms_norm_eps"] == 1e-3
 
@@ -96,16 +96,16 @@ def test_resumed_run_builds_the_same_decoder_whatever_the_file_says_now(starts_f
 def test_checkpoint_of_an_older_version_goes_on_with_what_it_was_built_from(starts_from, monkeypatch):
     """It kept the file's sizes alone, and its manifest says nothing of the rest."""
     config = starts_from(decoder(rope_theta=1e4, dropout=0.25), batch_size=4, save_interval=2, **SIZES)
-    whole = saving.take_snapshot
+    whole = saver.take_snapshot
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "start_settings", lambda config: {})
-        patch.setattr(saving, "take_snapshot", lambda model, optimizer, contents, facts, keep: whole(
+        patch.setattr(build, "start_settings", lambda config: {})
+        patch.setattr(saver, "take_snapshot", lambda model, optimizer, contents, facts, keep: whole(
             model, optimizer, contents, {name: fact for name, fact in facts.items() if name != "decoder"}, keep
         ))  # fmt: skip
         run_until(config, 3, monkeypatch)
     (checkpoint,) = checkpoints_in(config.run_dir / "checkpoints")
     assert "decoder" not in read_manifest(checkpoint)
-    assert stage.with_sizes(config).dropout == 0.25  # of a run that starts anew
+    assert build.with_sizes(config).dropout == 0.25  # of a run that starts anew
     stage.run_stage(dataclasses.replace(config, from_resume=1))
     assert decoder_of(config.weight_path)["rope_parameters"]["rope_theta"] == 1e6
     assert decoder_of(config.weight_path)["dropout"] == 0.0
@@ -114,11 +114,11 @@ def test_checkpoint_of_an_older_version_goes_on_with_what_it_was_built_from(star
 def test_settings_are_read_past_a_damaged_checkpoint(starts_from, monkeypatch):
     config = starts_from(decoder(rms_norm_eps=1e-3), batch_size=4, save_interval=1)
     run_until(config, 3, monkeypatch)
-    config = dataclasses.replace(stage.with_sizes(config), from_resume=1)
-    assert run_state.kept_settings(dataclasses.replace(config, from_resume=0)) is None
+    config = dataclasses.replace(build.with_sizes(config), from_resume=1)
+    assert last_manifest(dataclasses.replace(config, from_resume=0)) is None
     newest = checkpoints_in(config.run_dir / "checkpoints")[-1]
     (newest / "manifest.json").write_text("{")
-    assert run_state.kept_settings(config)["rms_norm_eps"] == 1e-3
+    assert last_manifest(config)["decoder"]["rms_norm_eps"] == 1e-3
 
 
 def test_heads_of_a_pth_are_those_of_the_flag(starts_from, tmp_path):
@@ -126,7 +126,7 @@ def test_heads_of_a_pth_are_those_of_the_flag(starts_from, tmp_path):
     model = decoder(num_key_value_heads=1, intermediate_size=48)
     torch.save(model.state_dict(), tmp_path / "mini.pth")
     config = starts_from(model, from_weight=str(tmp_path / "mini.pth"), num_attention_heads=4)
-    built = stage.build_model(stage.with_sizes(config)).config
+    built = build.build_model(build.with_sizes(config)).config
     assert (built.num_attention_heads, built.num_key_value_heads, built.intermediate_size) == (4, 1, 48)
 
 

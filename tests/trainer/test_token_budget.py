@@ -9,14 +9,15 @@ import torch
 
 from helpers.runs import losses, make_order, plain_sgd, records, run_until, tiny, watched_run
 from trainer import stage
-from trainer.order import Order, cut_once, cut_shares, fewest_runs, order_after, runs
+from trainer.checkpoint import resume, saver
+from trainer.order import Order, cut_into, fewest_passes, micro_batches, validation_passes
 from trainer.train_sft_vlm import SFT_VLM
 
 
 @pytest.fixture(autouse=True)
 def no_probe(monkeypatch):
     """The sentences that a weight file is known by are a pass more at each save."""
-    monkeypatch.setattr(stage, "probe_facts", lambda *_: {})
+    monkeypatch.setattr(saver, "probe_facts", lambda *_: {})
 
 
 def fewest_by_trying(lengths: list[int], budget: int) -> int:
@@ -38,10 +39,10 @@ def test_no_cut_with_fewer_runs_keeps_within_the_budget():
     for _ in range(200):
         lengths = sorted(torch.randint(1, 30, (7,), generator=generator).tolist())
         budget = int(torch.randint(5, 150, (), generator=generator))
-        fewest = fewest_runs(lengths, budget)
+        fewest = fewest_passes(lengths, budget)
         assert len(fewest) == fewest_by_trying(lengths, budget)
         for pieces in range(len(fewest), len(lengths) + 1):
-            found = runs(lengths, budget, pieces)
+            found = cut_into(pieces, lengths, budget)
             assert len(found) == pieces
             assert sum((lengths[start:end] for start, end in found), []) == lengths
             assert all(fits(lengths[start:end], budget) for start, end in found)
@@ -53,30 +54,30 @@ def test_ranks_cut_their_shares_into_equally_many_pieces_that_hold_every_sample_
     order = make_order(*split, samples=192)  # what is left divides into all of them
     first = 0
     if resplit:
-        order, first = order_after(make_order(4, 1, 1, samples=192), 24, 96, *split), 24
+        order, first = order.resumed_at(24, 96, first_batch=4), 24
     for budget in (1, 100, 300, 10_000):
-        cut = [list(cut_shares(order, rank, budget, first)) for rank in range(order.world_size)]
-        steps = list(order.shares(first))
+        cut = [list(micro_batches(order, rank, budget, first)) for rank in range(order.world_size)]
+        steps = list(order.rows_by_rank(first))
         assert {len(own) for own in cut} == {len(steps)} == {order.total_steps - first}
         for shares, *pieces in zip(steps, *cut, strict=True):
             assert len({len(own) for own in pieces}) == 1
             for share, own in zip(shares, pieces, strict=True):
                 assert sorted(sum(own, [])) == sorted(share)
                 assert all(fits(order.lengths[piece].tolist(), budget) for piece in own)
-        again = list(cut_shares(order, 0, budget, first + 2))
+        again = list(micro_batches(order, 0, budget, first + 2))
         assert again == cut[0][2:]
 
 
 def test_ranks_of_which_one_could_do_with_fewer_passes_take_as_many():
     order = Order(torch.tensor([10, 10, 10, 10, 40, 40, 40, 40]), 1, 4, 2, 1, 0)
-    object.__setattr__(order, "shares", lambda first: iter([[[0, 1, 2, 3], [4, 5, 6, 7]]]))
-    short, long = (next(cut_shares(order, rank, 80)) for rank in range(2))
+    object.__setattr__(order, "rows_by_rank", lambda first: iter([[[0, 1, 2, 3], [4, 5, 6, 7]]]))
+    short, long = (next(micro_batches(order, rank, 80)) for rank in range(2))
     assert long == [[4, 5], [6, 7]] and short == [[0, 1], [2, 3]]
 
 
 def test_a_budget_of_one_batch_of_the_longest_never_cuts_a_batch():
     order = make_order(8, 1, 2)
-    assert all(len(step) == 1 for step in cut_shares(order, 1, 8 * int(order.lengths.max())))
+    assert all(len(step) == 1 for step in micro_batches(order, 1, 8 * int(order.lengths.max())))
 
 
 def test_a_run_goes_on_with_another_budget(data_folder, tower_folder, monkeypatch):
@@ -90,7 +91,7 @@ def test_a_run_goes_on_with_another_budget(data_folder, tower_folder, monkeypatc
 
 @pytest.mark.parametrize("use_moe", [0, 1])
 def test_cut_step_gives_the_weights_of_the_uncut_one(use_moe, data_folder, tower_folder, monkeypatch):
-    monkeypatch.setattr(stage, "build_optimizer", plain_sgd)
+    monkeypatch.setattr(resume, "build_optimizer", plain_sgd)
     build_model, passes = stage.build_model, []
 
     def build_and_watch(*arguments):
@@ -155,7 +156,7 @@ def test_ranks_validate_in_equally_many_passes_that_hold_every_sample_once(sampl
     lengths = torch.randint(5, 40, (samples,), generator=torch.Generator().manual_seed(samples))
 
     def cut(rank: int, most) -> list[list[int]]:
-        return cut_once(lengths, budget, SimpleNamespace(rank=rank, world_size=ranks, most=most))
+        return validation_passes(lengths, budget, SimpleNamespace(rank=rank, world_size=ranks, max=most))
 
     pieces = max(len(cut(rank, lambda own: own)) for rank in range(ranks))  # what the ranks agree on
     found = [cut(rank, lambda own: pieces) for rank in range(ranks)]

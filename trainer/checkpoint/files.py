@@ -27,7 +27,7 @@ from torch import nn
 
 from model.files import file_sha256, sync_to_disk
 from model.messages import NO_ROOM, UserError
-from trainer.distributed import own_part, whole_tensors
+from trainer.distributed import full_tensors, local_part
 
 FORMAT = 2
 TRAINED, OPTIMIZER, STATE, MANIFEST = "trained.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
@@ -136,7 +136,7 @@ def take_snapshot(
             if value is not None:
                 moments[f"{key}/{names[parameter]}"] = torch.as_tensor(value)
     trained = {name: parameter.detach() for parameter, name in names.items()}
-    parts = [whole_tensors(part.items(), keep) for part in (trained, moments)]
+    parts = [full_tensors(part.items(), keep) for part in (trained, moments)]
     return Snapshot(*({name: _copy(tensor) for name, tensor in part.items()} for part in parts), state, facts)
 
 
@@ -247,11 +247,11 @@ def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         for name, parameter in expected.items():
             if trained[name].shape != parameter.shape:
                 raise UserError(f"{path}: {name} is {[*trained[name].shape]}, the model's is {[*parameter.shape]}")
-            parameter.copy_(own_part(trained[name], parameter))
+            parameter.copy_(local_part(trained[name], parameter))
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in moments.items():
         kind, name = key.split("/", 1)
-        by_name.setdefault(name, {})[kind] = own_part(value, expected[name]) if name in expected else value
+        by_name.setdefault(name, {})[kind] = local_part(value, expected[name]) if name in expected else value
     if unknown := set(by_name) - set(expected):
         raise UserError(f"{path}: the optimizer knows {sorted(unknown)[0]}, which does not learn here")
     names = {parameter: name for name, parameter in expected.items()}

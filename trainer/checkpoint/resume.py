@@ -1,19 +1,18 @@
-"""What a run carries from step to step beside its tensors, and how it goes on from a checkpoint."""
+"""How a run starts: anew, or from its last whole checkpoint."""
 
 import contextlib
 import math
 import os
 import random
+import shutil
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from model.messages import UserError
+from model.model_minimind import MiniMindForCausalLM
 from trainer.checkpoint.files import (
     checkpoints_in,
     damage,
@@ -26,114 +25,72 @@ from trainer.checkpoint.files import (
     remove_litter,
     whole_in,
 )
-from trainer.checkpoint.fingerprint import SHOWN, shortened
+from trainer.checkpoint.fingerprint import SHOWN, check_same_on_all_ranks, fingerprints, shortened
 from trainer.config import StageConfig
-from trainer.distributed import Runtime
-from trainer.order import Order, ResplitOrder, order_after
+from trainer.data import StageData
+from trainer.distributed import Runtime, distribute
+from trainer.optim import build_optimizer
+from trainer.run import Run, RunState
 
-SHARED = (
-    "step",
-    "position",
-    "best",
-    "tracker_id",
-    "steps_skipped",
-    "samples_skipped",
-    "skipped_in_a_row",
-    "recent_losses",
-)  # fields that are the same on every rank
+SHARED = ("step", "position", "best", "tracker_id", "steps_skipped", "samples_skipped", "skipped_in_a_row",
+          "recent_losses")  # fmt: skip  # fields of RunState that are the same on every rank
 SET_ASIDE = "checkpoints.before"  # an earlier run's, and its best weights, moved by one that starts anew
 
 
-@dataclass
-class RunState:
-    step: int = 0  # done
-    position: int = 0  # rows of the global order that these steps took
-    best: float = math.inf  # validation loss so far
-    window: list[dict] = field(default_factory=list)  # this rank's values of the steps since the last log line
-    tracker_id: str = ""
-    steps_skipped: int = 0  # because loss or gradient was not finite
-    samples_skipped: int = 0  # rows that these steps took
-    skipped_in_a_row: int = 0
-    recent_losses: list[float] = field(default_factory=list)  # logged, newest last
-    resumed_from: Path | None = None
-
-    def to_json(self, scaler: torch.amp.GradScaler, ranks: list[dict]) -> dict:
-        """ranks: own_part of every rank."""
-        return {**{name: getattr(self, name) for name in SHARED}, "scaler": scaler.state_dict(), "ranks": ranks}
-
-    def own_part(self, runtime: Runtime) -> dict:
-        """What differs from rank to rank: random states, and the parts of a log line that is not full yet."""
-        window = [{name: float(value) for name, value in values.items()} for values in self.window]
-        return {"random": random_state(runtime), "window": window}
-
-
-def resumes(config: StageConfig) -> bool:
-    """Whether a run goes on from its last checkpoint: told to, or restarted by torchrun after a failure."""
-    return bool(config.from_resume) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
-def kept_settings(config: StageConfig) -> dict | None:
-    """What the decoder of the run that is gone on with was built from; None where there is nothing to go on from.
-
-    Checkpoints of older versions do not say; their decoders were MiniMind's in all that has no flag.
-    """
-    manifest = _kept_manifest(config)
-    return None if manifest is None else manifest.get("decoder", {})
-
-
-def kept_dropout(config: StageConfig) -> float | None:
-    """That of the run that is gone on with; older versions did not take it from the file to start from."""
-    manifest = _kept_manifest(config)
-    return None if manifest is None else manifest["fingerprints"].get("--dropout")
-
-
-def _kept_manifest(config: StageConfig) -> dict | None:
-    if resumes(config):
+def last_manifest(config: StageConfig) -> dict | None:
+    """Of the checkpoint that a run resumes from; None where it starts anew."""
+    if config.resumes:
         for path in reversed(checkpoints_in(config.run_dir / "checkpoints")):
-            with contextlib.suppress(ValueError):  # damaged: begin names it
+            with contextlib.suppress(UserError):  # damaged: start_or_resume names it
                 return read_manifest(path)
     return None
 
 
-def begin(
-    config: StageConfig, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-    order: Order, found: dict, runtime: Runtime, say: Callable = print,
-) -> tuple[RunState, Order | ResplitOrder]:  # fmt: skip
-    """The state to train from and the order from there on: a new run's, or that of its last whole checkpoint.
-
-    found: this run's fingerprints.
+def start_or_resume(config: StageConfig, runtime: Runtime, model: MiniMindForCausalLM, data: StageData) -> Run:
+    """A run at its first step, or where its last whole checkpoint left it; the model may be spread over the ranks now.
 
     Raises:
-        UserError: the checkpoint is of another run, every checkpoint is damaged, or the new steps do not divide what
-            is left; the same on every rank.
+        UserError: the ranks differ, the checkpoint is of another run, every checkpoint is damaged, or the new steps do
+            not divide what is left; the same on every rank.
     """
-    folder = config.run_dir / "checkpoints"
-    path = None
-    if resumes(config):
-        path = runtime.from_main(lambda: newest_checkpoint(folder, say))
-        _check_that_all_see(path, folder, runtime)
+    expected = fingerprints(config, model, data.processor, data.train)
+    runtime.wait_for_all()
+    check_same_on_all_ranks(expected, config, model, runtime)
+    parallel_model = distribute(model, bool(config.shard), runtime)
+    optimizer = build_optimizer(model, config, runtime.dtype)
+    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
+    torch.manual_seed(config.seed + runtime.rank)  # dropout differs from rank to rank
+    run = Run(config, runtime, model, parallel_model, optimizer, scaler, data.order, expected)
+
+    folder, checkpoint = config.run_dir / "checkpoints", None
+    if config.resumes:
+        checkpoint = runtime.from_main(lambda: newest_checkpoint(folder))
+        _check_that_all_see(checkpoint, folder, runtime)
     if runtime.is_main:
-        if path is None:
-            _set_aside(config, say)
-        remove_litter(folder, say)
-    if path is None:
-        return RunState(), order
-    manifest = read_manifest(path)
-    _check_same_run(path, manifest, found, config, say)
-    whole = replace(order, batch_size=manifest["order_batch"], accumulation_steps=1, world_size=1)
-    _check_that_changed_data_suffice(whole, manifest, found, config)
-    split = (order.batch_size, order.accumulation_steps, order.world_size)
-    order = order_after(whole, manifest["step"], manifest["position"], *split)
-    load_tensors(path, model, optimizer)
+        if checkpoint is None:
+            _set_aside(config)
+        remove_litter(folder)
+    if checkpoint is not None:
+        _load(run, checkpoint)
+    return run
+
+
+def _load(run: Run, path: Path) -> None:
+    """Bring a run to where a checkpoint is."""
+    manifest, config = read_manifest(path), run.config
+    _check_same_run(path, manifest, run)
+    _check_that_changed_data_suffice(manifest, run)
+    run.order = run.order.resumed_at(manifest["step"], manifest["position"], manifest["order_batch"])
+    load_tensors(path, run.model, run.optimizer)
     state = load_state(path)
     if state["scaler"]:  # empty where what is float16 here was bfloat16 there: the scaler finds its scale anew
-        scaler.load_state_dict(state["scaler"])
-    window = restore_rank(state["ranks"], config.seed, state["step"], runtime)
+        run.scaler.load_state_dict(state["scaler"])
+    window = restore_rank(state["ranks"], config.seed, state["step"], run.runtime)
     if not math.isfinite(state["best"]):  # older versions took NaN for the best
-        until_then = [one for one in whole_in(folder) if one <= path]
+        until_then = [one for one in whole_in(path.parent) if one <= path]
         state["best"] = min(losses_of(until_then).values(), default=math.inf)
-    say(f"resumed from {path}")
-    return RunState(**{name: state[name] for name in SHARED}, window=window, resumed_from=path), order
+    run.state = RunState(**{name: state[name] for name in SHARED}, window=window, resumed_from=path)
+    run.runtime.print0(f"resumed from {path}")
 
 
 def _check_that_all_see(path: Path | None, folder: Path, runtime: Runtime) -> None:
@@ -154,14 +111,16 @@ def _check_that_all_see(path: Path | None, folder: Path, runtime: Runtime) -> No
             )
 
 
-def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig, say: Callable) -> None:
-    expected = manifest["fingerprints"]
-    if config.allow_data_change:
+def _check_same_run(path: Path, manifest: dict, run: Run) -> None:
+    saved, present = manifest["fingerprints"], run.fingerprints
+    if run.config.allow_data_change:
         data = ("data", "samples")
-        if any(expected[name] != found[name] for name in data):
-            say("the training data has changed since the checkpoint: going on at the same place of its new order")
-        found = {**found, **{name: expected[name] for name in data}}
-    wrong = [shortened(line) for line in differences(expected, found)]
+        if any(saved[name] != present[name] for name in data):
+            run.runtime.print0(
+                "the training data has changed since the checkpoint: going on at the same place of its new order"
+            )
+        present = {**present, **{name: saved[name] for name in data}}
+    wrong = [shortened(line) for line in differences(saved, present)]
     if wrong:
         rest = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         data_only = all(line.startswith(("data:", "samples:")) for line in wrong)
@@ -172,10 +131,11 @@ def _check_same_run(path: Path, manifest: dict, found: dict, config: StageConfig
         )
 
 
-def _check_that_changed_data_suffice(whole: Order, manifest: dict, found: dict, config: StageConfig) -> None:
+def _check_that_changed_data_suffice(manifest: dict, run: Run) -> None:
     """Raises UserError where less data than before leaves nothing to train on."""
-    total, taken = whole.total_steps * whole.global_batch, manifest["position"]
-    if total <= taken and manifest["fingerprints"]["data"] != found["data"]:
+    config, batch, taken = run.config, manifest["order_batch"], manifest["position"]
+    total = len(run.order.lengths) // batch * batch * config.epochs
+    if total <= taken and manifest["fingerprints"]["data"] != run.fingerprints["data"]:
         kept = f" --from_weight {config.weight_path} keeps what was learnt." if config.weight_path.exists() else ""
         raise UserError(
             f"nothing is left to train on: the run has taken {taken:,} rows, and --epochs {config.epochs} of the "
@@ -183,7 +143,7 @@ def _check_that_changed_data_suffice(whole: Order, manifest: dict, found: dict, 
         )
 
 
-def _set_aside(config: StageConfig, say: Callable) -> None:
+def _set_aside(config: StageConfig) -> None:
     """Move an earlier run's checkpoints and best weights out of the way.
 
     Else a restart would take the ones for this run's, and everybody the others: a run that never validates would leave
@@ -191,27 +151,36 @@ def _set_aside(config: StageConfig, say: Callable) -> None:
     """
     before, best = config.run_dir / SET_ASIDE, config.best_path
     checkpoints = checkpoints_in(config.run_dir / "checkpoints")
-    found = list(checkpoints)
+    moved = list(checkpoints)
     if config.start_path and best.exists() and best.samefile(config.start_path):  # a resumption will read it again
-        say(f"{best} is an earlier run's and stays until this run, which starts from it, has a best of its own")
+        print(f"{best} is an earlier run's and stays until this run, which starts from it, has a best of its own")
     elif best.exists():
-        found.append(best)
-    if not found:
+        moved.append(best)
+    if not moved:
         return
     if checkpoints:
         for path in checkpoints_in(before):
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
+            shutil.rmtree(path)
         (before / best.name).unlink(missing_ok=True)
     before.mkdir(exist_ok=True)
-    for path in found:
+    for path in moved:
         os.replace(path, before / path.name)
-    names = ", ".join(path.name for path in found)
-    say(f"an earlier run's {names} moved to {before}; the next run that starts anew deletes what it finds there")
+    names = ", ".join(path.name for path in moved)
+    print(f"an earlier run's {names} moved to {before}; the next run that starts anew deletes what it finds there")
 
 
 # ---- what differs from rank to rank
+
+
+def state_to_json(run: Run, ranks: list[dict]) -> dict:
+    """The content of a checkpoint's state.json. ranks: rank_state of every rank."""
+    return {**{name: getattr(run.state, name) for name in SHARED}, "scaler": run.scaler.state_dict(), "ranks": ranks}
+
+
+def rank_state(run: Run) -> dict:
+    """What differs from rank to rank: random states, and this rank's values of a log line that is not full yet."""
+    window = [{name: float(value) for name, value in values.items()} for values in run.state.window]
+    return {"random": random_state(run.runtime), "window": window}
 
 
 def random_state(runtime: Runtime) -> dict:

@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 
-from model.model_minimind import MiniMindForCausalLM
 from model.weights import decoder_arguments, save_weights
 from trainer.checkpoint.files import Snapshot, take_snapshot, write_checkpoint
 from trainer.checkpoint.fingerprint import versions
-from trainer.checkpoint.resume import RunState
-from trainer.config import StageConfig
-from trainer.distributed import Runtime, whole_tensors
+from trainer.checkpoint.probe import probe_facts
+from trainer.checkpoint.resume import rank_state, state_to_json
+from trainer.data import StageData
+from trainer.distributed import full_tensors
+from trainer.evaluate import validation_loss
 from trainer.guard.run_folder import Fatal, RunFolder
 from trainer.guard.signals import Stopped, StopRequest
-from trainer.order import Order, ResplitOrder
-from trainer.report.metrics import Metrics
+from trainer.report.metrics import Report
+from trainer.run import Run
 
 MOST_FAILURES = 3  # saves in a row that may fail before the run gives up
 GIVE_UP = 1000  # above every signal's number: the flag with which ranks agree that saving has failed too often
@@ -35,98 +35,101 @@ class CannotSave(Fatal):
 
 
 class Saver:
-    """Every rank calls; rank 0 writes. What it copies from the devices is all that training waits for."""
+    """Every rank calls; rank 0 writes. What it copies from the devices is all that training waits for.
 
-    def __init__(
-        self, config: StageConfig, model: MiniMindForCausalLM, optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler, order: Order | ResplitOrder, found: dict,
-        validate: Callable[[], float] | None, probe: Callable[[], dict[str, str]], metrics: Metrics, folder: RunFolder,
-        stop: StopRequest, runtime: Runtime,
-    ):  # fmt: skip
-        """found: the run's fingerprints. validate, probe: the validation loss, and what weights are known by at the
-        next start (trainer/checkpoint/probe.py); called on every rank.
-        """
-        self.run_folder, self.stop = folder, stop
-        self.config, self.model, self.optimizer, self.scaler = config, model, optimizer, scaler
-        self.order, self.found, self.validate, self.probe = order, found, validate, probe
-        self.metrics, self.runtime = metrics, runtime
-        self.folder = config.run_dir / "checkpoints"
+    Within `with`; at its end the last save is on disk, or CannotSave is raised on every rank.
+    """
+
+    def __init__(self, run: Run, data: StageData, report: Report, folder: RunFolder, stop: StopRequest):
+        self.run, self.data, self.report, self.run_folder, self.stop = run, data, report, folder, stop
+        self.folder = run.config.run_dir / "checkpoints"
         self.last_path: Path | None = None
         self.seconds = 0.0  # that training waited
         self._writer: threading.Thread | None = None
         self._failures: list[Exception] = []  # of the saves since the last good one
 
-    def after_step(self, state: RunState, settle: Callable[[], None]) -> None:
-        """Save when it is time or when a signal asked a rank for it, then raise Stopped, both on every rank alike.
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.wait()
+        if kind is None:
+            self.check(most=1)
+            self.run_folder.update(**self._progress())
+
+    def after_step(self, settle: Callable[[], None]) -> None:
+        """Save when it is time or when a signal asks a rank for it, then raise Stopped, both on every rank alike.
 
         settle: called before anything is saved, so that what is wrong with the last steps is known by then.
         """
-        step, last = state.step, self.order.total_steps
-        self.runtime.leave_step(step)
+        step, last, runtime = self.run.state.step, self.run.order.total_steps, self.run.runtime
+        runtime.leave_step(step)
         given_up = len(self._failures) >= MOST_FAILURES
-        asked = self.runtime.most(GIVE_UP if given_up else self.stop.number())
+        asked = runtime.max(GIVE_UP if given_up else self.stop.number())
         if asked == GIVE_UP:
             self.check()
-        due = step % self.config.save_interval == 0 or step == last
+        due = step % self.run.config.save_interval == 0 or step == last
         if due or asked:
             settle()
         if due:
             started = time.perf_counter()
-            self.full(state)
-            self.model.train()
-            self.metrics.meter.pause(time.perf_counter() - started)
+            self.save()
+            self.run.model.train()
+            self.report.meter.pause(time.perf_counter() - started)
         if asked and step < last:
             if not due:
-                self.checkpoint(state)
+                self.save_checkpoint()
             self.wait()
-            self.run_folder.update(**self._progress(state))
-            self.runtime.barrier()  # a rank that left earlier would have the others killed while they write
+            self.run_folder.update(**self._progress())
+            runtime.barrier()  # a rank that left earlier would have the others killed while they write
             raise Stopped(asked)
-        self.run_folder.update_seldom(**self._progress(state))
+        self.run_folder.update_seldom(**self._progress())
 
-    def full(self, state: RunState) -> None:
+    def save(self) -> None:
         """Every save_interval and at the end: validate, write the weights (and the best), write a checkpoint."""
-        loss, is_best = self._validate(state)
-        facts = {
-            "stage": self.config.name, "step": str(state.step), "stage_config": json.dumps(vars(self.config)),
-            **({} if loss is None else {"val_loss": f"{loss:.4f}"}), **self.probe(),
-        }  # fmt: skip
-        paths = [self.config.weight_path]
-        if is_best:
-            paths.append(self.config.best_path)
-        whole, started = True, time.perf_counter()
-        tensors = whole_tensors(self.model.state_dict().items(), keep=self.runtime.is_main)
-        if self.runtime.is_main:
+        run, config = self.run, self.run.config
+        loss, is_best = self._validate()
+        facts = {"stage": config.name, "step": str(run.state.step), "stage_config": json.dumps(vars(config))}
+        if loss is not None:
+            facts["val_loss"] = f"{loss:.4f}"
+        facts |= probe_facts(run.model, self.data.processor)
+        written, started = True, time.perf_counter()
+        tensors = full_tensors(run.model.state_dict().items(), keep=run.runtime.is_main)
+        if run.runtime.is_main:
             try:
-                for path in paths:
-                    save_weights(self.model, path, facts, tensors)
+                for path in [config.weight_path, config.best_path] if is_best else [config.weight_path]:
+                    save_weights(run.model, path, facts, tensors)
             except (OSError, RuntimeError, SafetensorError) as error:
                 self._failed(error)
-                whole = False
+                written = False
         self.seconds += time.perf_counter() - started
-        self.checkpoint(state, loss, whole)
+        self.save_checkpoint(loss, written)
 
-    def checkpoint(self, state: RunState, val_loss: float | None = None, whole: bool = True) -> None:
+    def save_checkpoint(self, val_loss: float | None = None, weights_written: bool = True) -> None:
         """Copy everything now and write it in the background; wait first for the save before.
 
-        whole: False where the weights beside it could not be written, so that this save has failed whatever follows.
+        weights_written: where not, this save has failed whatever follows.
         """
-        started = time.perf_counter()
-        ranks = self.runtime.gather(state.own_part(self.runtime))
-        if self.runtime.is_main:
+        started, run = time.perf_counter(), self.run
+        ranks = run.runtime.gather(rank_state(run))
+        if run.runtime.is_main:
             self.wait()
         self.check()
         facts = {
-            "stage": self.config.name, "step": state.step, "position": state.position,
+            "stage": run.config.name,
+            "step": run.state.step,
+            "position": run.state.position,
             "val_loss": val_loss if val_loss is not None and math.isfinite(val_loss) else None,
-            "order_batch": getattr(self.order, "whole", self.order).global_batch,
-            "world_size": self.runtime.world_size, "versions": versions(), "fingerprints": self.found,
-            "decoder": decoder_arguments(self.model.config.to_dict()),
-        }  # fmt: skip
-        contents = state.to_json(self.scaler, ranks)
-        snapshot = take_snapshot(self.model, self.optimizer, contents, facts, keep=self.runtime.is_main)
-        if self.runtime.is_main:
-            self._writer = threading.Thread(target=self._write, args=(snapshot, whole), name="checkpoint")
+            "order_batch": run.order.first_batch,
+            "world_size": run.runtime.world_size,
+            "versions": versions(),
+            "fingerprints": run.fingerprints,
+            "decoder": decoder_arguments(run.model.config.to_dict()),
+        }
+        contents = state_to_json(run, ranks)
+        snapshot = take_snapshot(run.model, run.optimizer, contents, facts, keep=run.runtime.is_main)
+        if run.runtime.is_main:
+            self._writer = threading.Thread(target=self._write, args=(snapshot, weights_written), name="checkpoint")
             self._writer.start()
         self.seconds += time.perf_counter() - started
 
@@ -136,53 +139,52 @@ class Saver:
             self._writer.join()
             self._writer = None
 
-    def finish(self, state: RunState) -> None:
-        """Wait for the last save of a run, on every rank. Raises CannotSave where it failed."""
-        self.wait()
-        self.check(most=1)
-        self.run_folder.update(**self._progress(state))
-
     def check(self, most: int = MOST_FAILURES) -> None:
         """Raises CannotSave on every rank once the last `most` saves failed."""
         failed = self._failures and len(self._failures) >= most
         reason = str(self._failures[-1]) if failed else None
-        reason = self.runtime.gather(reason)[0]
+        reason = self.run.runtime.gather(reason)[0]
         if reason is not None:
             raise CannotSave(
                 f"the last {len(self._failures) or 'few'} saves failed: {reason}. Make room or give another "
                 "--save_dir; what was saved before is whole, --from_resume 1 goes on from there"
             )
 
-    def _validate(self, state: RunState) -> tuple[float | None, bool]:
+    def _validate(self) -> tuple[float | None, bool]:
         """The loss, and whether it is the best so far."""
-        if self.validate is None:
+        if self.data.validation is None:
             return None, False
-        loss = self.validate()
+        state, loss = self.run.state, validation_loss(self.run, self.data)
         is_best = math.isfinite(loss) and loss < state.best
         if is_best:
             state.best = loss
         remark = ", the best" if is_best else "" if math.isfinite(loss) else ", which is never the best"
-        self.metrics.write({"step": state.step, "val_loss": loss})
-        self.metrics.say(f"step {state.step}: validation loss {loss:.4f}{remark}")
+        self.report.write({"step": state.step, "val_loss": loss})
+        self.report.say(f"step {state.step}: validation loss {loss:.4f}{remark}")
         return loss, is_best
 
-    def _progress(self, state: RunState) -> dict:
+    def _progress(self) -> dict:
+        state, order = self.run.state, self.run.order
         last = self.last_path or state.resumed_from
         return {
-            "step": state.step, "total_steps": self.order.total_steps, "epoch": self.order.epoch(state.step),
-            "samples_seen": state.position, "samples_skipped": state.samples_skipped,
-            "steps_skipped": state.steps_skipped, "last_checkpoint": str(last) if last else None,
+            "step": state.step,
+            "total_steps": order.total_steps,
+            "epoch": order.epoch(state.step),
+            "samples_seen": state.position,
+            "samples_skipped": state.samples_skipped,
+            "steps_skipped": state.steps_skipped,
+            "last_checkpoint": str(last) if last else None,
             "seconds_saving": round(self.seconds, 3),
-        }  # fmt: skip
+        }
 
-    def _write(self, snapshot: Snapshot, whole: bool) -> None:
+    def _write(self, snapshot: Snapshot, weights_written: bool) -> None:
         started = time.perf_counter()
         try:
-            self.last_path = write_checkpoint(self.folder, snapshot, self.config.keep_last, self.metrics.say)
-            if whole:
+            self.last_path = write_checkpoint(self.folder, snapshot, self.run.config.keep_last, self.report.say)
+            if weights_written:
                 self._failures.clear()
             if time.perf_counter() - started > SLOW and "TORCHELASTIC_RUN_ID" in os.environ:
-                self.metrics.say(
+                self.report.say(
                     f"this save took {time.perf_counter() - started:.0f} s and torchrun gives a stopped run 30: start "
                     "it with --shutdown-timeout 120, or a stop may end before its save does"
                 )
@@ -191,4 +193,4 @@ class Saver:
 
     def _failed(self, error: Exception) -> None:
         self._failures.append(error)
-        self.metrics.say(f"saving failed ({error}); training goes on, the next save tries again")
+        self.report.say(f"saving failed ({error}); training goes on, the next save tries again")

@@ -8,42 +8,46 @@ from pathlib import Path
 
 from dataset.step_batch import Counts
 from model.messages import UserError
-from model.model_minimind import MiniMindForCausalLM
 from model.progress import Progress, say
 from trainer.config import StageConfig
-from trainer.distributed import Runtime
 from trainer.report.meter import Meter, useful_flops
 from trainer.report.profiling import Profiler
+from trainer.run import Run
 
 
-class Metrics:
-    """Speaks on rank 0 only; the other ranks call it just the same."""
+class Report:
+    """All that a run says while it trains, on rank 0 only; the other ranks call it just the same."""
 
-    def __init__(
-        self, config: StageConfig, model: MiniMindForCausalLM, runtime: Runtime, first_step: int, total_steps: int,
-        tracker_id: str = "",
-    ):  # fmt: skip
-        """model: with requires_grad as it will be trained, before it is wrapped."""
-        self.active = runtime.is_main
-        self.meter = Meter(runtime, useful_flops(model, encodes=config.cache_features in ("none", "pixels")))
+    def __init__(self, run: Run):
+        config, state = run.config, run.state
+        self.active = run.runtime.is_main
+        encodes = config.cache_features in ("none", "pixels")
+        self.meter = Meter(run.runtime, useful_flops(run.model, encodes))
         self.tracker = self.profiler = None
         if not self.active:
             return
         if config.use_wandb:
-            self.tracker = _start_wandb(config, tracker_id)
+            self.tracker = _start_wandb(config, state.tracker_id)
+            state.tracker_id = self.tracker.id  # for a resumed run to go on under it
         if config.profile:
-            self.profiler = Profiler(config.profile, config.run_dir / "trace.json.gz", runtime.device, self.say)
+            self.profiler = Profiler(config.profile, config.run_dir / "trace.json.gz", run.runtime.device, self.say)
         print(self.meter, flush=True)
         self.path = config.run_dir / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        drop_records_after(self.path, first_step)
-        self.progress = Progress(total_steps, config.name, "step", done=first_step)
-        self._started, self._first_step, self._total_steps = time.perf_counter(), first_step, total_steps
+        drop_records_after(self.path, state.step)
+        self.progress = Progress(run.order.total_steps, config.name, "step", done=state.step)
+        self._started, self._first_step, self._total_steps = time.perf_counter(), state.step, run.order.total_steps
 
-    @property
-    def tracker_id(self) -> str:
-        """The tracker's name of this run, for a resumed run to go on under it."""
-        return self.tracker.id if self.tracker is not None else ""
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.profiler is not None:
+            self.profiler.close()
+        if self.active:
+            self.progress.close()
+        if self.tracker is not None:
+            self.tracker.finish()
 
     def step_done(self, counts: Counts) -> None:
         """Once a step: what this rank learnt from."""
@@ -59,7 +63,7 @@ class Metrics:
         """A record of a training step, with the speed since the last one."""
         speed = self.meter.read()
         if self.active:
-            line = f"loss {values['loss']:.3f}, {told(speed)}"
+            line = f"loss {values['loss']:.3f}, {speed_line(speed)}"
             self.progress.note(line)
             if not self.progress.is_bar:
                 left = (time.perf_counter() - self._started) / (step - self._first_step) * (self._total_steps - step)
@@ -80,16 +84,8 @@ class Metrics:
         if self.active:
             say(line)
 
-    def close(self) -> None:
-        if self.profiler is not None:
-            self.profiler.close()
-        if self.active:
-            self.progress.close()
-        if self.tracker is not None:
-            self.tracker.finish()
 
-
-def told(speed: dict[str, float]) -> str:
+def speed_line(speed: dict[str, float]) -> str:
     """What Meter.read gave, for a log line; conversations where they are more than rows."""
     share = f"{100 * speed['mfu']:.1f} % mfu, " if "mfu" in speed else ""
     rows, conversations = speed["rows_per_second"], speed["conversations_per_second"]

@@ -5,10 +5,23 @@ from pathlib import Path
 from dataset.formats import Sample
 from trainer.config import ROOT, StageConfig
 from trainer.report.commands import command, python, shown, stage_command
+from trainer.report.loss_curve import draw_losses
 
 AFTER = {"llm": "pretrain_vlm", "pretrain_vlm": "sft_vlm"}  # by the name of the stage
 DATA = {"pretrain_vlm": "pretrain.jsonl", "sft_vlm": "sft.jsonl"}
 HELD_OUT = "held_out.jsonl"
+
+
+def tell_what_is_left(config: StageConfig, example: Sample | None) -> None:
+    """At the end of a run: its weights, loss.png in its folder, and next_steps."""
+    print(f"weights: {config.weight_path}")
+    chart = config.run_dir / "loss.png"
+    try:
+        if draw_losses(config.run_dir / "metrics.jsonl", chart, f"{config.weight_name}: loss a trained token"):
+            print(f"loss:    {chart}")
+    except OSError as error:  # what was trained is saved
+        print(f"{chart} cannot be written: {error.strerror}")
+    print(next_steps(config, example))
 
 
 def next_steps(config: StageConfig, example: Sample | None) -> str:

@@ -10,11 +10,10 @@ import torch
 from helpers.faults import outcome, small_run
 from helpers.runs import make_order, records, run_until, steps_of, tiny
 from model.weights import read_facts
-from trainer import distributed as runtime
-from trainer import stage
-from trainer.checkpoint import resume as run_state
+from trainer import distributed, stage
+from trainer.checkpoint import resume
 from trainer.checkpoint.files import load_state
-from trainer.order import Order, ResplitOrder, order_after
+from trainer.order import Order
 from trainer.train_pretrain_vlm import PRETRAIN_VLM
 
 EPOCH = 12  # steps of small_run
@@ -51,7 +50,7 @@ def test_interrupted_run_equals_an_unbroken_one(changes, steps_a_time, tmp_path,
     assert outcome(broken) == outcome(unbroken)
 
 
-def test_restart_by_torchrun_resumes_without_being_told(tmp_path, monkeypatch, capsys):
+def test_restart_by_torchrun_resumes_without_being_speed_line(tmp_path, monkeypatch, capsys):
     config = small_run(tmp_path)
     run_until(config, 5, monkeypatch)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -65,9 +64,9 @@ def test_run_goes_on_where_auto_chooses_another_arithmetic(kinds, tmp_path, monk
     """As on an older card, which has no bfloat16."""
     before, after = (getattr(torch, kind) for kind in kinds)
     config = small_run(tmp_path, dtype="auto")
-    monkeypatch.setattr(runtime, "choose_dtype", lambda *_: before)
+    monkeypatch.setattr(distributed, "choose_dtype", lambda *_: before)
     run_until(config, 5, monkeypatch)
-    monkeypatch.setattr(runtime, "choose_dtype", lambda *_: after)
+    monkeypatch.setattr(distributed, "choose_dtype", lambda *_: after)
     stage.run_stage(dataclasses.replace(config, from_resume=1))
     assert "resumed from" in capsys.readouterr().out
     assert records(config)[-1]["step"] == EPOCH
@@ -80,9 +79,9 @@ def test_new_run_moves_an_earlier_runs_checkpoints_out_of_the_way(tmp_path, monk
     run_until(config, 7, monkeypatch)
     run_until(config, 1, monkeypatch)  # a new run, lost before its first checkpoint
     folder = config.run_dir / "checkpoints"
-    assert f"moved to {config.run_dir / run_state.SET_ASIDE}" in capsys.readouterr().out
+    assert f"moved to {config.run_dir / resume.SET_ASIDE}" in capsys.readouterr().out
     assert not list(folder.glob("step-*"))
-    names = sorted(path.name for path in (config.run_dir / run_state.SET_ASIDE).iterdir())
+    names = sorted(path.name for path in (config.run_dir / resume.SET_ASIDE).iterdir())
     assert names == ["step-00000004", "step-00000006"]
     run_until(dataclasses.replace(config, from_resume=1), 1, monkeypatch)  # nothing of its own: it starts at step 0
     assert [record["step"] for record in records(config)] == [1]
@@ -95,7 +94,7 @@ def test_new_run_that_never_validates_leaves_no_best_of_another_run(tmp_path, ca
     capsys.readouterr()
     again = dataclasses.replace(first, val_samples=0, from_resume=0)
     stage.run_stage(again)
-    aside = first.run_dir / run_state.SET_ASIDE / first.best_path.name
+    aside = first.run_dir / resume.SET_ASIDE / first.best_path.name
     assert not first.best_path.exists() and read_facts(aside)["val_loss"]
     assert f"{first.best_path.name} moved to {aside.parent}" in capsys.readouterr().out
     stage.run_stage(again)  # sets the second run's checkpoints aside in the place of the first one's
@@ -114,18 +113,27 @@ def test_best_that_a_run_starts_from_stays_for_its_resumption(tmp_path, monkeypa
 # ---- steps of another size
 
 
-def positions(order: Order | ResplitOrder, first: int, last: int) -> list[int]:
+def positions(order: Order, first: int, last: int) -> list[int]:
     """Sample numbers in global order that the ranks of an order take from step to step."""
     return sum(steps_in_order(order, first)[: last - first], [])
 
 
-def steps_in_order(order: Order | ResplitOrder, first: int) -> list[list[int]]:
+def steps_in_order(order: Order, first: int) -> list[list[int]]:
     """As steps_of, but in the global order: batch_size samples of each rank in turn."""
     size, steps = order.batch_size, []
-    for shares in order.shares(first):
-        rounds = range(0, len(shares[0]), size)
-        steps.append([number for start in rounds for own in shares for number in own[start : start + size]])
+    for by_rank in order.rows_by_rank(first):
+        rounds = range(0, len(by_rank[0]), size)
+        steps.append([row for start in rounds for rows in by_rank for row in rows[start : start + size]])
     return steps
+
+
+def resumed(whole: Order, step: int, position: int, *split: int) -> Order:
+    """(batch size, accumulation steps, ranks) of a run that goes on after so many steps and rows of another."""
+    batch_size, accumulation_steps, ranks = split
+    new = dataclasses.replace(
+        whole, batch_size=batch_size, accumulation_steps=accumulation_steps, world_size=ranks, first_batch=0
+    )
+    return new.resumed_at(step, position, whole.first_batch)
 
 
 @pytest.mark.parametrize("splits", [
@@ -139,7 +147,7 @@ def test_other_ranks_and_steps_take_the_same_samples_in_the_same_order(splits):
     order, step, taken = whole, 0, []
     for number, split in enumerate(splits):
         if number:
-            order = order_after(whole, step, order.position(step), *split)
+            order = resumed(whole, step, order.position(step), *split)
         last = order.total_steps if number == len(splits) - 1 else step + 4
         taken += positions(order, step, last)
         step = last
@@ -151,8 +159,8 @@ def test_other_ranks_and_steps_take_the_same_samples_in_the_same_order(splits):
 
 def test_resplit_order_goes_on_from_any_step():
     whole = make_order(4, samples=98, epochs=2)  # 24 steps an epoch
-    order = order_after(whole, 3, 12, 3, 1, 2)
-    assert isinstance(order, ResplitOrder) and order.total_steps == 3 + (48 * 4 - 12) // 6
+    order = resumed(whole, 3, 12, 3, 1, 2)
+    assert order.first_batch == 4 and order.total_steps == 3 + (48 * 4 - 12) // 6
     steps = steps_of(order, 3)
     for first in range(3, order.total_steps + 1):
         assert steps_of(order, first) == steps[first - 3 :]
@@ -161,16 +169,16 @@ def test_resplit_order_goes_on_from_any_step():
 def test_steps_that_do_not_divide_what_is_left_are_refused_with_the_numbers():
     whole = make_order(4, samples=42, epochs=1)
     with pytest.raises(ValueError, match="36 rows are left, which steps of 10 .--batch_size 5 x --acc.* x 2 ranks"):
-        order_after(whole, 1, 4, 5, 1, 2)
+        resumed(whole, 1, 4, 5, 1, 2)
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 4}, {"batch_size": 1}, {"batch_size": 1, "accumulation_steps": 2}])
 def test_run_goes_on_with_steps_of_another_size_and_back(change, tmp_path, monkeypatch):
-    seen, original = [], ResplitOrder.shares
+    seen, original = [], Order.resumed_at
     config = small_run(tmp_path, epochs=2, dropout=0.0)
     run_until(config, 5, monkeypatch)
     other = dataclasses.replace(config, from_resume=1, **change)
-    monkeypatch.setattr(ResplitOrder, "shares", lambda *a: seen.append(a[0]) or original(*a))
+    monkeypatch.setattr(Order, "resumed_at", lambda *a: seen.append(original(*a)) or seen[-1])
     run_until(other, 3, monkeypatch)
     stage.run_stage(dataclasses.replace(config, from_resume=1))
     logged = records(config)
@@ -179,7 +187,7 @@ def test_run_goes_on_with_steps_of_another_size_and_back(change, tmp_path, monke
     rates = [record["learning_rate"] for record in logged]
     assert all(a > b for a, b in itertools.pairwise(rates)) and rates[-1] == pytest.approx(1e-3, rel=0.05)
     same_size = change.get("accumulation_steps") == 2
-    assert bool(seen) != same_size
+    assert any(order.first_step for order in seen) != same_size
 
 
 # ---- another run's checkpoint
@@ -242,14 +250,14 @@ def test_less_data_that_suffices_is_trained_on(interrupted, tmp_path, capsys):
 
 
 def test_another_tokenizer_is_refused_even_when_other_data_is_allowed(interrupted, monkeypatch, capsys):
-    original = run_state.read_manifest
+    original = resume.read_manifest
 
     def with_another_tokenizer(path):
         manifest = original(path)
         manifest["fingerprints"]["tokenizer"] = "f" * 64
         return manifest
 
-    monkeypatch.setattr(run_state, "read_manifest", with_another_tokenizer)
+    monkeypatch.setattr(resume, "read_manifest", with_another_tokenizer)
     said = refused(dataclasses.replace(interrupted, allow_data_change=1), capsys)
     assert "tokenizer: expected ffffffffffff, found " in said
 

@@ -16,7 +16,7 @@ from helpers.runs import refusal, tiny, untrained_weights
 from model.messages import UserError
 from model.tower_folder import SHIPPED_TOWER
 from trainer.config import StageConfig, parse_config
-from trainer.guard import refusal as refusing
+from trainer.guard import ending
 from trainer.guard.needs import SHIPPED_BASE, check_needs, with_base
 from trainer.report.commands import command, shown
 from trainer.train_llm import LLM
@@ -95,7 +95,7 @@ def test_commands_are_written_from_where_the_user_stands(tmp_path, monkeypatch):
 
 def test_only_the_first_rank_of_a_machine_speaks_at_once(monkeypatch):
     slept = []
-    monkeypatch.setattr(refusing.time, "sleep", slept.append)
+    monkeypatch.setattr(ending.time, "sleep", slept.append)
     for environment, expected in (
         ({}, 0),
         ({"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0"}, 0),

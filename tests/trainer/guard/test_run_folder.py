@@ -18,9 +18,9 @@ from helpers.faults import in_child, run_in_child, small_run
 from helpers.repository import ROOT
 from helpers.runs import ORIGINAL_TRAIN_STEP, run_until, status_of
 from scripts import status as status_script
-from trainer import loop, stage
+from trainer import data, loop, stage
 from trainer.checkpoint import files as checkpoint
-from trainer.checkpoint import saver as saving
+from trainer.checkpoint import saver
 from trainer.checkpoint.files import DiskFull
 from trainer.guard.run_folder import FAILURES, LOCK
 
@@ -173,7 +173,7 @@ def full_disk(monkeypatch, saves: set[int]) -> None:
             raise DiskFull("a checkpoint needs 812.0 MB, 40.0 MB can be written in /x")
         return original(*arguments)
 
-    monkeypatch.setattr(saving, "write_checkpoint", write)
+    monkeypatch.setattr(saver, "write_checkpoint", write)
 
 
 def test_training_goes_on_past_two_saves_without_room(tmp_path, monkeypatch, capsys):
@@ -223,7 +223,7 @@ def test_what_cannot_help_is_not_tried_again(tmp_path, restarted, monkeypatch):
     with pytest.raises(SystemExit, match="does not exist"):
         stage.run_stage(config)
     restarted(1)
-    monkeypatch.setattr(stage, "load_data", lambda *_: pytest.fail("it was tried again"))
+    monkeypatch.setattr(data, "load_data", lambda *_: pytest.fail("it was tried again"))
     with pytest.raises(SystemExit, match="not tried again after rank 0 ended with: .*absent.jsonl does not exist"):
         stage.run_stage(config)
     assert status_of(config)["state"] == "fatal-input"

@@ -22,7 +22,7 @@ from model.processing import Rendered, collate
 from trainer.distributed import Runtime
 from trainer.report import meter, profiling
 from trainer.report.meter import Meter, Stopwatch
-from trainer.report.metrics import told
+from trainer.report.metrics import speed_line
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
 
@@ -118,7 +118,7 @@ def test_records_of_a_run_agree_with_each_other(changes, data_folder, tower_fold
     (header,) = [line for line in said if line.startswith("mfu is the share of ")]
     assert all(len(line) <= 120 and " % mfu, " in line for line in said if line.startswith("step "))
     assert all(" rows, " in line and " conversations, " in line for line in said if line.startswith("step "))
-    assert told({**records(config)[0], "conversations_per_second": 1.5, "rows_per_second": 1.5}).startswith(
+    assert speed_line({**records(config)[0], "conversations_per_second": 1.5, "rows_per_second": 1.5}).startswith(
         "1.5 rows, "
     )
     assert any(" rows hold 24 conversations, " in line and ": a step of 6 rows is worth " in line for line in said)

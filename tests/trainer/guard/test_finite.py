@@ -12,9 +12,9 @@ from helpers.faults import outcome, small_run
 from helpers.runs import ORIGINAL_BUILD_MODEL, losses, records, run_until
 from model.weights import read_facts
 from trainer import loop, stage
+from trainer.checkpoint import saver
 from trainer.checkpoint.files import checkpoints_in, damage, read_manifest
-from trainer.checkpoint.resume import RunState
-from trainer.guard import numbers as finite
+from trainer.guard import finite
 from trainer.optim import Muon
 
 
@@ -170,7 +170,7 @@ def test_spike_of_the_loss_is_told_once(tmp_path, monkeypatch, capsys):
 def validating_run(tmp_path, values: list[float], monkeypatch):
     """A run that saves and validates after each of its five steps, and finds these losses."""
     found = iter(values)
-    monkeypatch.setattr(stage, "validation_loss", lambda *_: next(found))
+    monkeypatch.setattr(saver, "validation_loss", lambda *_: next(found))
     return small_run(tmp_path, batch_size=4, save_interval=1, keep_last=1, val_samples=2)
 
 
@@ -196,9 +196,9 @@ def test_only_a_finite_validation_loss_becomes_the_best(tmp_path, monkeypatch, c
 
 def test_a_checkpoint_whose_best_is_no_number_heals(tmp_path, monkeypatch, capsys):
     config = validating_run(tmp_path, [2.0, math.nan, 3.0, 2.5, 1.5], monkeypatch)
-    whole = RunState.to_json
+    whole = saver.state_to_json
     with monkeypatch.context() as patch:  # as older versions wrote it
-        patch.setattr(RunState, "to_json", lambda *arguments: {**whole(*arguments), "best": math.nan})
+        patch.setattr(saver, "state_to_json", lambda *arguments: {**whole(*arguments), "best": math.nan})
         run_until(config, 2, monkeypatch)
     stage.run_stage(dataclasses.replace(config, from_resume=1))
     # 2.5 is the lowest since the resumption, and no better than the 2.0 of step 1

@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: the step is skipped on every rank, its rows are named, three end a run.
+"""Losses and gradients that are not finite: the step is skipped on every rank, its rows are named, three end a run.
 
 A loss that is NaN or infinite on one rank makes that rank's gradient NaN, DDP's sum carries it to all, so the norm of
 the gradient is the one flag that every rank sees, without a collective of its own. The optimizer reads it on the device
@@ -13,12 +13,9 @@ from collections.abc import Callable
 
 import torch
 
-from trainer.checkpoint.resume import RunState
-from trainer.config import StageConfig
-from trainer.distributed import Runtime
 from trainer.guard.run_folder import Fatal
-from trainer.order import Order, ResplitOrder
-from trainer.report.metrics import Metrics, drop_records_after
+from trainer.report.metrics import Report, drop_records_after
+from trainer.run import Run
 
 MOST_IN_A_ROW = 3
 SKIPPED = "skipped_steps.jsonl"
@@ -51,23 +48,19 @@ def step_if_finite(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScale
         optimizer.step()
 
 
-class NumberWatch:
-    """Takes what every step returned; the good ones go into the state's window, the others are written down."""
+class FiniteCheck:
+    """Gets what every step returned; the good ones go into the state's window, the others are written down."""
 
-    def __init__(
-        self, config: StageConfig, order: Order | ResplitOrder, where: Callable[[int], str], state: RunState,
-        scaler: torch.amp.GradScaler, metrics: Metrics, runtime: Runtime,
-    ):  # fmt: skip
+    def __init__(self, run: Run, where: Callable[[int], str], report: Report):
         """where: file and line of a row of the order."""
-        self.order, self.where, self.state, self.scaler = order, where, state, scaler
-        self.metrics, self.runtime = metrics, runtime
-        self.path = config.run_dir / SKIPPED
+        self.run, self.where, self.report = run, where, report
+        self.path = run.config.run_dir / SKIPPED
         self._pending: deque = deque()
-        self._late = 1 if runtime.device.type == "cuda" else 0
-        if runtime.is_main:
-            drop_records_after(self.path, state.step)
+        self._late = 1 if run.runtime.device.type == "cuda" else 0
+        if run.runtime.is_main:
+            drop_records_after(self.path, run.state.step)
 
-    def take(self, step: int, values: dict) -> None:
+    def check(self, step: int, values: dict) -> None:
         """values of train_step for `step`, counted from 0. Raises NotFinite at the third bad one in a row."""
         self._pending.append((step, values, *_to_host(values["grad_norm"])))
         self.settle(self._late)
@@ -79,51 +72,53 @@ class NumberWatch:
             if event is not None:
                 event.synchronize()
             if math.isfinite(norm):
-                self.state.window.append(values)
-                self.state.skipped_in_a_row = 0
+                self.run.state.window.append(values)
+                self.run.state.skipped_in_a_row = 0
             else:
                 self._skipped(step, values, float(norm))
 
     def spike(self, step: int, loss: float) -> None:
         """Note a logged loss; say so where it stands out from the last ones."""
-        recent = self.state.recent_losses
+        recent = self.run.state.recent_losses
         if len(recent) >= REMEMBERED // 4:
             usual = statistics.fmean(recent)
             deviation = max(statistics.pstdev(recent), LEAST_DEVIATION * abs(usual))
             if loss > usual + SPIKE * deviation:
-                self.metrics.write({"step": step, "loss_spike": loss, "usual_loss": usual})
-                self.metrics.say(f"step {step}: the loss jumped to {loss:.3f}, usual is {usual:.3f}")
-        self.state.recent_losses = [*recent, loss][-REMEMBERED:]
+                self.report.write({"step": step, "loss_spike": loss, "usual_loss": usual})
+                self.report.say(f"step {step}: the loss jumped to {loss:.3f}, usual is {usual:.3f}")
+        self.run.state.recent_losses = [*recent, loss][-REMEMBERED:]
 
     def _skipped(self, step: int, values: dict, norm: float) -> None:
-        self.state.steps_skipped += 1
-        self.state.samples_skipped += self.order.global_batch
-        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1:
+        state, scaler, runtime = self.run.state, self.run.scaler, self.run.runtime
+        state.steps_skipped += 1
+        state.samples_skipped += self.run.order.global_batch
+        if scaler.is_enabled() and scaler.get_scale() >= 1:
             return  # float16's daily work: the scale was too large and is being halved
-        self.state.skipped_in_a_row += 1
-        losses = self.runtime.gather(float(values["loss"]))
+        state.skipped_in_a_row += 1
+        losses = runtime.gather(float(values["loss"]))
         ranks = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-        rows = self._rows(step, ranks or range(self.runtime.world_size))
-        record = {"step": step + 1, "losses": [str(loss) for loss in losses], "grad_norm": str(norm),
-                  "ranks": ranks, "samples": rows}  # fmt: skip
-        if self.runtime.is_main:
+        by_rank = next(self.run.order.rows_by_rank(step))
+        rows = [self.where(row) for rank in ranks or range(runtime.world_size) for row in by_rank[rank]]
+        record = {
+            "step": step + 1,
+            "losses": [str(loss) for loss in losses],
+            "grad_norm": str(norm),
+            "ranks": ranks,
+            "samples": rows,
+        }
+        if runtime.is_main:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         cause = f"the loss of rank {', '.join(map(str, ranks))}" if ranks else "the gradient"
-        self.metrics.say(
+        self.report.say(
             f"step {step + 1} skipped: {cause} is not finite; its {len(rows)} rows are named in {self.path}"
         )
-        if self.state.skipped_in_a_row >= MOST_IN_A_ROW:
+        if state.skipped_in_a_row >= MOST_IN_A_ROW:
             raise NotFinite(
                 f"{MOST_IN_A_ROW} steps in a row had a loss or gradient that is not finite, the last was step "
                 f"{step + 1}: look at the rows named in {self.path}, lower --learning_rate, or use --dtype float32; "
                 "the checkpoint before is whole"
             )
-
-    def _rows(self, step: int, ranks: list[int] | range) -> list[str]:
-        shares = next(self.order.shares(step))
-        numbers = [number for rank in ranks for number in shares[rank]]
-        return [self.where(number) for number in numbers]
 
 
 def _to_host(value: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

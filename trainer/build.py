@@ -1,0 +1,106 @@
+"""From the flags and the file to start from to a model: what its decoder is, and what is in its weights."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from dataset.vlm_dataset import text_only
+from model.config import MiniMindConfig
+from model.messages import UserError
+from model.model_minimind import MiniMindForCausalLM
+from model.weights import PROJECTOR_PREFIX, build_vlm, decoder_arguments, init_embeddings, load_weights, read_sizes
+from trainer.checkpoint.probe import check_probe
+from trainer.checkpoint.resume import last_manifest
+from trainer.config import OPEN, SIZES, StageConfig
+from trainer.data import StageData
+
+CHECKED_ROWS = 32  # for the text loss before training
+
+
+def with_sizes(config: StageConfig) -> StageConfig:
+    """The config with its open flags filled in: from the file to start from, or MiniMind2-Small's.
+
+    A resumed run keeps its dropout; its sizes say which run that is.
+    """
+    known = {**SIZES, "dropout": 0.0}
+    known |= {name: type(known[name])(value) for name, value in start_settings(config).items() if name in known}
+    filled = replace(config, **{name: value for name, value in known.items() if getattr(config, name) == OPEN[name]})
+    manifest = last_manifest(filled)
+    if manifest is None or config.dropout != OPEN["dropout"]:
+        return filled
+    return replace(filled, dropout=manifest["fingerprints"].get("--dropout", filled.dropout))
+
+
+def start_settings(config: StageConfig) -> dict:
+    """What the file to start from says of its decoder, as arguments of MiniMindConfig."""
+    if not config.start_path:
+        return {}
+    heads = config.num_attention_heads or SIZES["num_attention_heads"]  # which a .pth does not tell
+    try:
+        return decoder_arguments(read_sizes(config.start_path, heads))
+    except UserError as error:
+        raise UserError(f"--from_weight {error}") from error
+
+
+def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
+    """Arguments of MiniMindConfig: the flags, and what these leave open as the file to start from says.
+
+    A resumed run keeps what it was built from; checkpoints of older versions do not say, their decoders were MiniMind's
+    in all that has no flag. What comes out other than in the file is printed.
+    """
+    in_file, manifest = start_settings(config), last_manifest(config)
+    flags = {name: getattr(config, name) for name in OPEN if getattr(config, name) != OPEN[name]}
+    settings = {**(in_file if manifest is None else manifest.get("decoder", {})), **flags}
+    settings["use_moe"] = bool(settings.get("use_moe"))
+    for name, value in flags.items():
+        if in_file.get(name, value) != value:
+            say(f"--{name} {value} where {config.start_path} says {in_file[name]}")
+    if manifest is not None:
+        built = decoder_arguments(MiniMindConfig(**settings).to_dict())
+        for name in in_file.keys() - flags.keys():
+            if built.get(name, in_file[name]) != in_file[name]:
+                say(
+                    f"{name} {built[name]} as in this run's checkpoints, where {config.start_path} says {in_file[name]}"
+                )
+    return settings
+
+
+def build_model(config: StageConfig, say: Callable = print) -> MiniMindForCausalLM:
+    """The model that flags and start file describe, with its tower, filled from that file."""
+    settings = decoder_settings(config, say)
+    if config.with_vision:
+        model = build_vlm(settings, config.vision_model)
+    else:
+        model = MiniMindForCausalLM(MiniMindConfig(**settings))
+    if config.start_path and config.init_embeddings:
+        raise UserError("--init_embeddings is for --from_weight none: weights bring their own embeddings")
+    if config.start_path:
+        may_miss, ignore = ((PROJECTOR_PREFIX,), ()) if config.with_vision else ((), (PROJECTOR_PREFIX,))
+        say(load_weights(model, config.start_path, may_miss, ignore))
+    elif config.init_embeddings:
+        say(init_embeddings(model, config.init_embeddings))
+    elif config.with_vision:
+        say("the decoder starts from nothing: it will first have to learn to speak (--from_weight names a base)")
+    return model
+
+
+@torch.no_grad()
+def check_start(config: StageConfig, model: MiniMindForCausalLM, data: StageData, say: Callable = print) -> None:
+    """Hold the weights to what their file says of them, and say how well they know the words of this data.
+
+    Pictures are left out. New words are told, never refused. A resumed run has its weights from a checkpoint.
+    """
+    if not config.start_path:
+        return
+    if last_manifest(config) is None:
+        check_probe(model, data.processor, config.start_path)
+    rows = [data.train.dataset.rendered(number) for number in data.train.indices[:CHECKED_ROWS]]
+    loss, guess = float(model.eval()(**text_only(rows)).loss), math.log(model.config.vocab_size)
+    say(f"text loss before training, pictures left out: {loss:.2f}")
+    if loss > 0.8 * guess:
+        say(
+            f"these words are new to this decoder: text loss {loss:.1f} (a uniform guess has {guess:.1f}); it will "
+            "learn them, and forget others unless old data is mixed in: docs/own_pictures.md"
+        )
