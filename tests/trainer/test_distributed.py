@@ -192,7 +192,7 @@ def test_order_is_a_pure_function_of_its_arguments():
 def test_epoch_holds_no_sample_twice_and_epochs_differ():
     order = make_order()
     steps = steps_of(order)
-    assert order.steps_per_epoch == 37 and len(steps) == order.total_steps == 111
+    assert len(order.steps(0)) == 37 and len(steps) == order.total_steps == 111
     epochs = [sum(steps[n * 37 : (n + 1) * 37], []) for n in range(3)]
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch) == 37 * 8 and set(epoch) <= set(range(300))

@@ -142,15 +142,15 @@ def test_hung_rank_is_noticed_within_the_timeout_and_named(config, monkeypatch):
 def test_no_number_on_one_rank_is_skipped_on_both(config, monkeypatch):
     count, train_step = [0], loop.train_step
 
-    def spoiled_on_rank_1(model, *rest):
+    def spoiled_on_rank_1(run, *rest):
         count[0] += 1
         bad = os.environ["RANK"] == "1" and count[0] == 4
 
         def spoil(_, __, output):
             output.loss = output.loss * math.nan
 
-        hook = model.module.register_forward_hook(spoil) if bad else None
-        values = train_step(model, *rest)
+        hook = run.parallel_model.module.register_forward_hook(spoil) if bad else None
+        values = train_step(run, *rest)
         if hook is not None:
             hook.remove()
         return values

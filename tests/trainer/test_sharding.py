@@ -101,7 +101,7 @@ def test_frozen_layers_and_tower_beside_parts(use_moe, data_folder, tower_folder
     settings = {"batch_size": 2, "accumulation_steps": 2, "use_moe": use_moe, "learning_rate": 1e-3}
     runs = [tiny(PRETRAIN_VLM, data_folder, tower_folder, save_dir=str(data_folder / f"{shard}/out"), shard=shard,
                  **settings) for shard in (0, 1)]  # fmt: skip
-    original = stage.build_optimizer
+    original = resume.build_optimizer
 
     def note_parts(model, *rest):
         held = sum(p.to_local().numel() for p in model.parameters() if hasattr(p, "to_local"))
@@ -123,16 +123,16 @@ def test_frozen_layers_and_tower_beside_parts(use_moe, data_folder, tower_folder
 def test_no_number_on_one_rank_is_skipped_on_both(folder, monkeypatch):
     count, train_step = [0], loop.train_step
 
-    def spoiled_on_rank_1(model, *rest):
+    def spoiled_on_rank_1(run, *rest):
         count[0] += 1
 
         def spoil(_, __, output):
             output.loss = output.loss * math.nan
 
         if os.environ["RANK"] != "1" or count[0] != 4:
-            return train_step(model, *rest)
-        hook = model.register_forward_hook(spoil)
-        values = train_step(model, *rest)
+            return train_step(run, *rest)
+        hook = run.parallel_model.register_forward_hook(spoil)
+        values = train_step(run, *rest)
         hook.remove()
         return values
 

@@ -215,9 +215,9 @@ def test_resume_uses_the_learning_rate_that_it_logs_or_refuses(data_folder, towe
     config = dataclasses.replace(stopped_run(data_folder, tower_folder, monkeypatch), learning_rate=1e-3)
     used = []
 
-    def step_and_note(model, optimizer, *rest):
-        used.append(optimizer.param_groups[0]["lr"])
-        return ORIGINAL_TRAIN_STEP(model, optimizer, *rest)
+    def step_and_note(run, *rest):
+        used.append(run.optimizer.param_groups[0]["lr"])
+        return ORIGINAL_TRAIN_STEP(run, *rest)
 
     monkeypatch.setattr(loop, "train_step", step_and_note)
     try:
