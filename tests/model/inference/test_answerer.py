@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from helpers.models import IMAGE_TOKENS, count_tower_calls, enliven
 from model.config import MiniMindConfig
-from model.inference.answerer import Answer, Answerer, Interrupted, Options
+from model.inference.answerer import Answer, Answerer, Interrupted, Options, PromptTooLong
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import SampleError
@@ -120,6 +121,22 @@ def test_answers_longer_than_the_first_room(dense, picture):
     inputs = dense.processor.prompts([(question(), [picture(1)])])
     expected = dense.model.generate(**inputs, max_new_tokens=300, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert answer.token_ids == tuple(expected.tolist()) and answer.new_tokens > 256
+
+
+def test_answers_up_to_the_last_position(make_vlm, picture):
+    """The table of rotary angles has so many, and nobody asks for one more."""
+    answerer = Answerer(enliven(make_vlm(max_position_embeddings=40)))
+    answer = stream(answerer, question(), [picture(1)], Options(max_new_tokens=100))
+    assert answer.prompt_tokens + answer.new_tokens == len(answerer.reader.decoder.rotary) == 40
+    assert answer.token_ids == oracle(answerer, question(), [picture(1)], answer.new_tokens)
+
+
+def test_making_the_prompt_counts_for_the_first_token(dense):
+    prompt = dense.prompt(question("hello"))
+    assert prompt.seconds > 0
+    prompts = [replace(prompt, seconds=seconds) for seconds in (100.0, 10.0)]
+    assert [round(dense.stream(prompt, SHORT).seconds_to_first, -1) for prompt in prompts] == [100, 10]
+    assert [round(answer.seconds_to_first, -1) for answer in dense.batch(prompts, SHORT)] == [110, 110]
 
 
 def test_a_decoder_without_eyes(tiny_config):
@@ -284,7 +301,7 @@ def test_wrong_numbers_are_refused(dense, picture):
         stream(dense, question())
     dense.max_length = 40
     assert stream(dense, question(), [picture(1)], Options(max_new_tokens=100)).new_tokens == 40 - 20
-    with pytest.raises(SampleError, match="takes .* tokens and the model reads 40"):
+    with pytest.raises(PromptTooLong, match="takes .* tokens and the model reads 40"):
         batch(dense, [(question("hello " * 40), [])])
     assert batch(dense, []) == []
 
