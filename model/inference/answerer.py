@@ -27,7 +27,7 @@ from model.weights import load_model
 
 __all__ = ["Answer", "Answerer", "Interrupted", "Options", "PromptTooLong", "assistant_turn", "user_turn"]
 DEFAULTS = Options()
-ELSE = "ask with --dtype float32; if that says the same, the weights are damaged, copy or train them again"
+CURE = "ask with --dtype float32; if that says the same, the weights are damaged, copy or train them again"
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Answerer:
     ) -> None:
         """Sample token after token, until each draft has ended or it is `stopped`. logits: [drafts, vocabulary]."""
         if logits.isnan().any():  # on a GPU, sampling from NaN would take the whole process down
-            raise UserError(f"the model computes what is no number in {self.dtype}: {ELSE}")
+            raise UserError(f"the model computes what is no number in {self.dtype}: {CURE}")
         sampler = Sampler(options, self.device, len(drafts))
         rows = drafts  # in the cache: all that have not ended, and some that have
         while True:
@@ -232,7 +232,7 @@ class Answerer:
         for draft in drafts:
             if self.padding_id not in self.end_ids and all(token == self.padding_id for token in draft.tokens):
                 count = len(draft.tokens)
-                raise UserError(f"the model says nothing but padding ({count} tokens) in {self.dtype}: {ELSE}")
+                raise UserError(f"the model says nothing but padding ({count} tokens) in {self.dtype}: {CURE}")
 
     def _answer(self, draft: _Draft, stopped: bool = False) -> Answer:
         tokens, times = draft.tokens, draft.times

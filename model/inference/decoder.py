@@ -47,7 +47,7 @@ class Decoder:
         for number, layer in enumerate(self.layers):
             states = cache.states[number, ..., :end, :]
             only_last = number == len(self.layers) - 1
-            x = layer(x, (rows, length), rotary.unsqueeze(-2), states, mask, only_last)
+            x = layer(x, rotary.unsqueeze(-2), states, mask, only_last)
         cache.length = end  # only now: what a layer that raised has written does not count
         return self.head(_normed(x, self.config.rms_norm_eps)).float()
 
@@ -92,7 +92,6 @@ class _Layer:
     def __call__(
         self,
         x: torch.Tensor,
-        shape: tuple[int, int],
         rotary: torch.Tensor,
         states: torch.Tensor,
         mask: torch.Tensor | None,
@@ -100,10 +99,11 @@ class _Layer:
     ) -> torch.Tensor:
         """x [rows * seq, hidden] -> the same, or with only_last [rows, hidden] of the last positions.
 
-        shape: rows and seq; states: [2, rows, key/value heads, positions, head_dim], whose last seq positions are
-        filled here.
+        rotary: [seq, 1, head_dim / 2] or [rows, seq, 1, head_dim / 2]; mask: [rows or 1, 1, seq, positions] or None.
+        states: [2, rows, key/value heads, positions, head_dim], whose last seq positions are filled here.
         """
-        rows, length = shape
+        rows = states.shape[1]
+        length = len(x) // rows
         projected = self.query_key_value(_normed(x, self.eps)).view(rows, length, -1, self.head_dim)
         rotated_heads = self.heads + states.shape[2]  # queries, then keys; values are not rotated
         pairs = projected[:, :, :rotated_heads].float().unflatten(-1, (-1, 2))
