@@ -23,13 +23,12 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from model.command_line import CommandLine
-from model.config import END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, MiniMindConfig
+from model.config import END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID
 from model.files import file_sha256, find_folder
 from model.inference.stock_reader import CONTROL_IDS, wrong_tokens
 from model.messages import UserError
-from model.model_minimind import MiniMindForCausalLM
 from model.processing import load_tokenizer
-from model.weights import decoder_arguments, load_model, read_facts
+from model.weights import load_model, read_facts
 from scripts.export.card import model_card
 from scripts.export.folder import claim, publish, seal
 from scripts.export.formats import FORMATS, Exported, Source, portable_name
@@ -77,21 +76,12 @@ def read_source(options: argparse.Namespace) -> Source:
 
 def proof(source: Source, exported: Exported, folder: Path) -> float:
     """Compare the folder with the model in memory; see scripts/export/proof.py."""
-    model, tower = source.model, None
-    if source.sees and not exported.sees:
-        model = bare_decoder(model)
-    elif exported.sees and not exported.has_tower:
-        tower = str(find_folder(model.config.vision_source).resolve())
+    tower = None
+    if exported.sees and not exported.has_tower:
+        tower = str(find_folder(source.model.config.vision_source).resolve())
     with tempfile.TemporaryDirectory() as reference:
-        write_reference(model, source.tokenizer, Path(reference))
+        write_reference(source.model, source.tokenizer, Path(reference), exported.sees)
         return prove(folder, Path(reference), tower)
-
-
-def bare_decoder(model: MiniMindForCausalLM) -> MiniMindForCausalLM:
-    """The decoder of a model that may see, with the same tensors."""
-    decoder = MiniMindForCausalLM(MiniMindConfig(**decoder_arguments(model.config.to_dict())))
-    decoder.model, decoder.lm_head = model.model, model.lm_head
-    return decoder.eval()
 
 
 def tower_identity(source: Source, exported: Exported) -> dict | None:

@@ -7,11 +7,11 @@ scripts/convert_vlm.py starts it. REFERENCE holds pictures, messages and the log
 packages locked away, so that what ships must be enough.
 """
 
-import copy
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +26,29 @@ from model.messages import UserError
 MAX_NEW_TOKENS = 16
 TOLERANCE = 1e-4  # of fp32 logits
 PICTURES = {"wide.png": (320, 200), "tall.png": (97, 131), "square.png": (224, 224)}  # width, height
-SEEING = [
-    [{"type": "image", "path": "wide.png"}, {"type": "text", "text": "\nWhat is in the picture?"}],
-    [{"type": "text", "text": "Compare "}, {"type": "image", "path": "tall.png"}, {"type": "text", "text": " with "},
-     {"type": "image", "path": "square.png"}, {"type": "text", "text": ": which is brighter, at me@here.org?"}],
-    [{"type": "image", "path": "square.png"}, {"type": "text", "text": "\n图里有什么？"}],
-]  # fmt: skip
-TEXTS = ["Tell me about the sea.", "@@@ 你好", "What is two and two?"]
+Read = Callable[[list[dict]], dict]  # messages to the inputs of a model
+Loaded = tuple[torch.nn.Module, PreTrainedTokenizerFast, Read]
 
 
-def prompts(sees: bool) -> list[list[dict]]:
-    """Conversations: three with pictures and one without, or three of text for a bare decoder."""
-    contents = (
-        [*SEEING, [{"type": "text", "text": TEXTS[0]}]] if sees else [[{"type": "text", "text": t}] for t in TEXTS]
-    )
-    return copy.deepcopy([[{"role": "user", "content": content}] for content in contents])  # callers fill in paths
+def prompts(sees: bool, folder: Path) -> list[list[dict]]:
+    """Conversations: three with pictures of the folder and one without, or three of text for a bare decoder."""
+
+    def picture(name: str) -> dict:
+        return {"type": "image", "path": str(folder / name)}
+
+    def text(words: str) -> dict:
+        return {"type": "text", "text": words}
+
+    contents = [[text("Tell me about the sea.")], [text("@@@ 你好")], [text("What is two and two?")]]
+    if sees:
+        ending = text(": which is brighter, at me@here.org?")
+        contents = [
+            [picture("wide.png"), text("\nWhat is in the picture?")],
+            [text("Compare "), picture("tall.png"), text(" with "), picture("square.png"), ending],
+            [picture("square.png"), text("\n图里有什么？")],
+            contents[0],
+        ]
+    return [[{"role": "user", "content": content}] for content in contents]
 
 
 def draw_picture(size: tuple[int, int], seed: int) -> Image.Image:
@@ -52,34 +60,43 @@ def draw_picture(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 @torch.no_grad()
-def write_reference(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """What the project's own model answers, and the pictures it saw, read back from their files."""
-    from model.processing import VLMProcessor, open_picture
+def answers(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, read: Read, conversations: list[list[dict]]
+) -> tuple[list[torch.Tensor], list[str]]:
+    """For each prompt the logits [tokens, vocabulary] and the greedy answer."""
+    logits, texts = [], []
+    for messages in conversations:
+        inputs = read(messages)
+        logits.append(model(**inputs).logits[0])
+        output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        texts.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return logits, texts
 
-    sees = hasattr(model, "vision_encoder")
+
+def write_reference(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path, sees: bool) -> None:
+    """What the project's own model answers, and the pictures it saw, read back from their files."""
     for seed, (name, size) in enumerate(PICTURES.items()):
         draw_picture(size, seed).save(folder / name)
-    processor, logits, texts = VLMProcessor.for_config(model.config, tokenizer), {}, []
-    for number, messages in enumerate(prompts(sees)):
-        names = [part["path"] for part in messages[0]["content"] if part["type"] == "image"]
-        inputs = processor.prompts([(messages, [open_picture(folder / name) for name in names])])
-        if not sees:
-            del inputs["image_mask"]
-        logits[str(number)] = model(**inputs).logits[0].contiguous()
-        texts.append(answer(model, tokenizer, inputs))
-    save_file(logits, folder / "logits.safetensors")
-    (folder / "reference.json").write_text(
-        json.dumps({"sees": sees, "texts": texts, "heads": model.config.num_attention_heads})
-    )
+    logits, texts = answers(model, tokenizer, own_reader(model, tokenizer), prompts(sees, folder))
+    save_file({str(number): value.contiguous() for number, value in enumerate(logits)}, folder / "logits.safetensors")
+    facts = {"sees": sees, "texts": texts, "heads": model.config.num_attention_heads}
+    (folder / "reference.json").write_text(json.dumps(facts))
 
 
-def answer(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, inputs: dict) -> str:
-    output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+def own_reader(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> Read:
+    from model.processing import VLMProcessor, open_picture
+
+    processor = VLMProcessor.for_config(model.config, tokenizer)
+
+    def read(messages: list[dict]) -> dict:
+        pictures = [open_picture(part["path"]) for part in messages[0]["content"] if part["type"] == "image"]
+        return processor.prompts([(messages, pictures)])
+
+    return read
 
 
-def load_stranger(folder: Path, sees: bool, vision_model: str | None) -> tuple:
-    """Model, tokenizer, and messages -> inputs, by nothing but transformers and what is in the folder."""
+def load_stranger(folder: Path, sees: bool, vision_model: str | None) -> Loaded:
+    """By nothing but transformers and what is in the folder."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
     own_code = "auto_map" in json.loads((folder / "config.json").read_text())
@@ -93,54 +110,38 @@ def load_stranger(folder: Path, sees: bool, vision_model: str | None) -> tuple:
         folder, dtype=torch.float32, local_files_only=True, trust_remote_code=own_code, **tower
     )
     processor = processor_class.from_pretrained(folder, local_files_only=True, trust_remote_code=own_code)
-    return (
-        model.eval(),
-        getattr(processor, "tokenizer", processor),
-        lambda messages: processor.apply_chat_template(
+
+    def read(messages: list[dict]) -> dict:
+        return processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ),
-    )
+        )
+
+    return model.eval(), getattr(processor, "tokenizer", processor), read
 
 
-def load_minimind(path: Path, sees: bool, vision_model: str | None, heads: int) -> tuple:
-    """The same of a .pth, which only this project reads."""
-    from model.processing import VLMProcessor, load_tokenizer, open_picture
+def load_minimind(path: Path, heads: int, vision_model: str | None) -> Loaded:
+    """A .pth, which only this project reads."""
+    from model.processing import load_tokenizer
     from model.weights import load_model
 
     model, tokenizer = load_model(path, vision_model, heads), load_tokenizer(path.parent)
-    processor = VLMProcessor.for_config(model.config, tokenizer)
-
-    def read(messages: list[dict]) -> dict:
-        pictures = [open_picture(part["path"]) for part in messages[0]["content"] if part["type"] == "image"]
-        inputs = processor.prompts([(messages, pictures)])
-        return inputs if sees else {name: value for name, value in inputs.items() if name != "image_mask"}
-
-    return model, tokenizer, read
+    return model, tokenizer, own_reader(model, tokenizer)
 
 
-@torch.no_grad()
 def compare(folder: Path, reference: Path, vision_model: str | None) -> dict:
     """The largest difference of a logit, and every answer beside ours."""
-    expected, facts = (
-        load_file(reference / "logits.safetensors"),
-        json.loads((reference / "reference.json").read_text()),
-    )
-    pth = next(folder.glob("*.pth"), None)
-    if pth:
-        model, tokenizer, read = load_minimind(pth, facts["sees"], vision_model, facts["heads"])
+    facts = json.loads((reference / "reference.json").read_text())
+    if pth := next(folder.glob("*.pth"), None):
+        loaded = load_minimind(pth, facts["heads"], vision_model)
     else:
-        model, tokenizer, read = load_stranger(folder, facts["sees"], vision_model)
-    largest, texts = 0.0, []
-    for number, messages in enumerate(prompts(facts["sees"])):
-        for part in messages[0]["content"]:
-            if part["type"] == "image":
-                part |= {"path": str(reference / part["path"])}
-        inputs, ours = read(messages), expected[str(number)]
-        theirs = model(**inputs).logits[0]
+        loaded = load_stranger(folder, facts["sees"], vision_model)
+    logits, texts = answers(*loaded, prompts(facts["sees"], reference))
+    expected, largest = load_file(reference / "logits.safetensors"), 0.0
+    for number, theirs in enumerate(logits):
+        ours = expected[str(number)]
         if len(theirs) != len(ours):
             raise SystemExit(f"prompt {number} is {len(theirs)} tokens there, {len(ours)} here")
-        largest = max(largest, float((theirs[:, : ours.shape[1]] - ours).abs().max()))
-        texts.append(answer(model, tokenizer, inputs))
+        largest = max(largest, float((theirs[:, : ours.shape[1]] - ours).abs().max()))  # llava's vocabulary is larger
     return {"largest_logit_difference": largest, "texts": texts, "expected": facts["texts"]}
 
 
@@ -151,13 +152,7 @@ def prove(folder: Path, reference: Path, vision_model: str | None = None) -> flo
         UserError: it does not load, differs by more than TOLERANCE, or answers otherwise.
     """
     environment = {**os.environ, "HF_MODULES_CACHE": str(reference / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [
-        sys.executable,
-        __file__,
-        folder.resolve(),
-        reference.resolve(),
-        *([vision_model] if vision_model else []),
-    ]
+    command = [sys.executable, __file__, folder.resolve(), reference.resolve(), *filter(None, [vision_model])]
     process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     if process.returncode:
         raise UserError(f"the converted folder does not load in a fresh process:\n{process.stderr[-2000:]}")

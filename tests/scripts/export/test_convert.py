@@ -13,10 +13,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPConfig,
 
 from helpers.models import YARN, broken_files
 from helpers.repository import ROOT
+from model.config import MiniMindConfig
+from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor, load_tokenizer, open_picture
-from model.weights import build_vlm, load_model, save_weights
+from model.weights import build_vlm, decoder_arguments, load_model, save_weights
 from scripts import convert_vlm
-from scripts.convert_vlm import bare_decoder, convert, parse_arguments
+from scripts.convert_vlm import convert, parse_arguments
 from scripts.export import proof as export_proof
 from scripts.export.folder import MANIFEST
 from scripts.export.formats import FORMATS, Source
@@ -53,6 +55,13 @@ def weight(tmp_path, lively_vlm):
     return path
 
 
+def bare_decoder(model: MiniMindForCausalLM) -> MiniMindForCausalLM:
+    """The decoder of a model that may see, with the same tensors."""
+    decoder = MiniMindForCausalLM(MiniMindConfig(**decoder_arguments(model.config.to_dict())))
+    decoder.model, decoder.lm_head = model.model, model.lm_head
+    return decoder.eval()
+
+
 def options_of(weight, format_name: str, output, *further: object):
     return parse_arguments(["--weight", str(weight), "--to", format_name, "--output", str(output), *map(str, further)])
 
@@ -64,11 +73,11 @@ def export(model, format_name: str, folder, **settings):
     return folder
 
 
-def differences(model, folder, tmp_path, tower=None) -> dict:
+def differences(model, folder, tmp_path, tower=None, sees=True) -> dict:
     """What the proof finds, in this process."""
     reference = tmp_path / "reference"
     reference.mkdir(exist_ok=True)
-    write_reference(model, load_tokenizer(), reference)
+    write_reference(model, load_tokenizer(), reference, sees)
     assert load_file(reference / "logits.safetensors")["0"].std() > 0.3  # logits near zero would be equal to anything
     return compare(folder, reference, tower)
 
@@ -100,6 +109,7 @@ def test_other_architectures(lively_vlm, format_name, changes, tmp_path):
         bare_decoder(model) if format_name == "llm" else model,
         export(model, format_name, tmp_path / "folder"),
         tmp_path,
+        sees=format_name != "llm",
     )
     assert found["largest_logit_difference"] <= BAR
     assert found["texts"] == found["expected"]
@@ -170,9 +180,7 @@ def test_batch_padded_on_the_left_answers_as_one_by_one(lively_vlm, format_name,
     own_code = format_name == "transformers"
     other = AutoModelForImageTextToText.from_pretrained(tmp_path / "folder", trust_remote_code=own_code).eval()
     processor = AutoProcessor.from_pretrained(tmp_path / "folder", trust_remote_code=own_code)
-    conversations = export_proof.prompts(sees=True)
-    for part in (part for messages in conversations for part in messages[0]["content"] if part["type"] == "image"):
-        part["path"] = str(tmp_path / "reference" / part["path"])
+    conversations = export_proof.prompts(True, tmp_path / "reference")
     padding = {"padding": True} if not own_code else {}
     if "processor_kwargs" in signature(processor.apply_chat_template).parameters:  # not yet in transformers 5.4
         padding = {"processor_kwargs": padding}
