@@ -54,6 +54,8 @@ def _attention_factor(scaling: dict) -> float:
 
 
 class RotaryEmbedding(nn.Module):
+    """Positions to the angles by which queries and keys are rotated."""
+
     def __init__(self, config: MiniMindConfig):
         super().__init__()
         self.config = config
@@ -187,6 +189,8 @@ def attend_written_out(
 
 
 class Attention(nn.Module):
+    """Grouped-query attention: each key and value head serves `groups` query heads."""
+
     def __init__(self, config: MiniMindConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout

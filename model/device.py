@@ -10,7 +10,7 @@ from torch import nn
 from model.messages import UserError
 
 MEASURING = 0.1  # seconds, for the peak
-SIDES = {"cpu": 768, "cuda": 8192}  # of matrices whose product takes some milliseconds; elsewhere 2048
+SIDES = {"cpu": 768, "cuda": 8192}  # of matrices whose product needs some milliseconds; elsewhere 2048
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -42,7 +42,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def compile_layers(model: nn.Module, device: torch.device) -> None:
-    """Let torch.compile fuse what each layer of the decoder and of the tower does, for batches of any shape.
+    """torch.compile each layer of the decoder and of the tower, for batches of any shape.
 
     Raises:
         UserError: this machine has no compiler for the device.
@@ -65,12 +65,12 @@ def compile_layers(model: nn.Module, device: torch.device) -> None:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second in a large product of matrices, the best of some tries; 0 where none works.
 
-    Measured, as tables do not know how many cores a container has, or what a cooled GPU does. Once a process.
+    Measured once a process: no table tells how many cores a container has, or at which clock a GPU runs.
     """
     side = SIDES.get(device.type, 2048)
     try:
-        own = torch.Generator(device)  # the stream that dropout draws from must stay where it is
-        left, right = (torch.rand(side, side, generator=own, device=device, dtype=dtype) for _ in range(2))
+        generator = torch.Generator(device)  # a training run's own one must stay where it is
+        left, right = (torch.rand(side, side, generator=generator, device=device, dtype=dtype) for _ in range(2))
         best, tries, started = math.inf, 0, time.perf_counter()
         while tries < 3 or time.perf_counter() - started < MEASURING:
             begun = time.perf_counter()

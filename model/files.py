@@ -1,4 +1,4 @@
-"""Files and folders: where the project stands, what identifies a file, what outlives a power cut."""
+"""Files and folders: where the project is, what identifies a file, what outlives a power cut."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def portable_path(folder: str | Path) -> str:
-    """As it is written into weight files: from the project's root where it lies inside, so that a clone can move."""
+    """The path that weight files name: relative to the project where it lies inside, so that a clone can move."""
     path = find_folder(folder).resolve()
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 

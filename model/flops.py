@@ -12,8 +12,8 @@ class StepFlops:
     A product costs once forward, once more for the gradient of its input if anything before it learns, and once more
     for the gradient of its weights if they learn. Attention is causal: half of the pairs of a row. Logits, and in a
     dense model the last layer's queries, output and feed-forward, are computed at supervised positions alone.
-    Experts: counted are the num_experts_per_tok a token takes, the shared one and the router. MoEFeedForward computes
-    all of them, so it does more arithmetic than this.
+    Of experts the num_experts_per_tok of a token, the shared one and the router count. MoEFeedForward computes all
+    of them, so it does more arithmetic than this.
 
     Built once from a model whose requires_grad says what learns; what learns later is not seen.
     """
@@ -22,7 +22,7 @@ class StepFlops:
         self.per_token = self.per_pair = 0.0  # a pair: a token and one that it looks at
         self.per_supervised = self.per_supervised_pair = 0.0
         self.per_picture = self.per_encoded = 0.0
-        flows = _learns(model.model.embed_tokens)  # whether a gradient must reach what comes next
+        flows = _learns(model.model.embed_tokens)  # whether a gradient must flow back through what comes next
         if hasattr(model, "vision_proj"):
             tokens, projection = model.config.image_tokens, model.vision_proj.vision_proj[0]
             self.per_picture = tokens * _product(projection, flows=False)
@@ -38,17 +38,17 @@ class StepFlops:
         attention = layer.self_attn
         flows |= _learns(layer.input_layernorm)
         self.per_token += _product(attention.k_proj, flows) + _product(attention.v_proj, flows)
-        asked = _product(attention.q_proj, flows)
+        at_queries = _product(attention.q_proj, flows)
         flows |= any(_learns(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
         pair = 2 * 2 * attention.q_proj.out_features * (3 if flows else 1)  # query x key and weight x value
-        asked += _product(attention.o_proj, flows)
+        at_queries += _product(attention.o_proj, flows)
         flows |= _learns(attention.o_proj) or _learns(layer.post_attention_layernorm)
-        asked += _feed_forward(layer.mlp, flows)
+        at_queries += _feed_forward(layer.mlp, flows)
         if only_supervised:
-            self.per_supervised += asked
+            self.per_supervised += at_queries
             self.per_supervised_pair += pair
         else:
-            self.per_token += asked
+            self.per_token += at_queries
             self.per_pair += pair
         return flows or _learns(layer.mlp)
 
@@ -62,7 +62,7 @@ class StepFlops:
             squared_lengths: the sum over rows of length x length. A row of several conversations gives the sum over
                 these, as none looks at the others.
             supervised: positions before a label. Labels stand near the end of a row, so each is counted as looking at
-                the whole of a mean row.
+                all of a row of mean length.
             pictures: that go through the projector.
             encoded: of which go through the tower; 0 where its outputs are cached.
         """
@@ -93,8 +93,8 @@ def _product(linear: nn.Linear, flows: bool) -> float:
 
 def _feed_forward(mlp: nn.Module, flows: bool) -> float:
     if isinstance(mlp, MoEFeedForward):
-        taken = [*mlp.experts[: mlp.top_k], *mlp.shared_experts]
-        return _product(mlp.gate, flows) + sum(_feed_forward(expert, flows) for expert in taken)
+        used = [*mlp.experts[: mlp.top_k], *mlp.shared_experts]
+        return _product(mlp.gate, flows) + sum(_feed_forward(expert, flows) for expert in used)
     entering = _product(mlp.gate_proj, flows) + _product(mlp.up_proj, flows)
     return entering + _product(mlp.down_proj, flows or _learns(mlp.gate_proj) or _learns(mlp.up_proj))
 

@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 
 def counted(number: int, things: str) -> str:
-    """`1 picture`, `2,000 pictures`: of words that take an s."""
+    """`1 picture`, `2,000 pictures`: for words whose plural has an s."""
     return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
 
 
@@ -29,14 +29,14 @@ def plain(text: str) -> str:
 
 
 def did_you_mean(path: str | Path) -> str:
-    """What exists and has nearly this name, as the end of a message: `: did you mean X?`, or nothing.
+    """An existing path with nearly this name, as the end of a message: `: did you mean X?`, or nothing.
 
-    The first part of the path that does not exist is taken for the mistyped one.
+    The first part of the path that does not exist counts as the mistyped one.
     """
     path = Path(path)
     for part in (path, *path.parents):
         try:
-            names = {found.name for found in part.parent.iterdir()} if not part.exists() else ()
+            names = {entry.name for entry in part.parent.iterdir()} if not part.exists() else ()
         except OSError:
             continue  # the folder above is mistyped too, or not ours to read
         for close in difflib.get_close_matches(part.name, sorted(names), n=3):

@@ -35,6 +35,8 @@ NOT_OFFERED = {  # arguments of transformers' own models, and what to do without
 
 
 class RMSNorm(nn.Module):
+    """Root mean square layer norm (Zhang and Sennrich 2019, arXiv 1910.07467), computed in fp32."""
+
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.eps = eps
@@ -94,7 +96,7 @@ class MoEFeedForward(nn.Module):
     def _balance_loss(
         self, scores: torch.Tensor, chosen: torch.Tensor, token_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Of each sequence, [batch]: fraction of choices times mean score, summed over experts; 1 when balanced.
+        """For each sequence, [batch], fraction of choices times mean score, summed over experts: 1 when balanced.
 
         DeepSeek-V2's expert-level loss (arXiv 2405.04434, section 2.2.3); padding does not count.
         """
@@ -106,6 +108,8 @@ class MoEFeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each behind a norm and with a residual connection around it."""
+
     def __init__(self, config: MiniMindConfig, layer: int):
         super().__init__()
         self.self_attn = Attention(config, layer)
@@ -138,6 +142,8 @@ class DecoderLayer(nn.Module):
 
 
 class MiniMindModel(nn.Module):
+    """The decoder without its head."""
+
     def __init__(self, config: MiniMindConfig):
         super().__init__()
         self.config = config
@@ -251,7 +257,7 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
             labels: [batch, seq], input_ids where the token is to be learnt and IGNORE_INDEX elsewhere.
             logits_to_keep: the last so many positions, or an index of positions; None: all without labels, none with.
             supervised_tokens: the number of labelled tokens by which to divide the loss; None: those of this batch. A
-                step of several micro-batches or ranks gives that of the whole step: every token weighs the same.
+                step of several micro-batches or ranks gives that of all of them: every token weighs the same.
             sequences: likewise for the balance loss, which is a mean over sequences.
             branches: [batch, 2, seq], with position_ids; see MiniMindModel.
             loss_positions: [batch, n], the positions before a label, rows filled up with their last position; without

@@ -1,4 +1,4 @@
-"""How far a long task has come: a bar in a terminal, a plain line now and then in a file or a pipe."""
+"""The progress of a long task: a bar in a terminal, a plain line now and then in a file or a pipe."""
 
 import sys
 import time
@@ -20,13 +20,13 @@ class Progress:
     """
 
     def __init__(self, total: int, what: str, unit: str, done: int = 0, silent: bool = False):
-        """done: of the total, at an earlier start. silent: say nothing, as other ranks do. Bytes ("B") are scaled."""
+        """done: what an earlier start has done. silent: print nothing, as other ranks do. Bytes ("B") are scaled."""
         self.n, self._silent, self._scaled, self._first = done, silent, unit == "B", done
         disable = True if silent else None  # None: where there is no terminal
         self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, unit_scale=self._scaled, disable=disable)
         self.is_bar = not self._bar.disable
         self._total, self._what, self._unit = total, what, unit
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def __enter__(self) -> "Progress":
         return self
@@ -38,16 +38,16 @@ class Progress:
         self.n += more
         if self.is_bar:
             self._bar.update(more)
-        elif not self._silent and time.monotonic() - self._said >= EVERY:
-            self._said = time.monotonic()
+        elif not self._silent and time.monotonic() - self._printed >= EVERY:
+            self._printed = time.monotonic()
             line = tqdm.format_meter(
-                self.n, self._total, self._said - self._started, ncols=0, prefix=self._what, unit=self._unit,
+                self.n, self._total, self._printed - self._started, ncols=0, prefix=self._what, unit=self._unit,
                 unit_scale=self._scaled, initial=self._first,
             )  # fmt: skip
             print(line, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Behind the bar, where there is one."""
+        """Text behind the bar, where there is one."""
         self._bar.set_postfix_str(text)
 
     def close(self) -> None:

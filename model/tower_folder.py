@@ -21,7 +21,7 @@ def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
     folder: as transformers saves it; text and vision together (openai/clip-vit-base-patch16) or vision alone.
 
     Raises:
-        UserError: no such folder, or its weights are not those of a whole CLIP vision tower.
+        UserError: no such folder, or its weights are not those of a complete CLIP vision tower.
     """
     given, folder = folder, find_folder(folder)
     if reason := lacks_tower(folder):

@@ -1,4 +1,4 @@
-"""Strict saving and loading: nothing is left at random in silence. Our safetensors, and MiniMind's .pth, come in."""
+"""Strict saving and loading: no tensor stays random in silence. Reads our safetensors and MiniMind's .pth."""
 
 import inspect
 import json
@@ -88,13 +88,13 @@ def read_weights(path: str | Path, shapes_only: bool = False) -> tuple[dict | No
 
 def weights_in(folder: Path) -> str:
     """The weights of a folder and of those in it, as the end of a message; nothing where it has none."""
-    found = sorted(path for form in ("*", "*/*") for path in folder.glob(form) if path.suffix in WEIGHT_ENDINGS[:2])
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return f": name one of the weights in {folder}, {', '.join(map(str, found[:SHOWN]))}{more}" if found else ""
+    paths = sorted(path for form in ("*", "*/*") for path in folder.glob(form) if path.suffix in WEIGHT_ENDINGS[:2])
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return f": name one of the weights in {folder}, {', '.join(map(str, paths[:SHOWN]))}{more}" if paths else ""
 
 
 def read_facts(path: str | Path) -> dict[str, str]:
-    """What else a .safetensors says of itself: stage, step, validation loss, settings. A .pth says nothing."""
+    """The other metadata of a .safetensors: stage, step, validation loss, settings. A .pth has none."""
     if Path(path).suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as file:
@@ -111,11 +111,11 @@ def load_weights(
     model: torch.nn.Module, path: str | Path, may_miss: tuple[str, ...] = (), ignore: tuple[str, ...] = (),
     advice: str = "Check --hidden_size, --num_hidden_layers, --use_moe and the file's stage.",
 ) -> LoadReport:  # fmt: skip
-    """Fill the model from a file, all of it.
+    """Load a file into a model; every tensor must match.
 
-    may_miss: prefixes of tensors that the file may lack, say the projector in a base decoder's.
+    may_miss: prefixes of tensors that the file may lack, such as the projector's in the file of a base decoder.
     ignore: prefixes of tensors in the file that the model does not want.
-    advice: for whoever made the model from flags; load_model makes it from the file.
+    advice: the end of the message where something does not match; by default for a model that was made from flags.
 
     Raises:
         UserError: any other difference; the message lists it.
@@ -179,8 +179,10 @@ def save_weights(
 ) -> None:  # fmt: skip
     """Write the model in one file with its config: all but the frozen tower, unless that has no folder to come from.
 
-    The file appears whole or not at all. facts: further text for the file's metadata (stage, scores, data). state: the
-    model's state_dict, where several processes hold a part of it each.
+    The file appears complete or not at all.
+
+    facts: further text for the file's metadata (stage, scores, data).
+    state: the model's state_dict, where several processes hold a part of it each.
     """
     path = Path(path)
     keep_tower = isinstance(model, MiniMindVLM) and not model.config.vision_source

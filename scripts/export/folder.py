@@ -45,8 +45,8 @@ def recover(target: Path) -> None:
             aside.rename(target)
     unfinished = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.tmp")
     for leftover in target.parent.iterdir() if target.parent.is_dir() else ():
-        found = unfinished.fullmatch(leftover.name)
-        if found and not _alive(int(found[1])):
+        match = unfinished.fullmatch(leftover.name)
+        if match and not _alive(int(match[1])):
             shutil.rmtree(leftover)
 
 

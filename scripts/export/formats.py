@@ -1,4 +1,4 @@
-"""One function an export format: it writes a model into an empty folder and says what that is.
+"""The export formats: each is one function that writes a model into an empty folder and returns what it wrote.
 
 A new format is one function, and a line in FORMATS.
 """
@@ -194,8 +194,8 @@ def export_minimind(source: Source, folder: Path) -> Exported:
         UserError: a setting that such a file cannot tell, and that is not MiniMind's.
     """
     config = source.model.config
-    told = MiniMindConfig(**infer_config(source.model.state_dict(), config.num_attention_heads)).to_dict()
-    lost = [f"{n} {getattr(config, n)}" for n in MINIMIND_SETTINGS if getattr(config, n) != told[n]]
+    inferred = MiniMindConfig(**infer_config(source.model.state_dict(), config.num_attention_heads)).to_dict()
+    lost = [f"{name} {getattr(config, name)}" for name in MINIMIND_SETTINGS if getattr(config, name) != inferred[name]]
     if lost:
         raise UserError(f"--to minimind: a .pth cannot tell {', '.join(lost)}: choose another format")
     if source.sees:
@@ -223,7 +223,7 @@ def shipped_code(name: str) -> str:
     """A file of SHIPPED_CODE as it ships: the project's own, importing its neighbours in the folder."""
     neighbours = {path.stem: shipped.removesuffix(".py") for shipped, path in SHIPPED_CODE.items()}
     text = SHIPPED_CODE[name].read_text(encoding="utf-8")
-    shipped = OWN_IMPORT.sub(lambda found: f"from .{neighbours[found[1]]} import", text)
+    shipped = OWN_IMPORT.sub(lambda match: f"from .{neighbours[match[1]]} import", text)
     further = sorted(neighbours[module] for module in _needs(text) - set(OWN_IMPORT.findall(text)))
     if further:  # what its neighbours import
         shipped += "\n\n# transformers 5.3 copies no file but those that are named here\n"

@@ -64,7 +64,7 @@ def decoder_tensors(model: MiniMindForCausalLM) -> dict[str, torch.Tensor]:
 
 
 def llava_config(model: MiniMindVLM, image_token_id: int, activation: str = "gelu") -> LlavaConfig:
-    """The whole model as LlavaForConditionalGeneration, with a token of its own for pictures after the vocabulary.
+    """The model as LlavaForConditionalGeneration, with a token of its own for pictures after the vocabulary.
 
     activation: between Llava's two projector layers, where ours has nothing: see model.inference.llava_projector.
     """
@@ -80,7 +80,7 @@ def llava_config(model: MiniMindVLM, image_token_id: int, activation: str = "gel
 def llava_tensors(model: MiniMindVLM, config: LlavaConfig) -> dict[str, torch.Tensor]:
     """The tensors that belong to llava_config, as published Llava files name them.
 
-    The embedding of the token for pictures is the padding's: as the padding it is never said, whatever the sampling.
+    The embedding of the token for pictures is the padding's: like padding it is never generated, however one samples.
     """
     tensors = {f"language_model.{name}": value for name, value in decoder_tensors(model).items()}
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
