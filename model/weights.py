@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class LoadReport:
 def read_weights(path: str | Path, shapes_only: bool = False) -> tuple[dict | None, dict[str, torch.Tensor]]:
     """The config (None in a .pth) and the tensors of a file, under MiniMind's names, whatever wrapped the model.
 
-    shapes_only: read no more than the header of a .safetensors; its tensors then have a shape and no content.
+    shapes_only: read no more than the header; the tensors of a .safetensors then have a shape and no content.
 
     Raises:
         UserError: the file is missing, cut off, or holds something else than tensors.
@@ -68,7 +69,8 @@ def read_weights(path: str | Path, shapes_only: bool = False) -> tuple[dict | No
                 else:
                     tensors = {name: file.get_tensor(name) for name in names}
         else:
-            config, tensors = None, torch.load(path, map_location="cpu", weights_only=True)
+            mmap = shapes_only and zipfile.is_zipfile(path)  # what torch writes today; older files are read
+            config, tensors = None, torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged or no weights file ({str(error)[:200]}): copy or train it again") from error
     except Exception as error:  # torch raises pickle.UnpicklingError, which this project never imports
