@@ -27,13 +27,12 @@ from model.files import find_folder
 from model.flops import StepFlops
 from model.messages import UserError, counted
 from model.processing import VLMProcessor
-from scripts.measure.memory import AFTER_START, DEVICES, Step, StepMemory, largest_batch, step_memory
+from scripts.measure.memory import AFTER_START, DEVICES, FREE, Step, StepMemory, largest_batch, step_memory
 from scripts.measure.real_step import Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
 from scripts.measure.stages import STAGES, choices_of
 from trainer.config import SIZES
 from trainer.optim import parts_of
 
-FREE = 0.15  # of a card, left for CUDA itself, its allocator's gaps and a screen
 GB = 1e9
 
 

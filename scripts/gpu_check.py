@@ -14,9 +14,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,14 +29,14 @@ from scripts.measure import gpu_checks
 from scripts.measure.gpu_checks import FULL, TINY, Check, Figures, Machine, Skipped, checks_of
 
 TOTAL = 480  # seconds
-LEAST = 3  # seconds left, with fewer nothing begins
+LEAST = 3  # seconds left: with fewer no check begins
 # Samples a second with cached features, 512 x 8, 196 + 60 tokens, that one of these cards should reach.
 BARS, BAR_CARDS = {"stage 1": 5000, "stage 2": 4000}, ("H100", "H200")
 COLUMNS = ("check", "setting", "samples/s", "MFU", "peak GB measured", "predicted", "result")
 
 
 class TimeUp(BaseException):
-    """Not an Exception, so that nothing on its way takes it for a failure of its own."""
+    """Not an Exception, so that nothing that a check calls handles it as a failure of its own."""
 
 
 @dataclass(frozen=True)
@@ -68,58 +68,57 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def run_check(check: Check, machine: Machine, left: float) -> Row:
-    started, figures = time.perf_counter(), Figures()
+def run_check(check: Check, machine: Machine) -> Row:
+    started, left, figures = time.perf_counter(), machine.seconds_left(), Figures()
     try:
         if left < LEAST:
             raise TimeUp
         with time_limit(min(check.seconds, left)):
-            figures = check.run(machine, left)
+            figures = check.run(machine)
         result = "ok"
     except Skipped as reason:
         result = f"skipped: {reason}"
     except TimeUp:
-        own = f"failed: not done after the {check.seconds} s that it may take"
-        result = own if left > check.seconds else "not run: out of time"
+        result = "not run: out of time"
+        if left > check.seconds:
+            result = f"failed: not done after the {check.seconds} s that it may take"
     except Exception as error:  # whatever it is, it is this check's result, and the others go on
         result = f"failed: {str(error).strip() or type(error).__name__}"
     gc.collect()
-    if machine.device.type == "cuda":
+    if machine.on_gpu:
         torch.cuda.empty_cache()
     return Row(check.name, check.setting, result, time.perf_counter() - started, figures)
 
 
-def run_checks(
-    checks: Sequence[Check], machine: Machine, total: float, say: Callable[[str], None] = print
-) -> list[Row]:  # fmt: skip
-    rows, ends = [], time.perf_counter() + total
+def run_checks(checks: Sequence[Check], machine: Machine, seconds: float) -> list[Row]:
+    """Run all of them, within so many seconds; print a line each."""
+    rows, machine = [], replace(machine, ends=time.perf_counter() + seconds)
     for check in checks:
-        rows.append(run_check(check, machine, ends - time.perf_counter()))
-        cells = cells_of(rows[-1])
-        say(f"{' | '.join(cells[:2]):<58}{cells[2]:>10} samples/s  {rows[-1].seconds:5.1f} s  {cells[-1][:150]}")
+        row = run_check(check, machine)
+        name, setting, speed, *_, result = cells_of(row)
+        line = f"{f'{name} | {setting}':<58}{speed:>10} samples/s  {row.seconds:5.1f} s  {result[:150]}"
+        print(line, flush=True)
+        rows.append(row)
     return rows
 
 
 def cells_of(row: Row) -> list[str]:
     figures = row.figures
-
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
     result = " ".join(row.result.split())  # a reason may have lines, a cell may not
-    return [
-        row.check, row.setting, number(figures.samples_per_second, ",.1f"), number(figures.mfu, ".1%"),
-        number(figures.peak_gb, ".3f"), number(figures.predicted_gb, ".3f"),
-        (result + (f"; {figures.note}" if figures.note else "")).replace("|", "/")[:300],
-    ]  # fmt: skip
+    if figures.note:
+        result += f"; {figures.note}"
+    numbers = ((figures.samples_per_second, ",.1f"), (figures.mfu, ".1%"), (figures.peak_gb, ".3f"),
+               (figures.predicted_gb, ".3f"))  # fmt: skip
+    cells = ["-" if number is None else format(number, form) for number, form in numbers]
+    return [row.check, row.setting, *cells, result.replace("|", "/")[:300]]
 
 
 def bars_of(rows: Sequence[Row], card: str) -> list[str]:
     """A sentence a bar: the best of what was measured against it."""
     lines = []
     for stage, bar in BARS.items():
-        of_bar = [row for row in rows if row.check == "steps" and row.setting.startswith(f"{stage}, 512 x 8, cached")]
-        speeds = [row.figures.samples_per_second for row in of_bar if row.figures.samples_per_second]
+        measured = [row for row in rows if row.check == "steps" and row.setting.startswith(f"{stage}, 512 x 8, cached")]
+        speeds = [row.figures.samples_per_second for row in measured if row.figures.samples_per_second]
         what = f"{stage}, 512 x 8, cached, 196 + 60 tokens: the bar for one H100 or H200 is {bar:,} samples/s"
         if not speeds:
             lines.append(f"{what}; not measured")
@@ -165,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         facts = machine.facts()
         print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
         checks = [check for check in checks_of(machine) if check.name in options.only]
-        rows = run_checks(checks, machine, options.seconds, lambda line: print(line, flush=True))
+        rows = run_checks(checks, machine, options.seconds)
     bars = bars_of(rows, facts["card"])
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "report.md").write_text(markdown(rows, facts, bars), encoding="utf-8")

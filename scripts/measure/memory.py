@@ -21,6 +21,7 @@ from scripts.measure.stages import STAGES
 from trainer.config import StageConfig
 from trainer.optim import build_optimizer, freeze_all_but
 
+FREE = 0.15  # of a card, left for CUDA itself, its allocator's gaps and a screen
 AFTER_START = 3  # tokens of a row before its picture
 DEVICES = ("cpu", "cuda", "old_cuda")  # whose memory can be counted; old_cuda: GPUs before Ampere
 

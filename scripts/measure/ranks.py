@@ -3,9 +3,9 @@
     python scripts/measure/ranks.py [--json FILE]
 
 Every process computes on one thread and takes batches of the same size, so N of them would at best be N times as fast
-as one. They read their data themselves (--num_workers 0), or a single process would use a second core for that. Numbers
-of processes take turns, so that a busy machine slows them alike; the medians over the log lines of all rounds count,
-without the first two lines of a run.
+as one. They read their data themselves (--num_workers 0), or a single process would use a second core for that. One
+process and several alternate, so that a busy machine slows them alike; the medians over the log lines of all rounds
+count, without the first two lines of a run.
 """
 
 import argparse
@@ -20,10 +20,8 @@ import torch
 from model.command_line import CommandLine
 from model.messages import UserError
 from scripts.measure.stage_runs import arguments_of, build_data, stage_metrics
-from scripts.quickstart import BASE, TOWER
+from scripts.quickstart import BASE
 
-COMMON = {"vision_model": TOWER, "batch_size": 8, "num_workers": 0, "val_samples": 0,
-          "save_interval": 1_000_000}  # fmt: skip
 SIZES = {  # flags of the stage script, and pictures of Emoji World to learn from
     "quickstart": ({"from_weight": BASE, "optimizer": "muon",
                     "learning_rate": 2e-3, "log_interval": 4}, 640),
@@ -35,16 +33,16 @@ def measure(size: str, options: argparse.Namespace, folder: Path) -> dict:
     """{"conversations_per_second": {ranks: median}, "ratio": of the most processes to one}."""
     flags, pictures = SIZES[size]
     build_data(folder / "data", round(pictures * options.scale))
-    flags = {**COMMON, **flags, "device": "cpu", "data_path": folder / "data/sft.jsonl"}
-    found: dict[int, list[float]] = {1: [], options.ranks: []}
+    flags = {**flags, "device": "cpu", "batch_size": 8, "num_workers": 0, "data_path": folder / "data/sft.jsonl"}
+    speeds: dict[int, list[float]] = {1: [], options.ranks: []}
+    medians: dict[int, float] = {}
     for number in range(options.rounds):
-        for ranks, seen in found.items():
+        for ranks in speeds:
             run = folder / f"round_{number}_{ranks}"
             lines = stage_metrics(options.stage, arguments_of(flags), run, ranks)
-            seen += [line["conversations_per_second"] for line in lines]
-            rate = statistics.median(seen)
-            print(f"{size}, round {number + 1}, {ranks} x 1 thread: {rate:.2f} conversations/s", flush=True)
-    medians = {ranks: statistics.median(seen) for ranks, seen in found.items()}
+            speeds[ranks] += [line["conversations_per_second"] for line in lines]
+            medians[ranks] = statistics.median(speeds[ranks])
+            print(f"{size}, round {number + 1}, {ranks} x 1 thread: {medians[ranks]:.2f} conversations/s", flush=True)
     return {"conversations_per_second": medians, "ratio": medians[options.ranks] / medians[1]}
 
 

@@ -1,6 +1,5 @@
 """Real training steps on this machine, for their seconds and their memory."""
 
-import contextlib
 import ctypes
 import gc
 import multiprocessing
@@ -17,7 +16,7 @@ from torch import nn
 from model.config import CLIP_VIT_B16, MiniMindConfig, VLMConfig
 from model.device import compile_layers
 from model.flops import StepFlops
-from scripts.measure.memory import Account, Step, learning_parameters
+from scripts.measure.memory import Step, learning_parameters
 from trainer.config import StageConfig
 from trainer.optim import build_optimizer
 
@@ -95,42 +94,6 @@ class RealStep:
             step.loss(self.model, batch).backward()
             update(self.optimizer)
         return (now(self.device) - started) / count
-
-
-@dataclass(frozen=True)
-class Throughput:
-    samples_per_second: float
-    flops_per_second: float  # useful ones
-    peak: int | None  # bytes that tensors took, beyond what was there before; None: cannot be counted
-
-
-def throughput(
-    step: Step, device: torch.device, compiled: bool = False, windows: int = 5, count: int = 4
-) -> Throughput:  # fmt: skip
-    """The median of so many windows of `count` steps each, after two that only tell the memory.
-
-    On a GPU its allocator tells the peak. On a CPU, which has none that could, the tensors are counted, unless
-    compiled code hides them.
-    """
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        gc.collect()
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated(device)
-    with contextlib.nullcontext() if on_gpu or compiled else Account() as account:
-        real = RealStep(step, device, compiled)
-        batch = real.make_batch(step)
-        real.timed(step, batch)  # the optimizer has its state after it
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(device)
-        elif account:
-            account.peak = account.live
-        real.timed(step, batch)
-    peak = account.peak if account else None
-    if on_gpu:
-        peak = torch.cuda.max_memory_allocated(device) - before
-    seconds = statistics.median(real.mean_seconds(step, batch, count) for _ in range(windows))
-    return Throughput(step.rows / seconds, flops_of(step, real.model) / seconds, peak)
 
 
 def calibrate(step: Step, rounds: int = 3) -> Speed:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.messages import UserError
-from scripts.quickstart import CONCEPTS, QUESTIONS, ROOT
+from scripts.quickstart import CONCEPTS, QUESTIONS, ROOT, TOWER
 
 WARM_UP = 2  # log lines that do not count
 PATIENCE = 15  # seconds for a launcher to end its ranks
+# Nothing but steps is measured: no validation, no checkpoint.
+COMMON = ("--vision_model", TOWER, "--val_samples", 0, "--save_interval", 1_000_000)
 
 
 def arguments_of(flags: dict) -> list:
@@ -27,23 +29,27 @@ def build_data(folder: Path, sft: int, pretrain: int = 0) -> None:
 
 
 def stage_metrics(stage: str, arguments: Sequence, folder: Path, ranks: int = 0) -> list[dict]:
-    """The log lines of a run, without the first. ranks: processes under torchrun; 0: one, without it."""
+    """The log lines of a run, without the first ones. ranks: processes under torchrun; 0: one, without torchrun."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks] if ranks else []
-    run_process([sys.executable, *launcher, ROOT / f"trainer/{stage}.py", *arguments, "--save_dir", folder])
+    run_process([sys.executable, *launcher, ROOT / f"trainer/{stage}.py", *COMMON, *arguments, "--save_dir", folder])
     (path,) = folder.glob("*/metrics.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [line for line in lines if "rows_per_second" in line][WARM_UP:]
 
 
 def run_process(command: Sequence) -> None:
-    """Raises UserError with the end of what it said if it fails; what interrupts the waiting ends it and its ranks."""
-    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    """Wait for a process. An exception while waiting, such as a time limit, ends the process and its ranks.
+
+    Raises:
+        UserError: it failed; with the end of its output.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [*map(str, command)], env={**os.environ, **settings}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [str(part) for part in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        said, _ = process.communicate()
+        output, _ = process.communicate()
     except BaseException:
         process.terminate()  # torchrun ends its ranks, which are in sessions of their own
         try:
@@ -54,4 +60,4 @@ def run_process(command: Sequence) -> None:
         raise
     if process.returncode:
         name = next(Path(part).name for part in command if str(part).endswith(".py"))
-        raise UserError(f"{name} ended with code {process.returncode}:\n{said[-2000:].strip()}")
+        raise UserError(f"{name} ended with code {process.returncode}:\n{output[-2000:].strip()}")

@@ -13,8 +13,8 @@ from scripts import gpu_check
 from scripts.gpu_check import Row, bars_of, main, run_checks
 from scripts.measure import gpu_checks
 from scripts.measure.gpu_checks import TINY, Check, Figures, Machine, Skipped
-from scripts.measure.memory import Step, step_memory
-from scripts.measure.real_step import RealStep, throughput
+from scripts.measure.memory import step_memory
+from scripts.measure.real_step import RealStep
 from scripts.measure.stage_runs import run_process
 
 
@@ -55,7 +55,7 @@ def test_a_check_that_fails_is_a_row_and_the_others_go_on(machine):
 
     fine = Figures(samples_per_second=3.0)
     checks = [Check("a", "", 5, broken), Check("b", "", 5, impossible), Check("c", "", 5, lambda *_: fine)]
-    rows = run_checks(checks, machine, 60, lambda line: None)
+    rows = run_checks(checks, machine, 60)
     assert [row.result for row in rows] == ["failed: no kernel\nfor | this", "skipped: no such card", "ok"]
     assert [row.failed for row in rows] == [True, False, False] and rows[2].figures is fine
     assert gpu_check.cells_of(rows[0])[-1] == "failed: no kernel for / this"
@@ -79,9 +79,9 @@ def test_time_is_kept(machine):
         return Figures()
 
     started = time.perf_counter()
-    (row,) = run_checks([Check("a", "", 1, slow)], machine, 60, lambda line: None)
+    (row,) = run_checks([Check("a", "", 1, slow)], machine, 60)
     assert row.result == "failed: not done after the 1 s that it may take"
-    rows = run_checks([Check("a", "", 30, slow), Check("b", "", 30, slow)], machine, 3.5, lambda line: None)
+    rows = run_checks([Check("a", "", 30, slow), Check("b", "", 30, slow)], machine, 3.5)
     assert [row.result for row in rows] == ["not run: out of time"] * 2
     assert len(begun) == 2  # the last was not even begun
     assert time.perf_counter() - started < 20
@@ -117,7 +117,7 @@ def test_bars_are_for_the_best_of_a_card_that_has_them(card, said):
 
 def test_torchrun_doubles_its_ranks_up_to_all_cards(machine):
     for most, ranks in ((1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (8, [1, 2, 4, 8])):
-        settings = gpu_checks.stage_settings(replace(machine, ranks=most), "nccl")
+        settings = gpu_checks.stage_settings(replace(machine, ranks=most))
         assert [ranks for _, _, ranks, _ in settings if ranks] == ranks
 
 
@@ -128,11 +128,11 @@ def test_without_a_gpu_it_says_how_to_try_it(monkeypatch):
 
 
 def test_a_window_of_steps_is_the_steps_that_are_taken(machine):
-    step = Step(gpu_checks._size_of(machine, TINY.sizes[0]), "sft_vlm", 2, TINY.tokens, TINY.supervised, cached=True)
+    step = machine.step("stage 2", TINY.sizes[0], rows=2, cached=True)
     real, other = RealStep(step), RealStep(step)
     for _ in range(3):
         real.timed(step, real.make_batch(step))
     assert other.mean_seconds(step, other.make_batch(step), 3) > 0
     assert all(torch.equal(a, b) for a, b in zip(real.learning, other.learning, strict=True))
-    taken = throughput(step, machine.device, windows=1, count=1)
-    assert taken.peak == pytest.approx(step_memory(step).peak, rel=0.02)
+    figures = gpu_checks.measure_steps(step, machine)
+    assert figures.peak_gb == pytest.approx(step_memory(step).peak / 1e9, rel=0.02)
