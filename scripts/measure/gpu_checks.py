@@ -260,8 +260,6 @@ def stage_run(stage: str, ranks: int, flags: dict, machine: Machine) -> Figures:
 
 
 def _figures_of(lines: Sequence[dict], note: str = "") -> Figures:
-    if not lines:
-        raise RuntimeError("the run was too short to be measured")
     medians = {name: statistics.median(line[name] for line in lines)
                for name in ("rows_per_second", "mfu", "data_wait") if name in lines[0]}  # fmt: skip
     note += f"loss {lines[-1]['loss']:.2f}, {medians['data_wait']:.0%} of the time waiting for data"

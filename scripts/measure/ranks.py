@@ -63,7 +63,7 @@ def main() -> None:
             try:
                 result[size] = measure(size, options, Path(folder))
             except UserError as error:
-                raise SystemExit(f"benchmark_ranks: {error}") from error
+                raise SystemExit(f"ranks: {error}") from error
         print(f"{size}: {options.ranks} processes train {result[size]['ratio']:.2f} x as fast as one")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

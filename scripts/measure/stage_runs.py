@@ -29,12 +29,19 @@ def build_data(folder: Path, sft: int, pretrain: int = 0) -> None:
 
 
 def stage_metrics(stage: str, arguments: Sequence, folder: Path, ranks: int = 0) -> list[dict]:
-    """The log lines of a run, without the first ones. ranks: processes under torchrun; 0: one, without torchrun."""
+    """The log lines of a run, without the first ones. ranks: processes under torchrun; 0: one, without torchrun.
+
+    Raises:
+        UserError: the run failed, or no other lines are left.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks] if ranks else []
     run_process([sys.executable, *launcher, ROOT / f"trainer/{stage}.py", *COMMON, *arguments, "--save_dir", folder])
     (path,) = folder.glob("*/metrics.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in lines if "rows_per_second" in line][WARM_UP:]
+    lines = [line for line in lines if "rows_per_second" in line][WARM_UP:]
+    if not lines:
+        raise UserError("the run was too short to be measured")
+    return lines
 
 
 def run_process(command: Sequence) -> None:

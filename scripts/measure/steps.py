@@ -25,14 +25,11 @@ from model.command_line import CommandLine
 from model.config import IGNORE_INDEX, IMAGE_TOKEN_ID, VLMConfig
 from model.device import choose_device, choose_dtype, compile_layers
 from model.messages import UserError
-from model.model_vlm import MiniMindVLM
 from model.processing import Rendered, collate
 from model.progress import progress_over, say
 from scripts.measure.generation import measure_generation
-from scripts.measure.memory import learning_parameters
+from scripts.measure.memory import Step, learning_parameters
 from scripts.measure.real_step import now, to_device, update
-from scripts.measure.stages import STAGES
-from trainer.optim import freeze_all_but
 
 PADDED = 640  # tokens, MiniMind-V's max_seq_len
 PARTS = {"stage1": "pretrain_vlm", "stage2": "sft_vlm"}
@@ -102,8 +99,7 @@ class Trainer:
 
     def __init__(self, part: str, config: VLMConfig, device: torch.device, compiled: bool = False):
         torch.manual_seed(0)
-        self.model = MiniMindVLM(config).to(device).train()
-        freeze_all_but(self.model, STAGES[PARTS[part]].trainable)
+        self.model = Step(config, PARTS[part], rows=1, tokens=PADDED, supervised=1).make_model().to(device)
         learning = learning_parameters(self.model)
         self.optimizers = {
             True: torch.optim.AdamW(learning, lr=1e-5, fused=True),

@@ -11,7 +11,7 @@ import torch
 from model.messages import UserError
 from scripts import gpu_check
 from scripts.gpu_check import Row, bars_of, main, run_checks
-from scripts.measure import gpu_checks
+from scripts.measure import gpu_checks, stage_runs
 from scripts.measure.gpu_checks import TINY, Check, Figures, Machine, Skipped
 from scripts.measure.memory import step_memory
 from scripts.measure.real_step import RealStep
@@ -101,6 +101,16 @@ def test_a_process_that_fails_says_what_it_said(tmp_path):
     program.write_text("raise SystemExit('the disk is full')")
     with pytest.raises(UserError, match="broken.py ended with code 1:\nthe disk is full"):
         run_process([sys.executable, program])
+
+
+def test_a_run_of_too_few_log_lines_is_said_in_a_sentence(tmp_path, monkeypatch):
+    def run(command: list) -> None:
+        (tmp_path / "stage").mkdir()
+        (tmp_path / "stage/metrics.jsonl").write_text('{"rows_per_second": 1.0}\n' * 2)
+
+    monkeypatch.setattr(stage_runs, "run_process", run)
+    with pytest.raises(UserError, match="the run was too short to be measured"):
+        stage_runs.stage_metrics("train_sft_vlm", [], tmp_path)
 
 
 @pytest.mark.parametrize(
