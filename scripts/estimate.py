@@ -201,7 +201,7 @@ def table_of_memory(memory: StepMemory) -> str:
 def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed: Speed) -> dict[str, float]:
     """Arithmetic and seconds of all epochs; padding, loading, validation and checkpoints come on top.
 
-    As in training, a step that the data does not fill is left out of each epoch. Rows are taken to be alike.
+    As in training, a step that the data does not fill is left out of each epoch. Rows are assumed to be alike.
     """
     samples = open_data(options.data, options.images_path, limits_of(options))
     lenient = Quarantine(strict=False, max_share=1.0)

@@ -28,7 +28,6 @@ from scripts.quickstart import BASE, FLAGS, PICTURES, STAGE_2
 
 NAMES = ("collectives", "steps", "stages", "decoding", "quickstart")
 STAGE_NAMES = {"stage 1": "pretrain_vlm", "stage 2": "sft_vlm"}
-DATA = {"stage 1": "pretrain", "stage 2": "sft"}  # the files that build_data makes
 # Of the quickstart's stage 2 on all of its data. A guess, as nobody has timed it on a GPU: five minutes on two cores.
 QUICKSTART_SECONDS = 240
 WINDOWS = 5  # of which the median counts
@@ -244,7 +243,8 @@ def stage_run(stage: str, ranks: int, flags: dict, machine: Machine) -> Figures:
         raise Skipped("this GPU has no bfloat16")
     if flags.get("compile"):
         _need_compiler()
-    scale, data = machine.scale, machine.folder / f"data/{DATA[stage]}.jsonl"
+    scale, name = machine.scale, STAGE_NAMES[stage].removesuffix("_vlm")
+    data = machine.folder / f"data/{name}.jsonl"
     if not data.is_file():
         raise RuntimeError("there is no data, see the check before")
     hidden_size, layers = scale.sizes[0]
@@ -255,7 +255,7 @@ def stage_run(stage: str, ranks: int, flags: dict, machine: Machine) -> Figures:
         "epochs": max(1, ranks), "log_interval": scale.log_interval, "num_workers": scale.num_workers,
         "cache_features": "float16", **flags,
     }  # fmt: skip
-    folder = machine.folder / f"{DATA[stage]}_{ranks}_{flags.get('dtype', '')}_{flags.get('compile', 0)}"
+    folder = machine.folder / f"{name}_{ranks}_{flags.get('dtype', '')}_{flags.get('compile', 0)}"
     return _figures_of(stage_metrics(f"train_{STAGE_NAMES[stage]}", arguments_of(flags), folder, ranks))
 
 

@@ -21,8 +21,9 @@ from trainer.config import StageConfig
 from trainer.optim import build_optimizer
 
 CALIBRATING_ROWS = 4  # fewer do not bring a machine to the speed of many
-# glibc keeps what is freed for later, which would be counted as if it were needed: numbers of its mallopt, and values.
-GIVE_BACK = {-8: 1, -3: 1 << 20, -1: 1 << 20}  # M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+# glibc keeps freed memory for later, which would be counted as if it were needed. With these options it gives it back.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt
+GIVE_BACK = {M_TRIM_THRESHOLD: 1 << 20, M_MMAP_THRESHOLD: 1 << 20, M_ARENA_MAX: 1}
 
 
 @dataclass(frozen=True)

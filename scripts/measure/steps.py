@@ -5,7 +5,7 @@
 Weights are random, sizes real (26 M decoder, CLIP-ViT-B/16), samples synthetic: 196 + 60 tokens with 25 supervised, or
 --text mixed for 60 to 460 of text with a good third supervised. The baseline pads each sample to 640 tokens, runs the
 tower in every step, and computes logits everywhere, in float32 without fusing, as MiniMind-V does on a CPU. All
-variants take turns, and the medians count, so that a busy machine slows them alike. Rows a second are real rows,
+variants alternate, and the medians count, so that a busy machine slows them alike. Rows a second are real rows,
 never padding. Answers are measured by scripts/measure/generation.py, here in short.
 """
 
@@ -149,12 +149,12 @@ def measure(
     samples = make_samples(options.batch_size * options.batches, options.text, config)
     batches = trainers[False].batches(samples, options.batch_size)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in progress_over(range(options.rounds + 1), part, "round"):
+    for repetition in progress_over(range(options.rounds + 1), part, "round"):
         for name, variant in variants.items():
             started = now(device)
             for batch in batches["features" if variant.cached else "pixels"]:
                 trainers[variant.compiled].step(batch, variant)
-            if turn:
+            if repetition:  # the first warms up
                 seconds[name].append(now(device) - started)
         gc.collect()
     speeds = {name: len(samples) / statistics.median(times) for name, times in seconds.items()}
