@@ -5,7 +5,6 @@ row is the first to show, `shows` the numbers of all that it shows, in order. Th
 are empty, with the reason in `damage`, so that all others keep their numbers.
 """
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -13,7 +12,6 @@ import re
 import shutil
 from array import array
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +19,9 @@ import pyarrow
 from pyarrow import parquet, types
 
 from dataset.formats import DataError, shown
-from dataset.one_writer import PATIENCE, open_lock, show_life, take, wait
 from model.files import sync_to_disk
 from model.messages import NO_ROOM, plain
+from model.process_lock import PATIENCE, ProcessLock
 
 TEXTS, PICTURES = "conversations", "image_bytes"
 BYTES, NUMBER = pyarrow.large_binary(), pyarrow.int64()
@@ -135,24 +133,18 @@ def _columns_of(file: parquet.ParquetFile, group: int) -> list[tuple[str, parque
 
 def _write_or_wait(path: Path, stem: Path, place: Path, needed: int, say: Callable) -> Path:
     """Raises OSError where this place cannot be written or is too small, DataError where another's writer hangs."""
-    while not is_whole(place):
-        with open_lock(place.with_name(f".{place.name}.lock")) as lock:
-            if not take(lock):
-                say(f"another process copies {path}: waiting for {place}")
-                if not wait(lock):
-                    raise DataError(
-                        f"{path}: the process that copies it to {place} has shown no sign of life for {PATIENCE} "
-                        "seconds: end it, and start again"
-                    )
-                continue  # and see what has become of it
-            try:
-                if not is_whole(place):
-                    _make_room(stem, place, needed, say)
-                    say(f"{path}: copied once, to read rows in any order: {needed / 1e6:,.1f} MB in {place.parent}")
-                    _write(path, place, partial(show_life, lock))
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(lock.name)
+    with ProcessLock(place.with_name(f".{place.name}.lock")) as lock:
+        if not lock.take():
+            say(f"another process copies {path}: waiting for {place}")
+            if not lock.wait():
+                raise DataError(
+                    f"{path}: the process that copies it to {place} has shown no sign of life for {PATIENCE} "
+                    "seconds: end it, and start again"
+                )
+        if not is_whole(place):
+            _make_room(stem, place, needed, say)
+            say(f"{path}: copied once, to read rows in any order: {needed / 1e6:,.1f} MB in {place.parent}")
+            _write(path, place, lock.show_life)
     return place
 
 

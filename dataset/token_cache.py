@@ -17,7 +17,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,8 @@ import tokenizers
 import transformers
 
 from dataset.formats import BadSample, DataError, Sample
-from dataset.one_writer import open_lock, show_life, take, wait
 from model.files import sync_to_disk
+from model.process_lock import ProcessLock
 from model.processing import VLMProcessor
 
 WORTH_KEEPING = 200  # samples; fewer are rendered sooner than a file is made safe
@@ -158,31 +157,29 @@ def read_or_render(
     found = _read(path, samples, say)
     if found is not None:
         return found, True
+    lock = ProcessLock(path.with_suffix(".lock"))
     try:
-        lock = open_lock(path.with_suffix(".lock"))
+        taken = lock.take()
     except OSError as error:
         _say_not_kept(path, error, say)
         return render(lambda: None), False
     with lock:
-        if not take(lock):
+        if not taken:
             say(f"another process renders the same data: waiting for {path}")
-            wait(lock)
+            lock.wait()
+            lock.release()  # so that all who have waited read at once
             found = _read(path, samples, say)
             return (found, True) if found is not None else (render(lambda: None), False)
+        found = _read(path, samples, lambda _: None)  # of whoever held the lock a moment ago
+        if found is not None:
+            return found, True
+        found = render(lock.show_life)
         try:
-            found = _read(path, samples, lambda _: None)  # of whoever held the lock a moment ago
-            if found is not None:
-                return found, True
-            found = render(partial(show_life, lock))
-            try:
-                _write(path, found)
-                found = _load(path, thorough=False)
-            except OSError as error:
-                _say_not_kept(path, error, say)
-            return found, False
-        finally:
-            with contextlib.suppress(OSError):
-                path.with_suffix(".lock").unlink(missing_ok=True)
+            _write(path, found)
+            found = _load(path, thorough=False)
+        except OSError as error:
+            _say_not_kept(path, error, say)
+        return found, False
 
 
 def _say_not_kept(path: Path, error: OSError, say: Callable) -> None:

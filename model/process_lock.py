@@ -1,7 +1,10 @@
-"""A lock that ends with the process that took it, on Unix and on Windows."""
+"""A lock on a file for one process at a time: who holds it, and how to wait for it. It ends with its holder."""
 
+import contextlib
 import os
+import time
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -10,55 +13,104 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+HELD = (BlockingIOError, PermissionError, Timeout)  # what the systems raise where another process holds a lock
+PATIENCE = 300  # seconds without a sign of life from the holder, after which others wait no longer
+POLL = 0.2  # seconds between two attempts to take it
+
 
 class ProcessLock:
-    """Of a file, in which the holder names itself.
+    """The file exists while the lock is held, and names the holder.
 
-    On Unix it is one of the process (lockf), not of the open file (flock, as filelock has it): processes that read data
-    for the holder, forked with its open files, do not prolong it. Where there is no fcntl, filelock locks a file beside
-    it, as nobody else can read what Windows locks.
+    On Unix the lock belongs to the process (lockf), not to the open file (flock, as filelock has it): a process that
+    the holder forks, and that lives longer, does not prolong it. On Windows filelock locks a file beside it, as nobody
+    else can read what is locked there. On a file system without locks everybody gets it.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._descriptor: int | None = None
+        self._file: BinaryIO | None = None
         self._beside = FileLock(f"{path}.held", timeout=0)
 
-    def take(self, holder: str) -> bool:
-        """Whether nobody else holds it. Raises OSError where the file cannot be written."""
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+    def take(self, holder: str = "") -> bool:
+        """Whether no other process holds it. Raises OSError where the file cannot be written; makes its folder."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("a+b", buffering=0)
+        if not self._lock(file):
+            file.close()
+            return False
+        if not self._is_at_path(file):  # the last holder deleted the file after it was opened here
+            file.close()
+            return self.take(holder)
+        self._file = file
+        file.truncate(0)
+        file.write(f"{holder}\n".encode())
+        return True
+
+    def _lock(self, file: BinaryIO) -> bool:
         try:
             if fcntl:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             else:
                 self._beside.acquire()
-        except (OSError, Timeout):
-            self.release()
+        except HELD:
             return False
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"{holder}\n".encode())
+        except OSError:  # a file system without locks
+            pass
         return True
+
+    def _is_at_path(self, file: BinaryIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def wait(self) -> bool:
+        """Take it when its holder is done or dead; False if that shows no sign of life for PATIENCE seconds."""
+        sign, since = None, time.monotonic()
+        while not self.take():
+            with contextlib.suppress(FileNotFoundError):  # the holder is done
+                now = self.path.stat().st_mtime_ns
+                if now != sign:
+                    sign, since = now, time.monotonic()
+            if time.monotonic() - since > PATIENCE:
+                return False
+            time.sleep(POLL)
+        return True
+
+    def show_life(self) -> None:
+        """A holder that others wait for calls this now and then."""
+        os.utime(self.path)
 
     def holder(self) -> str:
         """Not for the holder itself: lockf's lock would end with the file that is opened here."""
-        return self.path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        except FileNotFoundError:  # it is done
+            return "another process"
 
     def release(self) -> None:
-        os.close(self._descriptor)
+        """Does nothing where the lock is not held."""
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):  # Windows deletes no file that is open
+            self.path.unlink()
+        self._file.close()
+        self._file = None
         self._beside.release()
+
+    def __enter__(self) -> "ProcessLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock of this file; asked by another than the holder, see `holder`."""
-    if not fcntl:
-        try:
+    """Whether another process holds the lock of this file. Needs no right to write; see also `holder`."""
+    try:
+        if not fcntl:
             with FileLock(f"{path}.held", timeout=0):
                 return False
-        except Timeout:
-            return True
-        except OSError:  # there is no such folder
-            return False
-    try:
         with path.open() as file:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:

@@ -18,10 +18,9 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock, Timeout
-
 from model.command_line import CommandLine
 from model.files import ROOT, sync_to_disk
+from model.process_lock import ProcessLock
 from scripts.hub.clients import REPO_ID, SOURCES, Hub, HubError, LocalError, NoNetworkError, RemoteFile, Repository
 
 STAGING = ".download"  # unfinished files wait here, inside the folder that they are for
@@ -179,17 +178,13 @@ def fetch_all(hub: Hub, what: Download, replace_others: bool) -> None:
 def _alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder against a second download, which would write into the same unfinished files."""
     staging = folder / STAGING
-    staging.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(staging / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise LocalError(f"another download into {folder} is running: wait for it to end") from error
+    lock = ProcessLock(staging / ".lock")
+    if not lock.take():
+        raise LocalError(f"another download into {folder} is running: wait for it to end")
     try:
         yield
     finally:
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
         for path in sorted([staging, *staging.rglob("*")], reverse=True):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

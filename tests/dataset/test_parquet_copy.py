@@ -1,7 +1,6 @@
 """The copy of a parquet: small on disk and in memory, made by one, for whoever finds no room there is a sentence."""
 
 import errno
-import fcntl
 import json
 import os
 import random
@@ -15,10 +14,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from dataset import one_writer, parquet_copy
+from dataset import parquet_copy
 from dataset.formats import BadSample, DataError, read_samples
 from helpers.data import BLACK, encoded, make_picture, turns, write_parquet
-from helpers.faults import in_child, start_child, wait_for
+from helpers.faults import held_by_another, in_child, start_child, wait_for
+from model import process_lock
+from model.process_lock import ProcessLock
 from trainer.config import StageConfig
 from trainer.stage import load_data
 
@@ -155,12 +156,14 @@ def test_lists_of_lists_are_refused(tmp_path):
 def no_folder_takes(monkeypatch, folder: Path, code: int = errno.EROFS) -> None:
     """As if the folder could not be written: tests may run as root, whom no permission stops."""
 
-    def open_lock(lock: Path):
-        if lock.parent == folder:
-            raise OSError(code, os.strerror(code))
-        return one_writer.open_lock(lock)
+    take = ProcessLock.take
 
-    monkeypatch.setattr(parquet_copy, "open_lock", open_lock)
+    def take_elsewhere(lock: ProcessLock) -> bool:
+        if lock.path.parent == folder:
+            raise OSError(code, os.strerror(code))
+        return take(lock)
+
+    monkeypatch.setattr(ProcessLock, "take", take_elsewhere)
 
 
 def test_a_parquet_in_a_folder_that_cannot_be_written_is_copied_elsewhere(path, tmp_path, monkeypatch):
@@ -276,17 +279,18 @@ def test_who_waits_for_a_process_that_dies_writes_itself(path, tmp_path, monkeyp
 def test_a_writer_that_shows_no_life_is_told(path, tmp_path, monkeypatch):
     samples = read_samples(path)
     samples.copy.unlink()
-    monkeypatch.setattr(one_writer, "PATIENCE", 0.2)
-    monkeypatch.setattr(one_writer, "POLL", 0.02)
-    with samples.copy.with_name(f".{samples.copy.name}.lock").open("wb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=r"shown no sign of life for .* end it, and start again"):
-            read_samples(path, say=lambda _: None)
+    monkeypatch.setattr(process_lock, "PATIENCE", 0.2)
+    monkeypatch.setattr(process_lock, "POLL", 0.02)
+    with (
+        held_by_another(samples.copy.with_name(f".{samples.copy.name}.lock")),
+        pytest.raises(DataError, match=r"shown no sign of life for .* end it, and start again"),
+    ):
+        read_samples(path, say=lambda _: None)
     assert len(read_samples(path)) == len(samples)
 
 
 def test_a_writer_shows_that_it_lives(path, monkeypatch):
     signs = []
-    monkeypatch.setattr(parquet_copy, "show_life", signs.append)
+    monkeypatch.setattr(ProcessLock, "show_life", lambda lock: signs.append(lock))
     read_samples(path)
     assert signs

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import fcntl
 import json
 import os
 import random
@@ -16,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import formats, one_writer, token_cache, vlm_dataset
+from dataset import formats, token_cache, vlm_dataset
 from dataset.formats import BadSample, DataError, read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.token_cache import Checked
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import make_picture, turns, write_jsonl, write_parquet
-from helpers.faults import in_child, run_ranks, start_child, wait_for
+from helpers.faults import held_by_another, in_child, run_ranks, start_child, wait_for
 from helpers.repository import ROOT
 from helpers.runs import losses, tiny
+from model import process_lock
 from model.processing import VLMProcessor
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
@@ -298,10 +298,9 @@ def test_a_process_that_shows_no_life_is_not_waited_for(start, tmp_path, monkeyp
     start()
     (file,) = (tmp_path / "tokens").iterdir()
     file.unlink()
-    monkeypatch.setattr(one_writer, "PATIENCE", 0.3)
-    monkeypatch.setattr(one_writer, "POLL", 0.02)
-    with file.with_suffix(".lock").open("wb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    monkeypatch.setattr(process_lock, "PATIENCE", 0.3)
+    monkeypatch.setattr(process_lock, "POLL", 0.02)
+    with held_by_another(file.with_suffix(".lock")):
         found = start()
     assert len(found.said) == 1 and "another process renders the same data" in found.said[0]
     assert_alike(found, start(folder=None))

@@ -1,5 +1,6 @@
 """Ways to break a run: children that can be killed, calls that die, bytes that flip."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from helpers.data import write_jsonl
 from helpers.runs import SPEEDS, tiny
 from model import files
+from model.process_lock import ProcessLock, is_held
 from trainer import stage
 from trainer.checkpoint import files as checkpoint
 from trainer.checkpoint.files import checkpoints_in
@@ -129,6 +131,25 @@ def wait_for(children: list[int], seconds: float = 60.0) -> list[int]:
 
 def run_ranks(config: StageConfig, world_size: int, at_step: Callable = lambda rank, step: None) -> list[int]:
     return wait_for(start_ranks(config, world_size, at_step))
+
+
+@contextlib.contextmanager
+def held_by_another(path: Path) -> Iterator[None]:
+    """The lock of this file, held by a process that shows no other sign of life."""
+
+    def hold():
+        lock = ProcessLock(path)
+        assert lock.take()
+        time.sleep(600)
+
+    child = start_child(hold, path.parent.with_name("holder.log"))
+    while not is_held(path):
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def outcome(config: StageConfig) -> dict:

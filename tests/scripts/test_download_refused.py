@@ -12,8 +12,8 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from filelock import FileLock
 
+from helpers.faults import held_by_another
 from helpers.hub import (
     CLIP_FILES,
     CUT,
@@ -248,7 +248,7 @@ def test_a_full_disk_behind_a_network_error_is_told_as_one(hub, source, code):
 def test_two_downloads_into_one_folder_do_not_mix(clip, tmp_path, source):
     staging = tmp_path / "clip/.download"
     staging.mkdir(parents=True)
-    with FileLock(staging / ".lock"):
+    with held_by_another(staging / ".lock"):
         said = refusal(tmp_path / "clip", "--source", source)
         assert "another download into" in said and "wait for it" in said and not clip.contents_sent()
     fetch(tmp_path / "clip", "--source", source)

@@ -1,7 +1,6 @@
 """torchrun with two ranks: it comes back by itself to the same bits, and hands a stop on to all of them."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import random
@@ -16,6 +15,7 @@ import pytest
 from helpers.faults import outcome, run_ranks, small_run
 from helpers.repository import ROOT
 from helpers.runs import status_of
+from model.process_lock import is_held
 
 RANK = Path(__file__).with_name("torchrun_rank.py")
 STEPS = 24
@@ -33,14 +33,9 @@ def launch(config, faults: list, restarts: int) -> subprocess.CompletedProcess:
         command, cwd=path.parent, env={**os.environ, **settings}, capture_output=True, text=True, timeout=1500
     )
     deadline = time.monotonic() + 60  # a killed launcher leaves ranks that still save
-    while (lock := config.run_dir / "lock").exists():
-        with lock.open() as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return done
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+    while is_held(config.run_dir / "lock"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     return done
 
 
