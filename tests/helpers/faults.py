@@ -140,12 +140,12 @@ def held_by_another(path: Path) -> Iterator[None]:
     def hold():
         lock = ProcessLock(path)
         assert lock.take()
-        time.sleep(600)
+        signal.pause()
 
-    child = start_child(hold, path.parent.with_name("holder.log"))
-    while not is_held(path):
-        time.sleep(0.01)
+    child = start_child(hold, Path(os.devnull))
     try:
+        while not is_held(path):
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
         yield
     finally:
         os.kill(child, signal.SIGKILL)
