@@ -1,4 +1,4 @@
-"""The Arrow copy of a parquet, whose rows can be read in any order: where it lies, who writes it, what it takes.
+"""The Arrow copy of a parquet, whose rows can be read in any order: where it lies, who writes it, the room it needs.
 
 Each picture stands in it once, however many rows show it, and is named by its number: `pictures` holds those that a
 row is the first to show, `shows` the numbers of all that it shows, in order. The rows of a group that cannot be read
@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import shutil
-from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,10 +26,10 @@ TEXTS, PICTURES = "conversations", "image_bytes"
 BYTES, NUMBER = pyarrow.large_binary(), pyarrow.int64()
 FORMAT = 2  # of the copy, a part of its name
 MAX_GROUP = 10**8  # rows of a row group; a damaged file may claim any number
-AT_ONCE = 2 << 20  # bytes that are read, and bytes that are written, together
+AT_ONCE = 2 << 20  # bytes that are read together
 ROWS_AT_ONCE = 128  # that are read together: all may show one picture, which is then there as often
 EMPTY_AT_ONCE = 1 << 14  # rows of a damaged group
-BYTES_A_ROW = 32  # for numbers and ends, beside the text and the pictures
+BYTES_A_ROW = 32  # for numbers and offsets, beside the text and the pictures
 READ_BUFFER = 1 << 16  # bytes; without one pyarrow reads a whole column of a group ahead
 FULLEST = 0.95  # of the free disk space
 UNREADABLE = (pyarrow.ArrowException, OSError, ValueError)  # what pyarrow raises over damage
@@ -40,7 +39,7 @@ class DamagedGroup(Exception):
     """A row group that cannot be read."""
 
 
-def copy_of(path: Path, copies: Path, say: Callable) -> Path:
+def arrow_copy(path: Path, copies: Path, say: Callable) -> Path:
     """The copy beside the parquet or, where that cannot be, in the folder `copies`; written where there is none yet.
 
     Where processes start side by side, one writes and the others wait. Raises DataError.
@@ -51,7 +50,7 @@ def copy_of(path: Path, copies: Path, say: Callable) -> Path:
     stems = [path, copies / f"{folder}-{path.name}"]
     places = [stem.with_name(f"{stem.name}.{state}") for stem in stems]
     for place in places:
-        if is_whole(place):
+        if is_complete(place):
             return place
     file = _open(path)
     needed, refused = _bytes_needed(file), []
@@ -69,7 +68,7 @@ def copy_of(path: Path, copies: Path, say: Callable) -> Path:
     )
 
 
-def is_whole(place: Path) -> bool:
+def is_complete(place: Path) -> bool:
     try:
         with pyarrow.memory_map(str(place)) as source:
             pyarrow.ipc.open_file(source)
@@ -107,9 +106,13 @@ def _holds_bytes(kind: pyarrow.DataType) -> bool:
     """Whether a column of this type is of bytes, or of lists of them."""
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         kind = kind.value_type
-    kind = kind.value_type if types.is_dictionary(kind) else kind
     kinds_of_bytes = types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_null
-    return any(is_kind(kind) for is_kind in kinds_of_bytes)
+    return any(is_kind(_decoded(kind)) for is_kind in kinds_of_bytes)
+
+
+def _decoded(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """The type without dictionary encoding."""
+    return kind.value_type if types.is_dictionary(kind) else kind
 
 
 def _bytes_needed(file: parquet.ParquetFile) -> int:
@@ -141,7 +144,7 @@ def _write_or_wait(path: Path, stem: Path, place: Path, needed: int, say: Callab
                     f"{path}: the process that copies it to {place} has shown no sign of life for {PATIENCE} "
                     "seconds: end it, and start again"
                 )
-        if not is_whole(place):
+        if not is_complete(place):
             _make_room(stem, place, needed, say)
             say(f"{path}: copied once, to read rows in any order: {needed / 1e6:,.1f} MB in {place.parent}")
             _write(path, place, lock.show_life)
@@ -161,12 +164,12 @@ def _make_room(stem: Path, place: Path, needed: int, say: Callable) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _write(path: Path, place: Path, alive: Callable[[], None]) -> None:
+def _write(path: Path, place: Path, show_life: Callable[[], None]) -> None:
     """Aside, fsynced, renamed. Raises OSError, with nothing left behind."""
     aside, damaged = place.with_name(f".{place.name}.{os.getpid()}.tmp"), {}
     try:
-        while found := _write_once(_open(path), aside, damaged, alive):
-            damaged |= found  # some of their rows have been written: once more, without them
+        while newly_damaged := _write_once(_open(path), aside, damaged, show_life):
+            damaged |= newly_damaged  # some of their rows have been written: once more, without them
         sync_to_disk(aside)
         os.replace(aside, place)
     finally:
@@ -175,52 +178,50 @@ def _write(path: Path, place: Path, alive: Callable[[], None]) -> None:
     sync_to_disk(place.parent)
 
 
-def _write_once(file: parquet.ParquetFile, aside: Path, damaged: dict[int, str], alive: Callable) -> dict[int, str]:
-    """Every row, but for those of groups known to be damaged; returns the others that turned out to be, and why."""
-    found, kind = {}, file.schema_arrow.field(TEXTS).type
-    kind = kind.value_type if types.is_dictionary(kind) else kind
+def _write_once(file: parquet.ParquetFile, aside: Path, damaged: dict[int, str], show_life: Callable) -> dict[int, str]:
+    """Write every row, but for those of the groups known to be damaged; returns other damaged groups, and why."""
+    newly_damaged = {}
     schema = pyarrow.schema([
-        pyarrow.field(TEXTS, kind), pyarrow.field("pictures", pyarrow.large_list(BYTES)),
-        pyarrow.field("shows", pyarrow.large_list(NUMBER)), pyarrow.field("damage", pyarrow.string()),
+        pyarrow.field(TEXTS, _decoded(file.schema_arrow.field(TEXTS).type)),
+        pyarrow.field("pictures", pyarrow.large_list(BYTES)),
+        pyarrow.field("shows", pyarrow.large_list(NUMBER)),
+        pyarrow.field("damage", pyarrow.string()),
     ])  # fmt: skip
     with pyarrow.OSFile(str(aside), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
-        rows = Rows(writer, schema)
+        copy = CopyWriter(writer, schema)
         for group in range(file.num_row_groups):
             if group in damaged:
-                rows.add_empty(file.metadata.row_group(group).num_rows, damaged[group])
+                copy.write_damaged(file.metadata.row_group(group).num_rows, damaged[group])
                 continue
             try:
-                for texts, pictures in _read(file, group, kind):
-                    rows.add(texts, pictures)
+                for texts, pictures in _read(file, group):
+                    copy.write(texts, pictures)
                     _give_back_memory()
-                    alive()
+                    show_life()
             except DamagedGroup as error:
-                found[group] = str(error)
-        rows.flush()
-    return found
+                newly_damaged[group] = str(error)
+    return newly_damaged
 
 
-def _read(
-    file: parquet.ParquetFile, group: int, kind: pyarrow.DataType
-) -> Iterator[tuple[pyarrow.Array, list[list[pyarrow.Buffer]]]]:
-    """Texts and pictures of a row group, some rows at a time. Raises DamagedGroup, maybe after the first rows."""
-    rows, read = file.metadata.row_group(group).num_rows, 0
+def _read(file: parquet.ParquetFile, group: int) -> Iterator[tuple[pyarrow.Array, list[list[pyarrow.Buffer]]]]:
+    """Texts and pictures of the rows of a group, some rows at a time. Raises DamagedGroup, maybe after the first."""
+    rows, rows_read = file.metadata.row_group(group).num_rows, 0
     size = sum(column.total_uncompressed_size for _, column in _columns_of(file, group))
     step = max(1, min(ROWS_AT_ONCE, AT_ONCE * rows // max(1, size)))
     is_dictionary = any(types.is_dictionary(file.schema_arrow.field(name).type) for name in (TEXTS, PICTURES))
-    together = max(1, rows) if is_dictionary else step  # a dictionary comes whole with each batch
+    together = max(1, rows) if is_dictionary else step  # each batch holds the dictionary of all
     try:
         for batch in file.iter_batches(together, [group], [TEXTS, PICTURES], use_threads=False):
             batch.validate()
+            rows_read += batch.num_rows
+            if rows_read > rows:
+                raise ValueError(f"it has more than {rows} rows")
             for start in range(0, batch.num_rows, step):
                 part = batch.slice(start, step)
-                read += part.num_rows
-                if read > rows:
-                    raise ValueError(f"it has more than {rows} rows")
                 texts = part.column(TEXTS)
-                yield texts if texts.type == kind else texts.cast(kind), _pictures(part.column(PICTURES))
-        if read != rows:
-            raise ValueError(f"it has {read} rows instead of {rows}")
+                yield texts.cast(_decoded(texts.type)), _pictures(part.column(PICTURES))
+        if rows_read != rows:
+            raise ValueError(f"it has {rows_read} rows instead of {rows}")
     except UNREADABLE as error:
         reason = f"row group {group} cannot be read ({str(error)[:160]}): download the file again"
         raise DamagedGroup(reason) from error
@@ -242,64 +243,52 @@ def _give_back_memory() -> None:
     pyarrow.default_memory_pool().release_unused()
 
 
-class Rows:
-    """Rows on their way into a copy, written in batches of about AT_ONCE bytes."""
+class CopyWriter:
+    """Writes rows of a parquet into a copy, each picture with the first row that shows it. All raises OSError."""
 
     def __init__(self, writer: pyarrow.ipc.RecordBatchFileWriter, schema: pyarrow.Schema):
         self.writer, self.schema = writer, schema
         self.numbers: dict[bytes, int] = {}  # of each picture, by the sha256 of its bytes
-        self._begin()
 
-    def _begin(self) -> None:
-        self.texts: list[pyarrow.Array] = []
-        self.contents, self.lengths = bytearray(), array("q")  # of new pictures
-        self.new, self.shows, self.shown = array("q"), array("q"), array("q")  # pictures a row; numbers of all
-
-    def add(self, texts: pyarrow.Array, pictures: list[list[pyarrow.Buffer]]) -> None:
-        """Raises OSError, as all that writes here does."""
-        self.texts.append(texts)
+    def write(self, texts: pyarrow.Array, pictures: list[list[pyarrow.Buffer]]) -> None:
+        contents, lengths = bytearray(), []  # of the pictures that are new
+        new_in_row, shown_in_row, shown = [], [], []
         for row in pictures:
-            before = len(self.lengths)
+            known = len(self.numbers)
             for picture in row:
                 digest = hashlib.sha256(picture).digest()
                 if digest not in self.numbers:
                     self.numbers[digest] = len(self.numbers)
-                    self.contents += picture
-                    self.lengths.append(len(picture))
-                self.shown.append(self.numbers[digest])
-            self.new.append(len(self.lengths) - before)
-            self.shows.append(len(row))
-        if len(self.contents) + sum(texts.nbytes for texts in self.texts) > AT_ONCE:
-            self.flush()
+                    contents += picture
+                    lengths.append(len(picture))
+                shown.append(self.numbers[digest])
+            new_in_row.append(len(self.numbers) - known)
+            shown_in_row.append(len(row))
+        buffers = [None, _offsets(lengths), pyarrow.py_buffer(contents)]
+        new = pyarrow.Array.from_buffers(BYTES, len(lengths), buffers)
+        numbers = pyarrow.Array.from_buffers(NUMBER, len(shown), [None, pyarrow.py_buffer(np.array(shown, np.int64))])
+        damage = pyarrow.nulls(len(texts), pyarrow.string())
+        self._write([texts, _lists(new_in_row, new), _lists(shown_in_row, numbers), damage])
 
-    def add_empty(self, rows: int, reason: str) -> None:
+    def write_damaged(self, rows: int, reason: str) -> None:
         """Rows of which nothing is known but why."""
-        self.flush()
         for start in range(0, rows, EMPTY_AT_ONCE):
             count = min(EMPTY_AT_ONCE, rows - start)
-            self.texts = [pyarrow.nulls(count, self.schema.field(TEXTS).type)]
-            self.new = self.shows = array("q", bytes(8 * count))
-            self.flush(pyarrow.array([reason] * count, pyarrow.string()))
+            empty = [pyarrow.nulls(count, field.type) for field in self.schema]
+            self._write([*empty[:-1], pyarrow.repeat(reason, count)])
 
-    def flush(self, damage: pyarrow.Array | None = None) -> None:
-        if self.texts:
-            texts = pyarrow.concat_arrays(self.texts)
-            ends, contents = _ends(self.lengths), pyarrow.py_buffer(self.contents)
-            pictures = pyarrow.Array.from_buffers(BYTES, len(self.lengths), [None, ends, contents])
-            shown = pyarrow.Array.from_buffers(NUMBER, len(self.shown), [None, pyarrow.py_buffer(self.shown)])
-            damage = pyarrow.nulls(len(texts), pyarrow.string()) if damage is None else damage
-            columns = [texts, _lists(self.new, pictures), _lists(self.shows, shown), damage]
-            self.writer.write_batch(pyarrow.record_batch(columns, schema=self.schema))
-        self._begin()
+    def _write(self, columns: list[pyarrow.Array]) -> None:
+        self.writer.write_batch(pyarrow.record_batch(columns, schema=self.schema))
 
 
 # Out of buffers: pyarrow.array looks whether it is given something of pandas, and loads it for that, which takes 30 MB.
 
 
-def _ends(lengths: array) -> pyarrow.Buffer:
+def _offsets(lengths: list[int]) -> pyarrow.Buffer:
     return pyarrow.py_buffer(np.cumsum([0, *lengths], dtype=np.int64))
 
 
-def _lists(lengths: array, values: pyarrow.Array) -> pyarrow.Array:
+def _lists(lengths: list[int], values: pyarrow.Array) -> pyarrow.Array:
+    """Lists of these lengths, with `values` one after the other."""
     kind = pyarrow.large_list(values.type)
-    return pyarrow.Array.from_buffers(kind, len(lengths), [None, _ends(lengths)], children=[values])
+    return pyarrow.Array.from_buffers(kind, len(lengths), [None, _offsets(lengths)], children=[values])

@@ -8,7 +8,7 @@ import pyarrow
 
 from dataset.formats import BadSample, Sample, check_number, make_sample, parse
 from dataset.limits import PictureLimits
-from dataset.parquet_copy import BYTES, TEXTS, copy_of
+from dataset.parquet_copy import BYTES, TEXTS, arrow_copy
 
 
 class ParquetRows(Sequence):
@@ -20,12 +20,12 @@ class ParquetRows(Sequence):
 
     def __init__(self, path: Path, copies: Path, say: Callable, limits: PictureLimits):
         """copies: the folder for the copy where it cannot lie beside the parquet."""
-        self.path, self.limits, self.copy = path, limits, copy_of(path, copies, say)
+        self.path, self.limits, self.copy = path, limits, arrow_copy(path, copies, say)
         self._columns: dict[str, pyarrow.ChunkedArray] | None = None
         self._rows = len(self._open()[TEXTS])
 
     def _open(self) -> dict[str, pyarrow.ChunkedArray]:
-        """The copy's columns, `pictures` as one row of all, so that a number finds its picture."""
+        """The copy's columns; `pictures` is flattened, so that a picture's number is its index."""
         if self._columns is None:
             table = pyarrow.ipc.open_file(pyarrow.memory_map(str(self.copy))).read_all()
             columns = dict(zip(table.column_names, table.columns, strict=True))
