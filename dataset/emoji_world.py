@@ -9,7 +9,7 @@ concepts is in both splits.
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
@@ -20,13 +20,14 @@ from PIL import Image, ImageDraw, ImageFont
 from model.messages import UserError
 
 IMAGE_SIZE = 224  # pixels per side
-PATCH_SIZE = 16  # pixels per side, for patch_labels
+PATCH_SIZE = 16  # pixels per side
+GRID = IMAGE_SIZE // PATCH_SIZE  # patches per side
 GROUPS = 16
 GLYPH_SIZE = 128  # pixels per side of the cached drawings
 LANGUAGES = ("en", "zh")
 KINDS = ("what", "at", "where", "count", "colour", "yesno")
-PRACTICE = (2, 4, 4, 1, 1, 4)  # how often conversations ask each kind: looking things up takes more than two glances
-TALK = 3  # turns of the one conversation a scene that has several
+KIND_WEIGHTS = (2, 4, 4, 1, 1, 4)  # how often conversations ask each kind: looking a thing up is harder to learn
+TALK = 3  # questions of the one conversation of each scene that has several
 PLACES = {
     "en": ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right"),
     "zh": ("左上", "上方", "右上", "左边", "中间", "右边", "左下", "下方", "右下"),
@@ -190,9 +191,8 @@ def _draw(thing: Thing) -> Image.Image:
 def render(scene: Scene) -> tuple[Image.Image, list[list[int]]]:
     """The picture, RGB 224 x 224, and for each of its 14 x 14 patches the number of the thing that covers it, or -1."""
     picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), scene.rgb)
-    grid = IMAGE_SIZE // PATCH_SIZE
-    labels = [[-1] * grid for _ in range(grid)]
-    covered = [[89] * grid for _ in range(grid)]  # of 255: a patch belongs to the thing on more than 35 % of it
+    labels = [[-1] * GRID for _ in range(GRID)]
+    covered = [[89] * GRID for _ in range(GRID)]  # of 255: a patch belongs to the thing on more than 35 % of it
     for number, thing in enumerate(scene.things):
         glyph = _draw(thing)
         corner = (round(thing.x - glyph.width / 2), round(thing.y - glyph.height / 2))
@@ -200,7 +200,7 @@ def render(scene: Scene) -> tuple[Image.Image, list[list[int]]]:
         mask = Image.new("L", picture.size)
         mask.paste(glyph.getchannel("A"), corner)
         for position, coverage in enumerate(mask.reduce(PATCH_SIZE).tobytes()):
-            row, column = divmod(position, grid)
+            row, column = divmod(position, GRID)
             if coverage > covered[row][column]:
                 covered[row][column], labels[row][column] = coverage, number
     return picture, labels
@@ -210,28 +210,37 @@ def name(concept: int, language: str) -> str:
     return getattr(concepts()[concept], language)
 
 
+def ground_phrase(ground: int, language: str) -> str:
+    colour = COLOURS[language][ground]
+    return f"{colour}背景" if language == "zh" else f"{colour} ground"
+
+
+def count_phrase(scene: Scene, language: str) -> str:
+    number = NUMBERS[language][len(scene.things) - 1]
+    if language == "zh":
+        return f"{number}样东西"
+    return f"{number} thing" if len(scene.things) == 1 else f"{number} things"
+
+
 def caption(scene: Scene, language: str) -> str:
     """One sentence that says everything: how many things, the ground's colour, each thing and its place."""
-    number, ground = NUMBERS[language][len(scene.things) - 1], COLOURS[language][scene.ground]
+    count, ground = count_phrase(scene, language), ground_phrase(scene.ground, language)
     names = [(name(thing.concept, language), PLACES[language][thing.place]) for thing in scene.things]
     if language == "zh":
-        return f"{ground}背景上有{number}样东西：" + "，".join(f"{place}是{what}" for what, place in names) + "。"
-    things = "thing" if len(names) == 1 else "things"
+        return f"{ground}上有{count}：" + "，".join(f"{place}是{what}" for what, place in names) + "。"
     listed = ", ".join(f"{what} at the {place}" for what, place in names)
     article = "an" if ground[0] in "aeiou" else "a"
-    return f"{number.capitalize()} {things} on {article} {ground} ground: {listed}."
+    return f"{count.capitalize()} on {article} {ground}: {listed}."
 
 
 def notes(scene: Scene, language: str, rng: Random) -> str:
     """The scene as scattered remarks, some repeated, in any order: what a reader of patches gets, in words."""
     space = "" if language == "zh" else " "
-    ground, number = COLOURS[language][scene.ground], NUMBERS[language][len(scene.things) - 1]
     remarks = [PLACES[language][thing.place] + space + name(thing.concept, language) for thing in scene.things]
-    remarks.append(f"{ground}背景" if language == "zh" else f"{ground} ground")
+    remarks.append(ground_phrase(scene.ground, language))
     remarks *= rng.choice((1, 1, 2, 4))
     if rng.random() < 0.5:  # otherwise they must be counted
-        things = "thing" if len(scene.things) == 1 else "things"
-        remarks.append(f"{number}样东西" if language == "zh" else f"{number} {things}")
+        remarks.append(count_phrase(scene, language))
     rng.shuffle(remarks)
     return ("，" if language == "zh" else ", ").join(remarks)
 
@@ -289,59 +298,67 @@ CAPTION_REQUESTS = {
 }
 
 
-def caption_turns(scene: Scene, rng: Random) -> list[dict]:
+def conversation(pairs: Iterable[tuple[str, str]], context: str = "") -> list[dict]:
+    """Messages of questions and answers, after a context that the first question stands under."""
+    messages = []
+    for question, answer in pairs:
+        content = f"{context}\n{question}" if context and not messages else question
+        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    return messages
+
+
+def caption_conversation(scene: Scene, rng: Random) -> list[dict]:
     """Stage 1's conversation: a request and the caption, in one language."""
-    language = rng.choice(LANGUAGES)
-    return _turns("<image>", [(rng.choice(CAPTION_REQUESTS[language]), caption(scene, language))])
+    return conversation([_caption_pair(scene, rng.choice(LANGUAGES), rng)], "<image>")
 
 
-def questions(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
-    """Stage 2's conversations about one picture: a caption, `count` single questions and one talk of a few turns.
+def question_conversations(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
+    """Stage 2's conversations about one picture: `count` single questions, one conversation of a few, and a caption.
 
-    Each question stands alone, because in a talk one turn's words give away the next one's answer ("where is the cat?"
-    tells what there is), and a reader of turns need not look at the picture.
+    Each question stands alone, because in a conversation of several an answer can be guessed from the words before it
+    ("where is the cat?" tells what there is), without a look at the picture.
     """
-    return _conversations("<image>", scene, rng, count, vocabulary, rng.choice(LANGUAGES))
+    talks = _talks(scene, rng, count, vocabulary, rng.choice(LANGUAGES))
+    return [conversation(pairs, "<image>") for pairs in talks]
 
 
-def reading(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
+def reading_conversations(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
     """The base decoder's practice: the same requests about a scene in words, often in the other language."""
     language = rng.choice(LANGUAGES)
     if rng.random() < 0.2:
-        return _conversations(caption(scene, language), scene, rng, count, vocabulary, None)
-    return _conversations(notes(scene, language, rng), scene, rng, count, vocabulary, rng.choice(LANGUAGES))
+        context, caption_language = caption(scene, language), None
+    else:
+        context, caption_language = notes(scene, language, rng), rng.choice(LANGUAGES)
+    return [conversation(pairs, context) for pairs in _talks(scene, rng, count, vocabulary, caption_language)]
 
 
-def word_turns(rng: Random, count: int, vocabulary: int | None = None, zipf: float = 0.0) -> list[dict]:
+def translation_conversation(rng: Random, count: int, vocabulary: int | None = None, zipf: float = 0.0) -> list[dict]:
     """The base decoder's dictionary: names in the other language."""
     size = vocabulary or len(concepts())
     pairs = []
     for concept in rng.choices(range(size), frequencies(size, zipf), k=count):
         english, chinese = name(concept, "en"), name(concept, "zh")
-        to_chinese = rng.random() < 0.5
-        pairs.append(
-            (f"{english}用中文怎么说？", chinese) if to_chinese else (f"What is {chinese} in English?", english)
-        )
-    return _turns("", pairs)
+        if rng.random() < 0.5:
+            pairs.append((f"{english}用中文怎么说？", chinese))
+        else:
+            pairs.append((f"What is {chinese} in English?", english))
+    return conversation(pairs)
 
 
-def _conversations(
-    context: str, scene: Scene, rng: Random, count: int, vocabulary: int | None, caption_language: str | None
-) -> list[list[dict]]:
-    kinds = rng.choices(KINDS, PRACTICE, k=count + TALK)
+def _caption_pair(scene: Scene, language: str, rng: Random) -> tuple[str, str]:
+    return rng.choice(CAPTION_REQUESTS[language]), caption(scene, language)
+
+
+def _talks(
+    scene: Scene, rng: Random, count: int, vocabulary: int | None, caption_language: str | None
+) -> list[list[tuple[str, str]]]:
+    """Questions and answers: up to `count` that stand alone, up to TALK together, and a request for the caption."""
+    kinds = rng.choices(KINDS, KIND_WEIGHTS, k=count + TALK)
     asked = [ask(scene, kind, rng.choice(LANGUAGES), rng, vocabulary) for kind in kinds]
     talks = [[pair] for pair in dict.fromkeys(asked[TALK:])] + [list(dict.fromkeys(asked[:TALK]))]
     if caption_language:
-        talks.append([(rng.choice(CAPTION_REQUESTS[caption_language]), caption(scene, caption_language))])
-    return [_turns(context, pairs) for pairs in talks]
-
-
-def _turns(context: str, pairs: Sequence[tuple[str, str]]) -> list[dict]:
-    turns = []
-    for number, (question, answer) in enumerate(pairs):
-        content = f"{context}\n{question}" if number == 0 and context else question
-        turns += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-    return turns
+        talks.append([_caption_pair(scene, caption_language, rng)])
+    return talks
 
 
 def attribution() -> str:

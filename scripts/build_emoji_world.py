@@ -33,12 +33,13 @@ def practice(arguments: argparse.Namespace) -> Iterator[dict]:
         rng = Random(f"reading:{arguments.seed}:{index}")
         scene = world.sample_scene(_seed("llm", arguments), "train", index, arguments.concepts, zipf=ZIPF)
         if index % 16 == 0:
-            yield {"conversations": world.word_turns(rng, arguments.questions, arguments.concepts, ZIPF)}
+            messages = world.translation_conversation(rng, arguments.questions, arguments.concepts, ZIPF)
+            yield {"conversations": messages}
         elif index % 64 == 1:
             yield {"text": world.caption(scene, rng.choice(world.LANGUAGES))}
         else:
-            for turns in world.reading(scene, rng, arguments.questions, arguments.concepts):
-                yield {"conversations": turns}
+            for messages in world.reading_conversations(scene, rng, arguments.questions, arguments.concepts):
+                yield {"conversations": messages}
 
 
 def strangers(arguments: argparse.Namespace) -> Iterator[dict]:
@@ -48,57 +49,60 @@ def strangers(arguments: argparse.Namespace) -> Iterator[dict]:
     times the loss of a uniform guess. From these it learns that strange words follow strange ones.
     """
     tokenizer = load_tokenizer()
-    texts = [tokenizer.decode([number]) for number in range(tokenizer.vocab_size)]  # the commoner, the earlier
-    words = {"en": [text for text in texts if re.fullmatch(" [a-z]{2,}", text)],
-             "zh": [text for text in texts if re.fullmatch("[\u4e00-\u9fff]+", text)]}  # fmt: skip
-    shares = {language: [1 / (rank + 10) for rank in range(len(words[language]))] for language in words}
+    tokens = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]  # the commoner, the earlier
+    patterns = {"en": " [a-z]{2,}", "zh": "[\u4e00-\u9fff]+"}
+    words = {
+        language: [token for token in tokens if re.fullmatch(pattern, token)] for language, pattern in patterns.items()
+    }
+    weights = {language: [1 / (rank + 10) for rank in range(len(words[language]))] for language in words}
     rng = Random(f"strangers:{arguments.seed}")
     for _ in range(arguments.strangers):
         language = rng.choice(world.LANGUAGES)
-        said = [rng.choices(words[language], shares[language], k=rng.randint(1, 12)) for _ in range(2)]
-        question, answer = ("".join(part).strip().capitalize() + rng.choice(ENDINGS[language]) for part in said)
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        yield {"conversations": turns}
+        texts = [rng.choices(words[language], weights[language], k=rng.randint(1, 12)) for _ in range(2)]
+        pair = ["".join(text).strip().capitalize() + rng.choice(ENDINGS[language]) for text in texts]
+        yield {"conversations": world.conversation([pair])}
 
 
-def pictured(stage: str, count: int, arguments: argparse.Namespace) -> Iterator[dict]:
-    for index in range(count):
-        rng = Random(f"{stage}:{arguments.seed}:{index}")
-        scene = world.sample_scene(_seed(stage, arguments), "train", index, arguments.concepts)
-        image = _draw(scene, arguments, f"{stage}_{index:06d}.jpg")
+def with_picture(stage: str, count: int, arguments: argparse.Namespace) -> Iterator[dict]:
+    for _, rng, scene, image in _drawn_scenes(stage, "train", count, arguments):
         if stage == "pretrain":
-            conversations = [world.caption_turns(scene, rng)]
+            conversations = [world.caption_conversation(scene, rng)]
         else:
-            conversations = world.questions(scene, rng, arguments.questions, arguments.concepts)
-        for turns in conversations:
-            yield {"image": image, "conversations": turns}
+            conversations = world.question_conversations(scene, rng, arguments.questions, arguments.concepts)
+        for messages in conversations:
+            yield {"image": image, "conversations": messages}
 
 
 def held_out(arguments: argparse.Namespace) -> Iterator[dict]:
-    for index in range(arguments.held_out):
-        rng = Random(f"held_out:{arguments.seed}:{index}")
-        scene = world.sample_scene(_seed("held_out", arguments), "held_out", index, arguments.concepts)
-        image = _draw(scene, arguments, f"held_out_{index:06d}.jpg")
+    for index, rng, scene, image in _drawn_scenes("held_out", "held_out", arguments.held_out, arguments):
         for number, kind in enumerate(world.KINDS):
             language = world.LANGUAGES[(index + number) % 2]
-            question, answer = world.ask(scene, kind, language, rng, arguments.concepts)
-            turns = [{"role": "user", "content": f"<image>\n{question}"}, {"role": "assistant", "content": answer}]
-            yield {"image": image, "kind": kind, "language": language, "conversations": turns}
+            pair = world.ask(scene, kind, language, rng, arguments.concepts)
+            messages = world.conversation([pair], "<image>")
+            yield {"image": image, "kind": kind, "language": language, "conversations": messages}
+
+
+def _drawn_scenes(
+    name: str, split: str, count: int, arguments: argparse.Namespace
+) -> Iterator[tuple[int, Random, world.Scene, str]]:
+    """Scenes whose pictures are written: number, random numbers for their words, scene, name of the picture."""
+    for index in range(count):
+        scene = world.sample_scene(_seed(name, arguments), split, index, arguments.concepts)
+        image = f"{name}_{index:06d}.jpg"
+        world.render(scene)[0].save(arguments.output / "images" / image, quality=92)
+        yield index, Random(f"{name}:{arguments.seed}:{index}"), scene, image
 
 
 def _seed(name: str, arguments: argparse.Namespace) -> int:
     return arguments.seed * 10 + SEEDS[name]
 
 
-def _draw(scene: world.Scene, arguments: argparse.Namespace, name: str) -> str:
-    picture, _ = world.render(scene)
-    picture.save(arguments.output / "images" / name, quality=92)
-    return name
-
-
 def write(path: Path, records: Iterable[dict]) -> None:
+    count = 0
     with path.open("w", encoding="utf-8") as file:
-        count = sum(bool(file.write(json.dumps(record, ensure_ascii=False) + "\n")) for record in records)
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += 1
     print(f"{path}: {counted(count, 'lines')}")
 
 
@@ -121,7 +125,7 @@ def main() -> None:
         write(arguments.output / "llm.jsonl", chain(practice(arguments), strangers(arguments)))
     for stage in ("pretrain", "sft"):
         if count := getattr(arguments, stage):
-            write(arguments.output / f"{stage}.jsonl", pictured(stage, count, arguments))
+            write(arguments.output / f"{stage}.jsonl", with_picture(stage, count, arguments))
     if arguments.held_out:
         write(arguments.output / "held_out.jsonl", held_out(arguments))
     (arguments.output / "LICENSE.txt").write_text(world.attribution() + "\n")

@@ -136,7 +136,7 @@ def test_conversations_about_a_picture():
     for index in range(80):
         scene = world.sample_scene(9, "train", index, 128)
         singles, talks, [(request, caption)], contexts = split_conversations(
-            world.questions(scene, Random(index), 10, 128)
+            world.question_conversations(scene, Random(index), 10, 128)
         )
         assert contexts == {"<image>"}
         assert 4 <= len(singles) <= 11 and len(talks) <= 1
@@ -148,7 +148,7 @@ def test_conversations_about_a_picture():
                 kinds[kind_of(scene, language, question, answer)] += 1
                 languages[language] += 1
         assert caption == world.caption(scene, language_of(request))
-        [(opening, alone)] = check_turns(world.caption_turns(scene, Random(index)))
+        [(opening, alone)] = check_turns(world.caption_conversation(scene, Random(index)))
         assert opening.startswith("<image>\n") and alone == world.caption(scene, language_of(opening))
         captions[request] += 1
     assert talked > 160
@@ -162,7 +162,9 @@ def test_reading_practice_is_true_of_its_scene():
     ways = Counter()
     for index in range(80):
         scene = world.sample_scene(4, "train", index, 128)
-        singles, talks, captions, contexts = split_conversations(world.reading(scene, Random(index), 6, 128))
+        singles, talks, captions, contexts = split_conversations(
+            world.reading_conversations(scene, Random(index), 6, 128)
+        )
         [context] = contexts
         described = context in [world.caption(scene, language) for language in ("en", "zh")]
         ways["caption" if described else "notes"] += 1
@@ -203,7 +205,7 @@ def test_dictionary_turns_are_right():
     chinese = {concept.en: concept.zh for concept in world.concepts()[:128]}
     directions = Counter()
     for seed in range(20):
-        for question, answer in check_turns(world.word_turns(Random(seed), 10, 128)):
+        for question, answer in check_turns(world.translation_conversation(Random(seed), 10, 128)):
             to_chinese, to_english = (
                 re.fullmatch("(.+)用中文怎么说？", question),
                 re.fullmatch(r"What is (.+) in English\?", question),
