@@ -309,7 +309,8 @@ def conversation(pairs: Iterable[tuple[str, str]], context: str = "") -> list[di
 
 def caption_conversation(scene: Scene, rng: Random) -> list[dict]:
     """Stage 1's conversation: a request and the caption, in one language."""
-    return conversation([_caption_pair(scene, rng.choice(LANGUAGES), rng)], "<image>")
+    language = rng.choice(LANGUAGES)
+    return conversation([(rng.choice(CAPTION_REQUESTS[language]), caption(scene, language))], "<image>")
 
 
 def question_conversations(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
@@ -318,18 +319,15 @@ def question_conversations(scene: Scene, rng: Random, count: int, vocabulary: in
     Each question stands alone, because in a conversation of several an answer can be guessed from the words before it
     ("where is the cat?" tells what there is), without a look at the picture.
     """
-    talks = _talks(scene, rng, count, vocabulary, rng.choice(LANGUAGES))
-    return [conversation(pairs, "<image>") for pairs in talks]
+    return _conversations("<image>", scene, rng, count, vocabulary, rng.choice(LANGUAGES))
 
 
 def reading_conversations(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
     """The base decoder's practice: the same requests about a scene in words, often in the other language."""
     language = rng.choice(LANGUAGES)
     if rng.random() < 0.2:
-        context, caption_language = caption(scene, language), None
-    else:
-        context, caption_language = notes(scene, language, rng), rng.choice(LANGUAGES)
-    return [conversation(pairs, context) for pairs in _talks(scene, rng, count, vocabulary, caption_language)]
+        return _conversations(caption(scene, language), scene, rng, count, vocabulary, None)
+    return _conversations(notes(scene, language, rng), scene, rng, count, vocabulary, rng.choice(LANGUAGES))
 
 
 def translation_conversation(rng: Random, count: int, vocabulary: int | None = None, zipf: float = 0.0) -> list[dict]:
@@ -345,20 +343,15 @@ def translation_conversation(rng: Random, count: int, vocabulary: int | None = N
     return conversation(pairs)
 
 
-def _caption_pair(scene: Scene, language: str, rng: Random) -> tuple[str, str]:
-    return rng.choice(CAPTION_REQUESTS[language]), caption(scene, language)
-
-
-def _talks(
-    scene: Scene, rng: Random, count: int, vocabulary: int | None, caption_language: str | None
-) -> list[list[tuple[str, str]]]:
-    """Questions and answers: up to `count` that stand alone, up to TALK together, and a request for the caption."""
+def _conversations(
+    context: str, scene: Scene, rng: Random, count: int, vocabulary: int | None, caption_language: str | None
+) -> list[list[dict]]:
     kinds = rng.choices(KINDS, KIND_WEIGHTS, k=count + TALK)
     asked = [ask(scene, kind, rng.choice(LANGUAGES), rng, vocabulary) for kind in kinds]
     talks = [[pair] for pair in dict.fromkeys(asked[TALK:])] + [list(dict.fromkeys(asked[:TALK]))]
     if caption_language:
-        talks.append([_caption_pair(scene, caption_language, rng)])
-    return talks
+        talks.append([(rng.choice(CAPTION_REQUESTS[caption_language]), caption(scene, caption_language))])
+    return [conversation(pairs, context) for pairs in talks]
 
 
 def attribution() -> str:

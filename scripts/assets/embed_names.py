@@ -10,10 +10,10 @@ both languages and its patches then lie together: what is read in one carries ov
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from dataset import emoji_world as world
 from model.command_line import CommandLine
@@ -21,8 +21,9 @@ from model.messages import UserError
 from model.processing import load_tokenizer
 from model.tower_folder import read_tower
 from model.vision_encoder import normalize_pixels
+from scripts.assets.train_tower import Scenes
 
-SHARED = 0.8  # of a name's embedding is its thing's; the rest, 0.6 of the length, tells its tokens apart
+COMMON = 0.8  # of a name's embedding is its thing's; the rest, 0.6 of the length, tells its tokens apart
 LENGTH = 0.28  # of an embedding, as the decoder's own initialisation has it at 192 wide
 
 
@@ -31,15 +32,11 @@ def concept_directions(vision_model: Path, pictures: int, batch_size: int = 32) 
     """Unit vectors [concepts, tower width], from the patches that things cover in training scenes."""
     tower, _ = read_tower(vision_model)
     features, labels = [], []
-    for start in range(0, pictures, batch_size):
-        scenes = [world.sample_scene(9, "train", i, max_things=9) for i in range(start, start + batch_size)]
-        drawn = [world.render(scene) for scene in scenes]
-        pixels = torch.from_numpy(np.stack([np.array(picture).transpose(2, 0, 1) for picture, _ in drawn]))
-        patches = tower(normalize_pixels(pixels)).last_hidden_state[:, 1:]
-        for scene, (_, grid), row in zip(scenes, drawn, patches, strict=True):
-            things = torch.tensor([thing.concept for thing in scene.things] + [-1])[torch.tensor(grid).flatten()]
-            features.append(row[things >= 0])
-            labels.append(things[things >= 0])
+    for batch in DataLoader(Scenes(9, "train", pictures, max_things=9), batch_size):
+        patches = tower(normalize_pixels(batch["pixels"])).last_hidden_state[:, 1:]  # [pictures, 196, width]
+        on_thing = batch["concept"] >= 0
+        features.append(patches[on_thing])
+        labels.append(batch["concept"][on_thing])
     features, labels = torch.cat(features).double(), torch.cat(labels)
     count = len(world.concepts())
     sums = torch.zeros(count, features.shape[1], dtype=torch.float64).index_add_(0, labels, features)
@@ -60,9 +57,9 @@ def token_embeddings(directions: torch.Tensor, seed: int = 42) -> dict[str, torc
             for token in ids:  # a token of several names gets their mean, nearer to those that it spells alone
                 parts.setdefault(token, []).append(directions[number] / len(ids))
     token_ids = torch.tensor(sorted(parts))
-    shared = F.normalize(torch.stack([torch.stack(parts[int(token)]).sum(0) for token in token_ids]), dim=-1)
+    common = F.normalize(torch.stack([torch.stack(parts[int(token)]).sum(0) for token in token_ids]), dim=-1)
     own = torch.randn(len(token_ids), width, generator=torch.Generator().manual_seed(seed))
-    mixed = SHARED * shared + (1 - SHARED**2) ** 0.5 * F.normalize(own, dim=-1)
+    mixed = COMMON * common + (1 - COMMON**2) ** 0.5 * F.normalize(own, dim=-1)
     return {"token_ids": token_ids, "embeddings": LENGTH * mixed}
 
 

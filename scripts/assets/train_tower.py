@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
 from dataset import emoji_world as world
@@ -33,31 +35,27 @@ GROUND_PATCHES = 12  # a picture, picked at random: most of the 196 show the gro
 KEPT_PATCHES = 96  # a picture, while patches are left out
 
 
-class Scenes(torch.utils.data.IterableDataset):
-    """An endless stream of training scenes: pixels, per-patch labels, caption."""
+class Scenes(Dataset):
+    """Drawn scenes with a label for each of the 196 patches; -1 where a patch shows the ground."""
 
-    def __init__(self, seed: int, split: str, start: int, count: int, max_things: int, zipf: float):
-        self.arguments = (seed, split, max_things, zipf)
-        self.indices = range(start, start + count)
+    def __init__(self, seed: int, split: str, count: int, max_things: int, zipf: float = 0.0):
+        self.seed, self.split, self.count, self.max_things, self.zipf = seed, split, count, max_things, zipf
 
-    def __iter__(self):
-        seed, split, max_things, zipf = self.arguments
-        worker = torch.utils.data.get_worker_info()
-        indices = self.indices[worker.id :: worker.num_workers] if worker else self.indices
-        for index in indices:
-            scene = world.sample_scene(seed, split, index, max_things=max_things, zipf=zipf)
-            picture, labels = world.render(scene)
-            patches = np.array(labels).reshape(-1)
-            concepts = np.array([thing.concept for thing in scene.things] + [-1])
-            places = np.array([thing.place for thing in scene.things] + [-1])
-            yield {
-                "pixels": torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy()),
-                "concept": torch.from_numpy(concepts[patches]),
-                "place": torch.from_numpy(places[patches]),
-                "ground": scene.ground,
-                "count": len(scene.things) - 1,
-                "caption": world.caption(scene, world.LANGUAGES[index % 2]),
-            }
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        scene = world.sample_scene(self.seed, self.split, index, max_things=self.max_things, zipf=self.zipf)
+        picture, labels = world.render(scene)
+        labels = torch.tensor(labels).flatten()  # [196], numbers of things
+        return {
+            "pixels": torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy()),
+            "concept": torch.tensor([thing.concept for thing in scene.things] + [-1])[labels],
+            "place": torch.tensor([thing.place for thing in scene.things] + [-1])[labels],
+            "ground": scene.ground,
+            "count": len(scene.things) - 1,
+            "caption": world.caption(scene, world.LANGUAGES[index % 2]),
+        }
 
 
 class PhraseEncoder(nn.Module):
@@ -89,8 +87,8 @@ class PatchTextModel(nn.Module):
         self.log_scale = nn.Parameter(torch.full((4,), 2.5))  # one temperature a kind of phrase
         self.phrases = {
             language: {
-                "names": [world.name(c, language) for c in range(len(world.concepts()))]
-                + [f"{colour}背景" if language == "zh" else f"{colour} ground" for colour in world.COLOURS[language]],
+                "names": [world.name(concept, language) for concept in range(len(world.concepts()))],
+                "grounds": [world.ground_phrase(ground, language) for ground in range(len(world.GROUND_RGB))],
                 "places": list(world.PLACES[language]),
                 "counts": list(world.NUMBERS[language]),
             }
@@ -120,22 +118,20 @@ class PatchTextModel(nn.Module):
         patches, pictures = self.patches(batch["pixels"], kept)
         scale = self.log_scale.clamp(max=4.6).exp()
         phrases = {kind: self.text(texts) for kind, texts in self.phrases[language].items()}
-        on_thing = batch["concept"] >= 0
+        names = torch.cat([phrases["names"], phrases["grounds"]])
+        on_thing = batch["concept"] >= 0  # [batch, patches]
         on_ground = ~on_thing & (torch.rand(on_thing.shape, device=on_thing.device) < GROUND_PATCHES / 196)
         things, grounds = patches[on_thing], patches[on_ground]
-        ground_names = len(world.concepts()) + batch["ground"][:, None].expand_as(on_thing)[on_ground]
+        ground_names = len(phrases["names"]) + batch["ground"][:, None].expand_as(on_thing)[on_ground]
         counts = batch["count"][:, None].expand_as(on_thing)
-        either = torch.cat([things, grounds])
-        captions = self.text(batch["caption"])
-        pairs = scale[3] * pictures @ captions.T
+        counts = torch.cat([counts[on_thing], counts[on_ground]])
+        pairs = scale[3] * pictures @ self.text(batch["caption"]).T  # [batch, batch]
         diagonal = torch.arange(len(pairs), device=pairs.device)
         return {
-            "name": F.cross_entropy(scale[0] * things @ phrases["names"].T, batch["concept"][on_thing]),
-            "ground": F.cross_entropy(scale[0] * grounds @ phrases["names"].T, ground_names),
+            "name": F.cross_entropy(scale[0] * things @ names.T, batch["concept"][on_thing]),
+            "ground": F.cross_entropy(scale[0] * grounds @ names.T, ground_names),
             "place": F.cross_entropy(scale[1] * things @ phrases["places"].T, batch["place"][on_thing]),
-            "count": F.cross_entropy(
-                scale[2] * either @ phrases["counts"].T, torch.cat([counts[on_thing], counts[on_ground]])
-            ),
+            "count": F.cross_entropy(scale[2] * torch.cat([things, grounds]) @ phrases["counts"].T, counts),
             "contrastive": (F.cross_entropy(pairs, diagonal) + F.cross_entropy(pairs.T, diagonal)) / 2,
         }
 
@@ -145,41 +141,37 @@ LOSS_WEIGHTS = {"name": 1.0, "ground": 0.2, "place": 0.3, "count": 0.2, "contras
 
 @torch.no_grad()
 def evaluate(model: PatchTextModel, device: torch.device, count: int = 400) -> dict[str, float]:
-    """On held-out scenes of one to four things, all concepts alike: shares of patches and of pictures named right."""
+    """On held-out scenes of one to four things, all concepts alike: fractions of patches and pictures named right."""
     model.eval()
-    loader = torch.utils.data.DataLoader(Scenes(1, "held_out", 0, count, 4, zipf=0.0), batch_size=50)
-    right = dict.fromkeys(("patch_en", "patch_zh", "common_patch_en", "place", "count", "ground", "zero_shot_en"), 0.0)
-    total = dict.fromkeys(right, 0)
-
-    def add(key: str, hits: torch.Tensor) -> None:
-        right[key] += hits.sum().item()
-        total[key] += hits.numel()
-
-    for batch in loader:
-        batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+    correct = defaultdict(list)
+    phrases = {language: {kind: model.text(texts) for kind, texts in kinds.items()}
+               for language, kinds in model.phrases.items()}  # fmt: skip
+    for batch in DataLoader(Scenes(1, "held_out", count, 4), batch_size=50):
+        batch = to_device(batch, device)
         patches, pictures = model.patches(batch["pixels"])
-        on_thing, names = batch["concept"] >= 0, len(world.concepts())
-        truth = batch["concept"][on_thing]
+        on_thing, alone = batch["concept"] >= 0, batch["count"] == 0
+        things, truth = patches[on_thing], batch["concept"][on_thing]
+        grounds, true_grounds = patches[~on_thing], batch["ground"][:, None].expand_as(on_thing)[~on_thing]
         for language in world.LANGUAGES:
-            guess = (patches[on_thing] @ model.text(model.phrases[language]["names"][:names]).T).argmax(-1)
-            add(f"patch_{language}", guess == truth)
-            if language == "en":
-                add("common_patch_en", (guess == truth)[truth < 128])
-        places = model.text(model.phrases["en"]["places"])
-        add("place", (patches[on_thing] @ places.T).argmax(-1) == batch["place"][on_thing])
-        counts = patches @ model.text(model.phrases["en"]["counts"]).T
-        add("count", counts.mean(1).argmax(-1) == batch["count"])
-        grounds = model.text(model.phrases["en"]["names"][names:])
-        add(
-            "ground",
-            (patches[~on_thing] @ grounds.T).argmax(-1) == batch["ground"][:, None].expand_as(on_thing)[~on_thing],
-        )
-        single = batch["count"] == 0
-        alone = batch["concept"][single].max(-1).values
-        names_en = model.text(model.phrases["en"]["names"][:names])
-        add("zero_shot_en", (pictures[single] @ names_en.T).argmax(-1) == alone)
+            correct[f"patch_{language}"].append(nearest(things, phrases[language]["names"]) == truth)
+        english = phrases["en"]
+        correct["common_patch_en"].append(correct["patch_en"][-1][truth < 128])
+        correct["place"].append(nearest(things, english["places"]) == batch["place"][on_thing])
+        correct["count"].append((patches @ english["counts"].T).mean(1).argmax(-1) == batch["count"])
+        correct["ground"].append(nearest(grounds, english["grounds"]) == true_grounds)
+        lone_concepts = batch["concept"][alone].amax(-1)
+        correct["zero_shot_en"].append(nearest(pictures[alone], english["names"]) == lone_concepts)
     model.train()
-    return {key: round(right[key] / max(1, total[key]), 4) for key in right}
+    return {key: round(torch.cat(hits).float().mean().nan_to_num().item(), 4) for key, hits in correct.items()}
+
+
+def nearest(embeddings: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
+    """For each embedding the index of the phrase that is most like it."""
+    return (embeddings @ phrases.T).argmax(-1)
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
 def save(model: PatchTextModel, output: Path, record: dict) -> None:
@@ -204,8 +196,8 @@ def train(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer()
     model = PatchTextModel(config, tokenizer).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
-    scenes = Scenes(arguments.seed, "train", 0, 10**9, arguments.max_things, zipf=0.5)
-    loader = torch.utils.data.DataLoader(scenes, arguments.batch_size, num_workers=arguments.num_workers)
+    scenes = Scenes(arguments.seed, "train", 10**9, arguments.max_things, zipf=0.5)
+    loader = DataLoader(scenes, arguments.batch_size, num_workers=arguments.num_workers)
     record = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "history": []}
     start = time.perf_counter()
     for step, batch in enumerate(loader, 1):
@@ -213,8 +205,7 @@ def train(arguments: argparse.Namespace) -> None:
         done = minutes / arguments.minutes  # the schedule follows the clock: the machine decides how many pictures
         rate = arguments.learning_rate * min(step / 300, 0.01 + 0.99 * (1 + math.cos(math.pi * min(done, 1))) / 2)
         optimizer.param_groups[0]["lr"] = rate
-        batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        losses = model.losses(batch, world.LANGUAGES[step % 2], leave_out=done < 0.8)
+        losses = model.losses(to_device(batch, device), world.LANGUAGES[step % 2], leave_out=done < 0.8)
         loss = sum(LOSS_WEIGHTS[key] * value for key, value in losses.items())
         optimizer.zero_grad()
         loss.backward()
