@@ -28,6 +28,7 @@ PICTURES = {"pretrain": 3000, "sft": 8500, "held_out": 200}
 QUESTIONS = 9  # a picture in stage 2
 # Small steps, because looking things up is learnt by their number, and Muon, because it then takes fewer of them.
 FLAGS = ("--batch_size", 8, "--learning_rate", 2e-3, "--optimizer", "muon")
+STAGE_1 = ("--projector_learning_rate", 1e-2, *FLAGS)
 STAGE_2 = ("--projector_learning_rate", 4e-3, *FLAGS)
 BASE_SIZES = ("--hidden_size", 192, "--num_hidden_layers", 4, "--num_attention_heads", 6)
 
@@ -36,7 +37,7 @@ class Quickstart:
     """Runs each step as a process, as a user would, and keeps the minutes."""
 
     def __init__(self, output: Path):
-        self.output, self.minutes = output, {}
+        self.output, self.data, self.minutes = output, output / "data", {}
 
     def run(self, name: str, script: str, *arguments: object) -> None:
         print(f"\n== {name}", flush=True)
@@ -47,9 +48,44 @@ class Quickstart:
             raise SystemExit(f"quickstart: {script} ended with code {code}; its message stands above")
         self.minutes[name] = round((time.perf_counter() - started) / 60, 2)
 
-    def weight(self, stage: str) -> Path:
-        (path,) = self.output.glob(f"{stage}_[0-9]*[0-9].safetensors")
-        return path
+    def build(self, name: str, **counts: int) -> None:
+        flags = [part for flag, count in counts.items() for part in (f"--{flag}", count)]
+        self.run(name, "scripts/build_emoji_world.py", "--output", self.data, "--questions", QUESTIONS, *flags)
+
+    def train(self, name: str, stage: str, data: str, *flags: object) -> Path:
+        """Returns the file of weights."""
+        self.run(name, f"trainer/train_{stage}.py", "--data_path", self.data / data, "--save_dir", self.output, *flags)
+        (weight,) = self.output.glob(f"{stage}_[0-9]*[0-9].safetensors")
+        return weight
+
+    def train_base(self, texts: int) -> Path:
+        """The base decoder, from nothing."""
+        names = self.output / "names.safetensors"
+        self.build("base data", llm=texts, strangers=texts // 10, pretrain=0, sft=0, held_out=0)
+        self.run("names", "scripts/assets/embed_names.py", "--vision_model", TOWER, "--output", names)
+        return self.train("base decoder", "llm", "llm.jsonl", "--init_embeddings", names, *BASE_SIZES, *FLAGS)
+
+    def report(self, counts: dict[str, int]) -> dict:
+        """What scripts/score.py found, and what it took."""
+        score = json.loads((self.output / "score.json").read_text())
+        versions = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        report = {
+            "exact_match": score["exact_match"],
+            "minutes": round(sum(self.minutes.values()), 2),
+            "minutes_by_step": self.minutes,
+            "concepts": CONCEPTS,
+            "pictures": counts,
+            "by_kind": score["by_kind"],
+            "by_language": score["by_language"],
+            "versions": versions,
+            "pictures_by": emoji_world.attribution(),
+        }
+        (self.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        return report
 
 
 def main() -> None:
@@ -59,53 +95,22 @@ def main() -> None:
     parser.add_argument("--llm_texts", type=int, default=80000, help="scenes in words for it")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the data, for a quick look")
     options = parser.parse_args()
-    torch.manual_seed(0)
-    quickstart, data = Quickstart(options.output), options.output / "data"
+    quickstart = Quickstart(options.output)
     counts = {name: max(16, round(count * options.scale)) for name, count in PICTURES.items()}
-    numbers = [part for name, count in counts.items() for part in (f"--{name}", count)]
-    quickstart.run("data", "scripts/build_emoji_world.py", "--output", data, "--concepts", CONCEPTS,
-                   "--questions", QUESTIONS, *numbers)  # fmt: skip
-    base = BASE
-    if options.from_scratch:
-        names = options.output / "names.safetensors"
-        quickstart.run("base data", "scripts/build_emoji_world.py", "--output", data, "--questions", QUESTIONS,
-                       "--llm", options.llm_texts, "--strangers", options.llm_texts // 10,
-                       "--pretrain", 0, "--sft", 0, "--held_out", 0)  # fmt: skip
-        quickstart.run("names", "scripts/assets/embed_names.py", "--vision_model", TOWER, "--output", names)
-        quickstart.run("base decoder", "trainer/train_llm.py", "--data_path", data / "llm.jsonl",
-                       "--init_embeddings", names, *BASE_SIZES, *FLAGS, "--save_dir", options.output)  # fmt: skip
-        base = quickstart.weight("llm")
-    common = ("--vision_model", TOWER, "--save_dir", options.output, "--val_samples", 64)
-    quickstart.run("stage 1", "trainer/train_pretrain_vlm.py", "--data_path", data / "pretrain.jsonl",
-                   "--from_weight", base, "--projector_learning_rate", 1e-2, *FLAGS, *common)  # fmt: skip
-    seeing = quickstart.weight("pretrain_vlm")
-    quickstart.run("stage 2", "trainer/train_sft_vlm.py", "--data_path", data / "sft.jsonl",
-                   "--from_weight", seeing, *STAGE_2, *common)  # fmt: skip
-    weight = quickstart.weight("sft_vlm")
-    quickstart.run("score", "scripts/score.py", "--weight", weight, "--data", data / "held_out.jsonl",
-                   "--json", options.output / "score.json", "--answers", options.output / "answers.jsonl")  # fmt: skip
-
-    score = json.loads((options.output / "score.json").read_text())
-    lines = (options.output / "answers.jsonl").read_text(encoding="utf-8").split("\n")
-    answers = [json.loads(line) for line in lines if line]
-    sheet = options.output / "sheet.png"
-    draw_sheet(answers, sheet, emoji_world.attribution())
-    report = {
-        "exact_match": score["exact_match"],
-        "minutes": round(sum(quickstart.minutes.values()), 2),
-        "minutes_by_step": quickstart.minutes,
-        "concepts": CONCEPTS,
-        "pictures": counts,
-        "by_kind": score["by_kind"],
-        "by_language": score["by_language"],
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "transformers": transformers.__version__},
-        "pictures_by": emoji_world.attribution(),
-    }  # fmt: skip
-    (options.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    quickstart.build("data", concepts=CONCEPTS, **counts)
+    base = quickstart.train_base(options.llm_texts) if options.from_scratch else BASE
+    common = ("--vision_model", TOWER, "--val_samples", 64)
+    pretrained = quickstart.train("stage 1", "pretrain_vlm", "pretrain.jsonl", "--from_weight", base, *STAGE_1, *common)
+    weight = quickstart.train("stage 2", "sft_vlm", "sft.jsonl", "--from_weight", pretrained, *STAGE_2, *common)
+    answers, sheet = options.output / "answers.jsonl", options.output / "sheet.png"
+    quickstart.run("score", "scripts/score.py", "--weight", weight, "--data", quickstart.data / "held_out.jsonl",
+                   "--json", options.output / "score.json", "--answers", answers)  # fmt: skip
+    lines = answers.read_text(encoding="utf-8").split("\n")
+    draw_sheet([json.loads(line) for line in lines if line], sheet, emoji_world.attribution())
+    report = quickstart.report(counts)
     shown = "{right:.2f} with the right picture, {shuffled:.2f} shuffled, {none:.2f} without"
-    example = data / "images" / "held_out_000000.jpg"
     shown = shown.format(**report["exact_match"])
+    example = quickstart.data / "images/held_out_000000.jpg"
     print(f"\nexact match on held-out scenes: {shown}; {report['minutes']:.1f} minutes")
     print(f"look:  {sheet}\nask:   {sys.executable} eval_vlm.py --weight {weight} --image {example}")
 

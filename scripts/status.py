@@ -10,12 +10,13 @@ import math
 import time
 from pathlib import Path
 
-from model import process_lock
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import counted, did_you_mean, plain
+from model.process_lock import is_held
 
-BARS = "▁▂▃▄▅▆▇█"
+BARS = " ▁▂▃▄▅▆▇█"  # by the eighths of a line that are filled
+FULL = len(BARS) - 1
 HEIGHT = 8  # lines of the curve
 
 
@@ -38,8 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def runs_in(folder: Path) -> list[Path]:
     """The folder itself if it is a run's, or the runs right inside it, the latest last."""
-    found = [folder] if (folder / "status.json").is_file() else [path.parent for path in folder.glob("*/status.json")]
-    return sorted(found, key=lambda run: (run / "status.json").stat().st_mtime)
+    files = [folder / "status.json"] if (folder / "status.json").is_file() else folder.glob("*/status.json")
+    return [path.parent for path in sorted(files, key=lambda path: path.stat().st_mtime)]
 
 
 def describe(run: Path, width: int) -> str:
@@ -49,7 +50,7 @@ def describe(run: Path, width: int) -> str:
     except (OSError, ValueError) as error:
         return f"{run}: status.json cannot be read ({error})"
     state = status["state"]
-    if state == "running" and not is_held(run):
+    if state == "running" and not is_held(run / "lock"):
         state = "killed (nothing holds the folder any more): --from_resume 1 goes on from the last checkpoint"
     total = f"/{status['total_steps']}" if status["total_steps"] else ""
     lines = [
@@ -72,37 +73,27 @@ def describe(run: Path, width: int) -> str:
     return "\n".join(lines)
 
 
-def is_held(run: Path) -> bool:
-    """Whether a process still writes into the run's folder."""
-    return process_lock.is_held(run / "lock")
-
-
 def losses_of(path: Path) -> tuple[list[int], list[float]]:
-    """Steps and losses of the log; a last line that is being written is left out."""
-    if not path.is_file():
-        return [], []
-    records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    pairs = [(record["step"], record["loss"]) for record in records if record.get("loss") is not None]
-    pairs = [(step, loss) for step, loss in pairs if math.isfinite(loss)]  # older versions wrote NaN
-    return [step for step, _ in pairs], [loss for _, loss in pairs]
+    """Steps and losses of the log; a last line that is being written is left out, and what older versions wrote NaN."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    records = [record for record in records if record.get("loss") is not None and math.isfinite(record["loss"])]
+    return [record["step"] for record in records], [record["loss"] for record in records]
 
 
 def curve(steps: list[int], losses: list[float], width: int) -> list[str]:
-    """The losses as HEIGHT lines of text, each column the mean of its share of the steps; from 0 to the largest."""
+    """The losses as HEIGHT lines of text, each column the mean of some steps in a row; from 0 to the largest."""
     columns = min(width, len(losses))
     edges = [len(losses) * n // columns for n in range(columns + 1)]
     means = [sum(losses[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
     top = max(means) or 1.0
-    eighths = [round(mean / top * HEIGHT * len(BARS)) for mean in means]
+    eighths = [round(mean / top * HEIGHT * FULL) for mean in means]
     lines = []
     for row in reversed(range(HEIGHT)):
-        fill = [min(max(height - row * len(BARS), 0), len(BARS)) for height in eighths]
-        label = f"{top * (row + 1) / HEIGHT:8.3f} "
-        lines.append(label + "".join(" " if part == 0 else BARS[part - 1] for part in fill).rstrip())
-    lines.append(
-        f"{'loss':>8} step {steps[0]} to {steps[-1]}: {losses[0]:.3f} to {losses[-1]:.3f}, lowest {min(losses):.3f}"
-    )
-    return lines
+        bars = "".join(BARS[min(max(height - row * FULL, 0), FULL)] for height in eighths)
+        lines.append(f"{top * (row + 1) / HEIGHT:8.3f} {bars.rstrip()}")
+    summary = f"{losses[0]:.3f} to {losses[-1]:.3f}, lowest {min(losses):.3f}"
+    return [*lines, f"{'loss':>8} step {steps[0]} to {steps[-1]}: {summary}"]
 
 
 def ago(then: float) -> str:

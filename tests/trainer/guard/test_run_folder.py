@@ -54,7 +54,7 @@ def test_second_run_of_a_folder_is_refused_at_once_and_the_lock_ends_with_the_pr
         with pytest.raises(SystemExit, match=f"is in use by process {child} on {os.uname().nodename}.*--save_dir"):
             stage.run_stage(config)
         assert time.monotonic() - started < 2
-        assert status_of(config)["pid"] == child and status_script.is_held(config.run_dir)
+        assert status_of(config)["pid"] == child and status_script.is_held(config.run_dir / "lock")
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
