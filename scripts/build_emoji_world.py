@@ -31,7 +31,7 @@ def practice(arguments: argparse.Namespace) -> Iterator[dict]:
     """The base decoder's. One scene in sixteen is a dictionary instead, one in sixty-four a plain caption."""
     for index in range(arguments.llm):
         rng = Random(f"reading:{arguments.seed}:{index}")
-        scene = world.sample_scene(_seed("llm", arguments), "train", index, arguments.concepts, zipf=ZIPF)
+        scene = world.sample_scene(seed_of("llm", arguments), "train", index, arguments.concepts, zipf=ZIPF)
         if index % 16 == 0:
             messages = world.translation_conversation(rng, arguments.questions, arguments.concepts, ZIPF)
             yield {"conversations": messages}
@@ -63,8 +63,8 @@ def strangers(arguments: argparse.Namespace) -> Iterator[dict]:
         yield {"conversations": world.conversation([pair])}
 
 
-def with_picture(stage: str, count: int, arguments: argparse.Namespace) -> Iterator[dict]:
-    for _, rng, scene, image in _drawn_scenes(stage, "train", count, arguments):
+def training(stage: str, arguments: argparse.Namespace) -> Iterator[dict]:
+    for _, rng, scene, image in draw_scenes(stage, arguments):
         if stage == "pretrain":
             conversations = [world.caption_conversation(scene, rng)]
         else:
@@ -74,7 +74,7 @@ def with_picture(stage: str, count: int, arguments: argparse.Namespace) -> Itera
 
 
 def held_out(arguments: argparse.Namespace) -> Iterator[dict]:
-    for index, rng, scene, image in _drawn_scenes("held_out", "held_out", arguments.held_out, arguments):
+    for index, rng, scene, image in draw_scenes("held_out", arguments):
         for number, kind in enumerate(world.KINDS):
             language = world.LANGUAGES[(index + number) % 2]
             pair = world.ask(scene, kind, language, rng, arguments.concepts)
@@ -82,18 +82,17 @@ def held_out(arguments: argparse.Namespace) -> Iterator[dict]:
             yield {"image": image, "kind": kind, "language": language, "conversations": messages}
 
 
-def _drawn_scenes(
-    name: str, split: str, count: int, arguments: argparse.Namespace
-) -> Iterator[tuple[int, Random, world.Scene, str]]:
-    """Scenes whose pictures are written: number, random numbers for their words, scene, name of the picture."""
-    for index in range(count):
-        scene = world.sample_scene(_seed(name, arguments), split, index, arguments.concepts)
+def draw_scenes(name: str, arguments: argparse.Namespace) -> Iterator[tuple[int, Random, world.Scene, str]]:
+    """Scenes of a file, each with its index, a generator for its words, and the name of its picture, now written."""
+    split = "held_out" if name == "held_out" else "train"
+    for index in range(getattr(arguments, name)):
+        scene = world.sample_scene(seed_of(name, arguments), split, index, arguments.concepts)
         image = f"{name}_{index:06d}.jpg"
         world.render(scene)[0].save(arguments.output / "images" / image, quality=92)
         yield index, Random(f"{name}:{arguments.seed}:{index}"), scene, image
 
 
-def _seed(name: str, arguments: argparse.Namespace) -> int:
+def seed_of(name: str, arguments: argparse.Namespace) -> int:
     return arguments.seed * 10 + SEEDS[name]
 
 
@@ -124,8 +123,8 @@ def main() -> None:
     if arguments.llm:
         write(arguments.output / "llm.jsonl", chain(practice(arguments), strangers(arguments)))
     for stage in ("pretrain", "sft"):
-        if count := getattr(arguments, stage):
-            write(arguments.output / f"{stage}.jsonl", with_picture(stage, count, arguments))
+        if getattr(arguments, stage):
+            write(arguments.output / f"{stage}.jsonl", training(stage, arguments))
     if arguments.held_out:
         write(arguments.output / "held_out.jsonl", held_out(arguments))
     (arguments.output / "LICENSE.txt").write_text(world.attribution() + "\n")
