@@ -25,11 +25,12 @@ from model.process_lock import PATIENCE, ProcessLock
 TEXTS, PICTURES = "conversations", "image_bytes"
 BYTES, NUMBER = pyarrow.large_binary(), pyarrow.int64()
 FORMAT = 2  # of the copy, a part of its name
+SUFFIX = re.compile(r"\.\d+-\d+\.rows(-\d+)?\.arrow$")  # of a copy: size and time of change of the parquet, format
 MAX_GROUP = 10**8  # rows of a row group; a damaged file may claim any number
 AT_ONCE = 2 << 20  # bytes that are read together
 ROWS_AT_ONCE = 128  # that are read together: all may show one picture, which is then there as often
 EMPTY_AT_ONCE = 1 << 14  # rows of a damaged group
-BYTES_A_ROW = 32  # for numbers and offsets, beside the text and the pictures
+BYTES_A_ROW = 32  # for picture numbers and offsets, beside the text and the pictures
 READ_BUFFER = 1 << 16  # bytes; without one pyarrow reads a whole column of a group ahead
 FULLEST = 0.95  # of the free disk space
 UNREADABLE = (pyarrow.ArrowException, OSError, ValueError)  # what pyarrow raises over damage
@@ -40,23 +41,22 @@ class DamagedGroup(Exception):
 
 
 def arrow_copy(path: Path, copies: Path, say: Callable) -> Path:
-    """The copy beside the parquet or, where that cannot be, in the folder `copies`; written where there is none yet.
+    """The copy beside the parquet or, where that cannot be, in the folder `copies`; written if there is none yet.
 
     Where processes start side by side, one writes and the others wait. Raises DataError.
     """
     facts = path.stat()
     state = f"{facts.st_size}-{facts.st_mtime_ns}.rows-{FORMAT}.arrow"
     folder = hashlib.sha256(os.fsencode(path.resolve().parent)).hexdigest()[:12]
-    stems = [path, copies / f"{folder}-{path.name}"]
-    places = [stem.with_name(f"{stem.name}.{state}") for stem in stems]
+    places = path.with_name(f"{path.name}.{state}"), copies / f"{folder}-{path.name}.{state}"
     for place in places:
         if is_complete(place):
             return place
     file = _open(path)
     needed, refused = _bytes_needed(file), []
-    for stem, place in zip(stems, places, strict=True):
+    for place in places:
         try:
-            return _write_or_wait(path, stem, place, needed, say)
+            return _write_or_wait(path, place, needed, say)
         except OSError as error:
             why = plain(error.strerror or str(error))
             if error.errno in NO_ROOM:
@@ -134,7 +134,7 @@ def _columns_of(file: parquet.ParquetFile, group: int) -> list[tuple[str, parque
 # ---- one writes, the others wait
 
 
-def _write_or_wait(path: Path, stem: Path, place: Path, needed: int, say: Callable) -> Path:
+def _write_or_wait(path: Path, place: Path, needed: int, say: Callable) -> Path:
     """Raises OSError where this place cannot be written or is too small, DataError where another's writer hangs."""
     with ProcessLock(place.with_name(f".{place.name}.lock")) as lock:
         if not lock.take():
@@ -145,20 +145,20 @@ def _write_or_wait(path: Path, stem: Path, place: Path, needed: int, say: Callab
                     "seconds: end it, and start again"
                 )
         if not is_complete(place):
-            _make_room(stem, place, needed, say)
+            _make_room(place, needed, say)
             say(f"{path}: copied once, to read rows in any order: {needed / 1e6:,.1f} MB in {place.parent}")
             _write(path, place, lock.show_life)
     return place
 
 
-def _make_room(stem: Path, place: Path, needed: int, say: Callable) -> None:
+def _make_room(place: Path, needed: int, say: Callable) -> None:
     """Delete what nothing will read again, and raise OSError where there still is too little room."""
     for litter in place.parent.glob(f".{place.name}.*.tmp"):  # of a process that was killed; we hold the lock
         litter.unlink(missing_ok=True)
-    former = re.compile(re.escape(stem.name) + r"\.\d+-\d+\.rows(-\d+)?\.arrow")
+    name = SUFFIX.sub("", place.name)
     for old in place.parent.iterdir():
-        if former.fullmatch(old.name) and old != place:
-            say(f"deleting {old}, a copy of what {stem.name} was, or of a former format")
+        if SUFFIX.search(old.name) and SUFFIX.sub("", old.name) == name and old != place:
+            say(f"deleting {old}, a copy of what {name} was, or of a former format")
             old.unlink(missing_ok=True)
     if needed > FULLEST * shutil.disk_usage(place.parent).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -244,7 +244,7 @@ def _give_back_memory() -> None:
 
 
 class CopyWriter:
-    """Writes rows of a parquet into a copy, each picture with the first row that shows it. All raises OSError."""
+    """Writes rows of a parquet into a copy, each picture with the first row that shows it. Raises OSError."""
 
     def __init__(self, writer: pyarrow.ipc.RecordBatchFileWriter, schema: pyarrow.Schema):
         self.writer, self.schema = writer, schema
@@ -271,7 +271,7 @@ class CopyWriter:
         self._write([texts, _lists(new_in_row, new), _lists(shown_in_row, numbers), damage])
 
     def write_damaged(self, rows: int, reason: str) -> None:
-        """Rows of which nothing is known but why."""
+        """Empty rows with the reason, for those that cannot be read."""
         for start in range(0, rows, EMPTY_AT_ONCE):
             count = min(EMPTY_AT_ONCE, rows - start)
             empty = [pyarrow.nulls(count, field.type) for field in self.schema]
@@ -281,7 +281,7 @@ class CopyWriter:
         self.writer.write_batch(pyarrow.record_batch(columns, schema=self.schema))
 
 
-# Out of buffers: pyarrow.array looks whether it is given something of pandas, and loads it for that, which takes 30 MB.
+# Arrays are made from buffers, because pyarrow.array loads pandas (30 MB) to see whether it was given a part of that.
 
 
 def _offsets(lengths: list[int]) -> pyarrow.Buffer:

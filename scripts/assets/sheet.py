@@ -1,5 +1,6 @@
 """Draw scenes with questions, answers and truths on one picture, right and wrong ones alike."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from model.processing import open_picture
 
-CELL, MARGIN, LINE = 240, 16, 17  # pixels
+CELL, MARGIN, LINE, FONT_SIZE = 240, 16, 17, 13  # pixels
 COLUMNS, ROWS = 4, 3
 GREEN, RED, BLACK, GREY = (0, 110, 50), (190, 20, 20), (30, 30, 30), (120, 120, 120)
 # Pillow's own font has no Chinese; where the machine has one of these, Chinese questions are drawn too.
@@ -23,7 +24,7 @@ def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
     records: as scripts/score.py writes them (pictures, question, right, truth). Pictures are taken in order, not by
     whether the answers are right. credit: whose pictures they are, a line at the bottom.
     """
-    font, chinese = _fonts(13)
+    font, chinese = ImageFont.load_default(FONT_SIZE), _chinese_font()
     scenes: dict[str, list[dict]] = {}
     for record in records:
         if record["pictures"] and (chinese or not _is_chinese(record)):
@@ -59,13 +60,11 @@ def _is_chinese(record: dict) -> bool:
     return any(letter >= "\u2e80" for name in ("question", "right", "truth") for letter in record[name] or "")
 
 
-def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont, ImageFont.FreeTypeFont | None]:
+def _chinese_font() -> ImageFont.FreeTypeFont | None:
     for name in CHINESE_FONTS:
-        try:
-            return ImageFont.load_default(size), ImageFont.truetype(name, size)
-        except OSError:
-            continue  # not on this machine: the next
-    return ImageFont.load_default(size), None
+        with contextlib.suppress(OSError):  # not on this machine: the next
+            return ImageFont.truetype(name, FONT_SIZE)
+    return None
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont) -> str:
