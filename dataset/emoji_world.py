@@ -166,15 +166,15 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 @functools.cache
 def _glyph(concept: int) -> Image.Image:
-    font = _font(GLYPH_SIZE)
+    """The thing's picture, centred in a square."""
+    canvas, middle = Image.new("RGBA", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE)), GLYPH_SIZE // 2
     character = concepts()[concept].character
-    canvas = Image.new("RGBA", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE))
-    ImageDraw.Draw(canvas).text((GLYPH_SIZE // 2, GLYPH_SIZE // 2), character, font=font, embedded_color=True)
-    drawn = canvas.crop(canvas.getbbox())
-    side = max(drawn.size)
-    glyph = Image.new("RGBA", (side, side))
-    glyph.paste(drawn, ((side - drawn.width) // 2, (side - drawn.height) // 2))
-    return glyph.resize((GLYPH_SIZE, GLYPH_SIZE), Image.Resampling.BICUBIC)
+    ImageDraw.Draw(canvas).text((middle, middle), character, font=_font(GLYPH_SIZE), embedded_color=True)
+    left, top, right, bottom = canvas.getbbox()
+    side = max(right - left, bottom - top)
+    left, top = left - (side - right + left) // 2, top - (side - bottom + top) // 2
+    square = canvas.crop((left, top, left + side, top + side))
+    return square.resize((GLYPH_SIZE, GLYPH_SIZE), Image.Resampling.BICUBIC)
 
 
 def _draw(thing: Thing) -> Image.Image:
