@@ -23,7 +23,7 @@ IMAGE_SIZE = 224  # pixels per side
 PATCH_SIZE = 16  # pixels per side
 GRID = IMAGE_SIZE // PATCH_SIZE  # patches per side
 GROUPS = 16
-GLYPH_SIZE = 128  # pixels per side of the cached drawings
+GLYPH_SIZE = 128  # pixels per side of the cached glyphs
 LANGUAGES = ("en", "zh")
 KINDS = ("what", "at", "where", "count", "colour", "yesno")
 KIND_WEIGHTS = (2, 4, 4, 1, 1, 4)  # how often conversations ask each kind: looking a thing up is harder to learn
@@ -178,13 +178,13 @@ def _glyph(concept: int) -> Image.Image:
 
 
 def _draw(thing: Thing) -> Image.Image:
-    """The thing's drawing, turned and scaled in one step."""
-    side = math.ceil(thing.size * 1.3)  # room for the turned corners
+    """The thing's glyph, rotated and scaled in one step."""
+    side = math.ceil(thing.size * 1.3)  # room for the rotated corners
     scale, angle = GLYPH_SIZE / thing.size, math.radians(thing.angle)
     a, b = math.cos(angle) * scale, -math.sin(angle) * scale
     half = (side - 1) / 2
     offset_x, offset_y = (GLYPH_SIZE - 1) / 2 - (a + b) * half, (GLYPH_SIZE - 1) / 2 - (a - b) * half
-    matrix = (a, b, offset_x, -b, a, offset_y)  # from the drawing's pixels back to the glyph's
+    matrix = (a, b, offset_x, -b, a, offset_y)  # from its pixels back to the unrotated glyph's
     return _glyph(thing.concept).transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 

@@ -1,8 +1,8 @@
 """The Arrow copy of a parquet, whose rows can be read in any order: where it lies, who writes it, the room it needs.
 
 Each picture stands in it once, however many rows show it, and is named by its number: `pictures` holds those that a
-row is the first to show, `shows` the numbers of all that it shows, in order. The rows of a group that cannot be read
-are empty, with the reason in `damage`, so that all others keep their numbers.
+row is the first to show, `shows` the numbers of all that it shows, in order. The rows of a row group that cannot be
+read are empty, with the reason in `damage`, so that all others keep their places.
 """
 
 import errno
@@ -116,7 +116,10 @@ def _decoded(kind: pyarrow.DataType) -> pyarrow.DataType:
 
 
 def _bytes_needed(file: parquet.ParquetFile) -> int:
-    """About what the copy takes: pictures as they are in the file, where hardly one is smaller; texts unpacked."""
+    """About the size of the copy: pictures as in the file, where hardly one gets smaller; texts uncompressed.
+
+    Too much where the file holds a picture once for each row that shows it, which only reading it would tell.
+    """
     needed = file.metadata.num_rows * BYTES_A_ROW
     for group in range(file.num_row_groups):
         for name, column in _columns_of(file, group):

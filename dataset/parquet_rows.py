@@ -15,7 +15,7 @@ class ParquetRows(Sequence):
     """Rows of a parquet, through its Arrow copy (dataset.parquet_copy).
 
     Parquet can only be read from the start of a row group on; training asks for rows in any order. The copy is written
-    once and shared by all ranks and workers without taking their memory.
+    once, and all ranks and workers map the same file instead of loading it.
     """
 
     def __init__(self, path: Path, copies: Path, say: Callable, limits: PictureLimits):

@@ -38,7 +38,7 @@ class ProcessLock:
         if not self._lock(file):
             file.close()
             return False
-        if not self._is_at_path(file):  # the last holder deleted the file after it was opened here
+        if os.fstat(file.fileno()).st_nlink == 0:  # the last holder deleted the file after it was opened here
             file.close()
             return self.take(holder)
         self._file = file
@@ -57,12 +57,6 @@ class ProcessLock:
         except OSError:  # a file system without locks
             pass
         return True
-
-    def _is_at_path(self, file: BinaryIO) -> bool:
-        try:
-            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
-        except FileNotFoundError:
-            return False
 
     def wait(self) -> bool:
         """Take it when its holder is done or dead; False if that shows no sign of life for PATIENCE seconds."""

@@ -4,8 +4,8 @@ python scripts/build_emoji_world.py --output dataset/data
 
 llm.jsonl        conversations without pictures: questions about described scenes, and names in the other language
 pretrain.jsonl   a picture and its caption each (stage 1)
-sft.jsonl        several lines a picture: single questions, a caption, a talk of a few turns (stage 2)
-held_out.jsonl   one question a line, six kinds in equal shares, on scenes and pairs of concepts that train never has
+sft.jsonl        several lines a picture: single questions, a caption, a conversation of several questions (stage 2)
+held_out.jsonl   one question a line, six kinds equally often, on scenes and pairs of concepts that train never has
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Train the small CLIP tower that ships under model/: contrastive on whole pictures, dense on patches.
+"""Train the small CLIP tower that ships under model/: contrastive on pictures, dense on patches.
 
     python scripts/assets/train_tower.py --minutes 90 --output model/vision_model/emoji-clip
 
@@ -47,7 +47,7 @@ class Scenes(Dataset):
     def __getitem__(self, index: int) -> dict:
         scene = world.sample_scene(self.seed, self.split, index, max_things=self.max_things, zipf=self.zipf)
         picture, labels = world.render(scene)
-        labels = torch.tensor(labels).flatten()  # [196], numbers of things
+        labels = torch.tensor(labels).flatten()  # [196], indices into scene.things, -1 for none
         return {
             "pixels": torch.from_numpy(np.array(picture).transpose(2, 0, 1).copy()),
             "concept": torch.tensor([thing.concept for thing in scene.things] + [-1])[labels],
