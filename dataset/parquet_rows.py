@@ -1,5 +1,6 @@
 """MiniMind's parquet: rows in any order, out of a copy that is mapped into memory."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,23 +22,21 @@ class ParquetRows(Sequence):
     def __init__(self, path: Path, copies: Path, say: Callable, limits: PictureLimits):
         """copies: the folder for the copy where it cannot lie beside the parquet."""
         self.path, self.limits, self.copy = path, limits, arrow_copy(path, copies, say)
-        self._columns: dict[str, pyarrow.ChunkedArray] | None = None
-        self._rows = len(self._open()[TEXTS])
 
-    def _open(self) -> dict[str, pyarrow.ChunkedArray]:
+    @functools.cached_property
+    def columns(self) -> dict[str, pyarrow.ChunkedArray]:
         """The copy's columns; `pictures` is flattened, so that a picture's number is its index."""
-        if self._columns is None:
-            table = pyarrow.ipc.open_file(pyarrow.memory_map(str(self.copy))).read_all()
-            columns = dict(zip(table.column_names, table.columns, strict=True))
-            pictures = [chunk.values for chunk in columns["pictures"].chunks]
-            self._columns = columns | {"pictures": pyarrow.chunked_array(pictures, BYTES)}
-        return self._columns
+        table = pyarrow.ipc.open_file(pyarrow.memory_map(str(self.copy))).read_all()
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        pictures = [chunk.values for chunk in columns["pictures"].chunks]
+        return columns | {"pictures": pyarrow.chunked_array(pictures, BYTES)}
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_columns": None}  # each worker maps the file itself
+        """For a process that is not forked: it maps the file itself."""
+        return {name: value for name, value in vars(self).items() if name != "columns"}
 
     def __len__(self) -> int:
-        return self._rows
+        return len(self.columns[TEXTS])
 
     def where(self, index: int) -> str:
         return f"{self.path}:{index + 1}"
@@ -47,7 +46,7 @@ class ParquetRows(Sequence):
         return [str(self.path), self.copy.name, self.limits.max_megapixels]
 
     def __getitem__(self, index: int) -> Sample:
-        where, columns = self.where(index), self._open()
+        where, columns = self.where(index), self.columns
         try:
             conversations = columns[TEXTS][index].as_py()
         except UnicodeDecodeError as error:
