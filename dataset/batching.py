@@ -5,15 +5,27 @@ PackedRows   any conversations, side by side in rows of one length, so that noth
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dataset.formats import Rejected
 from model.messages import UserError
 from model.processing import Rendered
 
 POOL = 64  # samples among which a packed row chooses
 SHARED = 0.25  # of the shorter of two conversations: what they must share to be put into one row
+
+
+class Row(NamedTuple):
+    """What a data set gives by number, and a batch is made of."""
+
+    rendered: Rendered
+    pictures: list[torch.Tensor]  # uint8 [3, height, width] each, or features [image_tokens, vision hidden size]
+    rejected: tuple[Rejected, ...] = ()  # why nothing of it is learnt: pictures that could not be decoded
 
 
 def grouped(conversations: Iterable[tuple[int, Hashable, Rendered]], max_length: int) -> Iterator[tuple[int, Rendered]]:
@@ -27,16 +39,16 @@ def grouped(conversations: Iterable[tuple[int, Hashable, Rendered]], max_length:
     for next_number, next_pictures, rendered in conversations:
         if group and next_pictures == pictures:
             common = min(shared, common_prefix(group[0], rendered))
-            length = common + sum(len(row.input_ids) - common for row in (*group, rendered))
-            worth = common >= SHARED * min(len(group[0].input_ids), len(rendered.input_ids))
-            worth = worth and not any(rendered.image_mask[common:])  # a row brings each picture once
+            length = common + sum(len(row) - common for row in (*group, rendered))
+            worth = common >= SHARED * min(len(group[0]), len(rendered))
+            worth = worth and not rendered.image_mask[common:].any()  # a row brings each picture once
             if worth and length <= max_length:
                 group.append(rendered)
                 shared = common
                 continue
         if group:
             yield number, share_prefix(group, shared)
-        group, number, pictures, shared = [rendered], next_number, next_pictures, len(rendered.input_ids)
+        group, number, pictures, shared = [rendered], next_number, next_pictures, len(rendered)
     if group:
         yield number, share_prefix(group, shared)
 
@@ -46,27 +58,19 @@ def common_prefix(first: Rendered, second: Rendered) -> int:
 
     What is learnt stays in the branches, and each branch's first learnt token is predicted from inside the branch.
     """
-    most = min(first.trained.index(True), second.trained.index(True)) - 1
-    columns = (first.input_ids[:most], second.input_ids, first.image_mask, second.image_mask)
-    pairs = enumerate(zip(*columns, strict=False))
-    return next((n for n, (a, b, shown, shown_too) in pairs if a != b or shown != shown_too), max(most, 0))
+    most = max(0, min(first.trained.argmax(), second.trained.argmax()) - 1)
+    differs = first.input_ids[:most] != second.input_ids[:most]
+    differs |= first.image_mask[:most] != second.image_mask[:most]
+    return int(differs.argmax()) if differs.any() else int(most)
 
 
 def share_prefix(rows: Sequence[Rendered], shared: int) -> Rendered:
     """One row for several: the `shared` tokens that they begin with, once, then the rest of each as its own branch."""
-    first = rows[0]
     if len(rows) == 1:
-        return first
-    merged = Rendered()
-    merged.extend(first.input_ids[:shared])
-    merged.image_mask = first.image_mask[:shared]
-    for number, row in enumerate(rows, 1):
-        merged.input_ids += row.input_ids[shared:]
-        merged.trained += row.trained[shared:]
-        merged.image_mask += row.image_mask[shared:]
-        merged.branch += [number] * (len(row.input_ids) - shared)
-        merged.trunk += [0] * (len(row.input_ids) - shared)
-    return merged
+        return rows[0]
+    pieces = [rows[0][:shared], *(row[shared:] for row in rows)]
+    branch = np.arange(len(pieces)).repeat([len(piece) for piece in pieces])
+    return replace(Rendered.concatenate(pieces), branch=branch)
 
 
 class PackedRows(Dataset):
@@ -93,9 +97,9 @@ class PackedRows(Dataset):
     def __len__(self) -> int:
         return len(self.contents)
 
-    def __getitem__(self, index: int) -> tuple[Rendered, list[torch.Tensor]]:
-        rows = [self.data[number] for number in self.contents[index]]
-        return pack([rendered for rendered, _ in rows]), [picture for _, pictures in rows for picture in pictures]
+    def __getitem__(self, index: int) -> Row:
+        rendered, pictures, rejected = zip(*(self.data[number] for number in self.contents[index]), strict=True)
+        return Row(pack(rendered), sum(pictures, []), sum(rejected, ()))
 
 
 def fill_rows(lengths: Sequence[int], pictures: Sequence[int], length: int, most_pictures: int) -> list[list[int]]:
@@ -129,14 +133,7 @@ def fill_rows(lengths: Sequence[int], pictures: Sequence[int], length: int, most
 
 
 def pack(rows: Sequence[Rendered]) -> Rendered:
-    """Side by side, each with trunks and branches of its own."""
-    packed = Rendered()
-    for row in rows:
-        first = max(packed.branch, default=-1) + 1
-        packed.input_ids += row.input_ids
-        packed.trained += row.trained
-        packed.image_mask += row.image_mask
-        packed.branch += [first + number for number in row.branch]
-        packed.trunk += [first + number for number in row.trunk]
-        packed.damaged += row.damaged
-    return packed
+    """Side by side, each with prefixes and branches of its own."""
+    packed = Rendered.concatenate(rows)
+    first = np.cumsum([0, *(row.branch.max() + 1 for row in rows[:-1])]).repeat([len(row) for row in rows])
+    return replace(packed, branch=packed.branch + first, shared_prefix=packed.shared_prefix + first)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dataset.check import CheckedData
 from dataset.formats import BadSample, DataError, Sample
-from dataset.token_cache import Checked
 from dataset.vlm_dataset import ConversationDataset
 from model.messages import counted
 from model.progress import progress_over
@@ -36,11 +36,11 @@ DONE, DAMAGED = 1, 2  # of a picture, in the file `done`; a damaged one is grey,
 class FeatureCache:
     """[pictures, tokens, width], or [pictures, 3, height, width] of PIXELS, on disk.
 
-    found: whose shown pictures have their places here, in the order of their numbers.
+    checked: whose shown pictures have their places here, in the order of their numbers.
     """
 
-    def __init__(self, folder: Path, kind: str, shape: tuple[int, ...], found: Checked):
-        self.folder, self.kind, self.shape, self.found = folder, kind, shape, found
+    def __init__(self, folder: Path, kind: str, shape: tuple[int, ...], checked: CheckedData):
+        self.folder, self.kind, self.shape, self.checked = folder, kind, shape, checked
         self._maps: tuple[np.memmap, np.memmap] | None = None
         self._places: np.ndarray | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,8 +76,8 @@ class FeatureCache:
     def numbers_of(self, row: int) -> np.ndarray:
         """The places of a row's pictures."""
         if self._places is None:
-            self._places = np.unique(self.found.shown, return_inverse=True)[1]
-        return self._places[self.found.starts[row] : self.found.starts[row + 1]]
+            self._places = np.unique(self.checked.shown, return_inverse=True)[1]
+        return self._places[self.checked.starts[row] : self.checked.starts[row + 1]]
 
     def check_whole(self) -> None:
         """Once all ranks have stored their shares. Raises DataError where some of them wrote to another disk."""
@@ -123,7 +123,7 @@ def cache_features(
     Raises:
         DataError: the disk is too small, with what is needed and what is free.
     """
-    if not len(data.found.shown):
+    if not len(data.checked.shown):
         return
     if kind == PIXELS:
         encode, tower = _unchanged, PIXELS
@@ -140,7 +140,7 @@ def cache_features(
             f"{free / 1e9:.2f} GB are free: make room{smaller}, or --cache_features none"
         )
     say(f"{what} of {counted(len(sources), 'pictures')}: {needed / 1e9:.2f} GB of {kind} in {folder}")
-    cache = FeatureCache(folder, kind, shape, data.found)
+    cache = FeatureCache(folder, kind, shape, data.checked)
     pictures.keep_hashes(folder)
     if kind == "int8" and cache.scales is None:
         first = range(0, min(MEASURED, len(sources)), CHUNK)
@@ -165,10 +165,10 @@ class Pictures:
 
     def __init__(self, data: ConversationDataset, folder: Path):
         """folder: of the caches. Raises DataError where a picture has changed since it was checked."""
-        self.data, self.found = data, data.found
-        self.numbers, self.sources = np.unique(data.found.shown, return_index=True)  # sources: places in found.shown
-        names = [self.found.name(number) for number in self.numbers]
-        stamps = self.found.stamps[self.numbers]
+        self.data, self.checked = data, data.checked
+        self.numbers, self.sources = np.unique(data.checked.shown, return_index=True)  # sources: places in `shown`
+        names = [self.checked.name(number) for number in self.numbers]
+        stamps = self.checked.stamps[self.numbers]
         key = hashlib.sha256(json.dumps([names, stamps.tolist()]).encode()).hexdigest()[:20]
         self.file = f"{key}.hashes"
         self.hashes = self._kept(folder) or [self._hash(place) for place in range(len(names))]
@@ -192,13 +192,13 @@ class Pictures:
     def _hash(self, place: int) -> str:
         """Empty where the file cannot be read."""
         number = int(self.numbers[place])
-        name = self.found.name(number)
-        if self.found.is_embedded(number):
+        name = self.checked.name(number)
+        if self.checked.is_embedded(number):
             return name
         try:
             with open(name, "rb") as file:
                 facts = os.fstat(file.fileno())
-                if [facts.st_size, facts.st_mtime_ns] != self.found.stamps[number].tolist():
+                if [facts.st_size, facts.st_mtime_ns] != self.checked.stamps[number].tolist():
                     raise self._changed(place)
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
@@ -206,11 +206,11 @@ class Pictures:
 
     def _changed(self, place: int) -> DataError:
         where = self.data.where(self._row(place))
-        name = self.found.name(self.numbers[place])
+        name = self.checked.name(self.numbers[place])
         return DataError(f"{where}: picture {name} has changed since it was checked: start again")
 
     def _row(self, place: int) -> int:
-        return int(np.searchsorted(self.found.starts, self.sources[place], "right")) - 1
+        return int(np.searchsorted(self.checked.starts, self.sources[place], "right")) - 1
 
     def pixels(self, places: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
         """Pictures [n, 3, height, width], and whether each could be decoded.
@@ -223,7 +223,7 @@ class Pictures:
             row = self._row(place)
             sample = self.data.pictured(row)
             try:
-                picture = self._open(sample, int(self.sources[place] - self.found.starts[row]), place)
+                picture = self._open(sample, int(self.sources[place] - self.checked.starts[row]), place)
                 pixels.append(self.data.processor.pixels(picture))
                 marks.append(DONE)
             except (BadSample, OSError):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ from model.messages import UserError, counted, did_you_mean, plain
 from model.processing import MAX_PIXELS, NO_FILE, SampleError, TooManyPixels, UnreadableFile, open_picture
 
 ENDINGS = (".jsonl", ".parquet")
+BAD, DROPPED, DAMAGED = "bad", "dropped", "damaged"  # kinds of Rejected
 HELP = "docs/data_formats.md"
 AS_LINES = (
     "python -c \"import json; [print(json.dumps(line)) for line in json.load(open('{}', encoding='utf-8'))]\" > {}"
@@ -42,15 +43,26 @@ class DataError(UserError):
     """Data that cannot be trained on; the message names file, line, reason and cure."""
 
 
-class BadSample(DataError):
-    """One sample that cannot be used, the others may: `where` is file:line, `reason` says why and the cure."""
+class Rejected(NamedTuple):
+    """A sample that is not learnt from, as quarantine.jsonl names it."""
 
-    def __init__(self, where: str, reason: str):
-        self.where, self.reason = plain(where), plain(" ".join(reason.split()))
-        super().__init__(self.where, self.reason)
+    where: str  # file:line
+    reason: str  # and the cure
+    kind: str = BAD  # BAD, DROPPED or DAMAGED, see dataset.quarantine
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
+
+
+class BadSample(DataError):
+    """Raised over one sample that cannot be used, where the others may."""
+
+    def __init__(self, where: str, reason: str, kind: str = BAD):
+        self.rejected = Rejected(plain(where), plain(" ".join(reason.split())), kind)
+        super().__init__(*self.rejected)
+
+    def __str__(self) -> str:
+        return str(self.rejected)
 
 
 class Unreadable(BadSample):

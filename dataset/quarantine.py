@@ -1,27 +1,24 @@
-"""What a run leaves out: bad samples are counted and named, by file and line, and end the run where they are too many.
+"""What a run leaves out: rejected samples are counted and named, and end the run where too many of them are bad.
 
 bad       a line or picture that cannot be used, found before the first step: left out
 dropped   sound, but too long for its pictures or without a token to learn: left out, and no fault of the file
-damaged   a picture that turns out broken when it is decoded in training: see DAMAGED
+damaged   a picture that turns out broken when it is decoded in training: its row stays in its place with all labels
+          ignored and its pictures grey, so every rank takes the same steps, and the order of the samples stays a
+          function of the seed alone
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.formats import BadSample, DataError
-from dataset.step_batch import Share
+from dataset.formats import BAD, DAMAGED, DROPPED, BadSample, DataError, Rejected
+from dataset.step_batch import StepBatch
 from model.messages import counted
 
 QUARANTINE = "quarantine.jsonl"  # in the run's folder: {"kind", "where", "reason"} a line
 MAX_BAD_SHARE = 0.05
 LEAST = 10  # bad samples before they are judged ahead of the end
 SHOWN = 3  # reasons that a refusal names
-
-# Where a picture turns out damaged in training, its row stays in its place with all labels ignored and its pictures
-# grey: every rank takes the same steps, and the order of the samples stays a function of the seed alone. The worker
-# that met it says so in its share of the step: (where, reason) pairs.
-DAMAGED = "damaged"
 
 
 class Quarantine:
@@ -37,78 +34,71 @@ class Quarantine:
         self.path, self.strict, self.max_share, self.is_main = path, strict, max_share, is_main
         self.bad = self.dropped = 0
         self.damaged: set[str] = set()  # where; by this rank since its start
-        self.samples_a_row = 1.0  # of what `take` sees
+        self.samples_a_row = 1.0  # of a step batch
         self._rows = 0
 
     def begin(self, resumes: bool) -> None:
-        """Start the file; a run that goes on keeps what was found while it trained, the rest is found again."""
+        """Start the file; a run that continues keeps what was found while it trained, the rest is found again."""
         if self.path is None or not self.is_main:
             return
-        lines = self._lines() if resumes else []
-        kept = [line for line in lines if json.loads(line)["kind"] == DAMAGED]
+        kept = [line for line in self._lines() if resumes and json.loads(line)["kind"] == DAMAGED]
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
-    # ---- before the first step
+    def reject(self, rejected: Rejected, bad: Sequence[Rejected], samples: int) -> None:
+        """Note a sample that the check of a file leaves out.
 
-    def leave_out(self, error: BadSample, earlier: Sequence[str], samples: int) -> None:
-        """Note a bad sample of a file of so many, after `earlier` bad ones.
+        bad: the file's bad samples so far, this one included if it is bad; samples: of the file.
 
         Raises:
-            BadSample: the run is strict.
+            BadSample: it is bad and the run is strict.
             DataError: too many are bad, however sound the rest of the file may be; the first reasons are named.
         """
-        if self.strict:
-            raise error
-        self.bad += 1
+        if rejected.kind == DROPPED:
+            self.dropped += 1
+        elif self.strict:
+            raise BadSample(*rejected)
+        else:
+            self.bad += 1
         if self.is_main:
-            self._write("bad", error.where, error.reason)
-        bad = [*earlier[:SHOWN], str(error)]
-        if len(earlier) + 1 >= LEAST:
-            self.check(bad, len(earlier) + 1, samples, "at least ")
+            self._write(rejected)
+        if len(bad) >= LEAST:
+            self.refuse_too_many(bad, len(bad), samples, "at least ")
 
-    def drop(self, where: str, reason: str) -> None:
-        self.dropped += 1
-        if self.is_main:
-            self._write("dropped", where, reason)
-
-    def check(self, reasons: Sequence[str], bad: int, seen: int, at_least: str = "") -> None:
+    def refuse_too_many(self, first: Sequence[Rejected], bad: int, seen: int, at_least: str = "") -> None:
         """Raises DataError where more than the share is bad; at the end of a file however few it has.
 
-        at_least: what is said before their number while there may be more.
+        at_least: what the message says before their number while there may be more.
         """
         if bad > self.max_share * seen:
             named = f"; {QUARANTINE} in the run's folder names them" if self.path else ""
             raise DataError(
                 f"{at_least}{bad:,} of {seen:,} samples are bad, more than --max_bad_share {self.max_share:g} allows. "
-                f"The first: {'; '.join(reasons[:SHOWN])}. Mend or delete them, or allow more{named}"
+                f"The first: {'; '.join(map(str, first[:SHOWN]))}. Mend or delete them, or allow more{named}"
             )
 
-    # ---- in training
-
-    def take(self, share: Share) -> Share:
-        """The share as it is, after its reports of damaged pictures were noted.
+    def record(self, step: StepBatch) -> StepBatch:
+        """Note the rows of a step whose pictures turned out damaged.
 
         Raises:
             BadSample: the run is strict.
             DataError: too many of this rank's samples so far were damaged.
         """
-        self._rows += share.counts.rows
-        for where, reason in share.damaged:
+        self._rows += step.counts.rows
+        for rejected in step.rejected:
             if self.strict:
-                raise BadSample(where, reason)
-            if where not in self.damaged:
-                self.damaged.add(where)
-                self._write(DAMAGED, where, reason)
-            bad, seen = len(self.damaged), round(self._rows * self.samples_a_row)
-            if bad >= LEAST:
-                self.check([f"{where}: {reason}"], bad, seen)
-        return share
+                raise BadSample(*rejected)
+            if rejected.where not in self.damaged:
+                self.damaged.add(rejected.where)
+                self._write(rejected)
+            if len(self.damaged) >= LEAST:
+                self.refuse_too_many([rejected], len(self.damaged), round(self._rows * self.samples_a_row))
+        return step
 
     def counts(self) -> dict[str, int]:
         """Of each kind; the damaged ones of all ranks, and of all starts of a run that was resumed."""
         records = [json.loads(line) for line in self._lines()]
         damaged = {record["where"] for record in records if record["kind"] == DAMAGED}
-        return {"bad": self.bad, "dropped": self.dropped, DAMAGED: len(damaged)}
+        return {BAD: self.bad, DROPPED: self.dropped, DAMAGED: len(damaged)}
 
     def summary(self) -> str:
         """One line for the end of a run, empty where nothing was left out."""
@@ -116,7 +106,7 @@ class Quarantine:
         if not any(counts.values()):
             return ""
         return (
-            f"left out: {counted(counts['bad'], 'bad samples')}, {counts['dropped']:,} that do not fit, "
+            f"left out: {counted(counts[BAD], 'bad samples')}, {counts[DROPPED]:,} that do not fit, "
             f"{counts[DAMAGED]:,} with a picture that was damaged; named in {self.path}"
         )
 
@@ -125,8 +115,8 @@ class Quarantine:
         lines = self.path.read_text(encoding="utf-8").split("\n") if self.path and self.path.is_file() else []
         return [line for line in lines if line.endswith("}")]
 
-    def _write(self, kind: str, where: str, reason: str) -> None:
+    def _write(self, rejected: Rejected) -> None:
         if self.path is not None:
-            line = json.dumps({"kind": kind, "where": where, "reason": reason}, ensure_ascii=False)
+            record = {"kind": rejected.kind, "where": rejected.where, "reason": rejected.reason}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -12,13 +12,15 @@ import json
 import reprlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from model.config import END_ID, END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, START_ID, MiniMindConfig, VLMConfig
@@ -27,7 +29,7 @@ from model.model_minimind import positions_before
 
 IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")
-REMEMBERED_TEXTS = 65536
+CACHED_TEXTS = 65536
 MAX_PIXELS = 25_000_000  # a picture of more is refused by its header, before it is decoded
 DRAFT_SIDE = 1024  # pixels; a JPEG of more than MAX_PIXELS is decoded at a half to an eighth of its size, not smaller
 MAX_SIDE, MAX_RATIO = 16384, 200  # pixels; the longer side to the shorter
@@ -67,55 +69,76 @@ class TooManyPixels(SampleError):
     """A picture beyond a limit that may be raised."""
 
 
-@dataclass
-class Rendered:
-    """One conversation as token ids, and for each of them whether it is learnt and whether it is a placeholder.
+class Piece(NamedTuple):
+    """Tokens of a row that are of one kind."""
 
-    Several conversations may stand in one row (dataset.batching). Those that begin alike share a trunk: it stands once,
-    and the rest of each is a branch, which sees the trunk and itself. `branch` numbers both within the row; `trunk` is
-    the number of the trunk that a token belongs to or grows from.
+    ids: Sequence[int]
+    trained: bool = False  # whether the model learns to predict them
+    image: bool = False  # whether they are the placeholders of a picture
+
+
+@dataclass(eq=False)
+class Rendered:
+    """A row of tokens, a conversation or several, in columns: arrays [tokens] that are cut and joined together.
+
+    Conversations that begin alike share that beginning (dataset.batching): it stands once, as a shared prefix, and the
+    rest of each is a branch, which sees the prefix and itself. Both are numbered within the row, in one count.
     """
 
-    input_ids: list[int] = field(default_factory=list)
-    trained: list[bool] = field(default_factory=list)
-    image_mask: list[bool] = field(default_factory=list)
-    branch: list[int] = field(default_factory=list)
-    trunk: list[int] = field(default_factory=list)
-    damaged: list[tuple[str, str]] = field(default_factory=list)  # where and why, see dataset.quarantine
+    input_ids: np.ndarray  # int64
+    trained: np.ndarray  # bool, whether the model learns to predict the token
+    image_mask: np.ndarray  # bool, whether it is a placeholder of a picture
+    branch: np.ndarray  # int64, the number of the branch, or of the shared prefix, that the token belongs to
+    shared_prefix: np.ndarray  # int64, the number of the prefix that the token belongs to or continues
 
-    def extend(self, ids: Sequence[int], trained: bool = False, image: bool = False) -> None:
-        self.input_ids += ids
-        self.trained += [trained] * len(ids)
-        self.image_mask += [image] * len(ids)
-        self.branch += [0] * len(ids)
-        self.trunk += [0] * len(ids)
+    @classmethod
+    def of(cls, pieces: Sequence[Piece]) -> "Rendered":
+        """One conversation, which is a prefix without branches."""
+        ids, trained, image = zip(*pieces, strict=True) if pieces else ((), (), ())
+        sizes = np.array([*map(len, ids)], int)
+        input_ids = np.fromiter(chain.from_iterable(ids), np.int64, sizes.sum())
+        zeros = np.zeros_like(input_ids)
+        return cls(input_ids, np.array(trained, bool).repeat(sizes), np.array(image, bool).repeat(sizes), zeros, zeros)
 
-    def unlearn(self, where: str, reason: str) -> None:
-        """Ignore every label: a picture of this row is damaged."""
-        self.trained = [False] * len(self.trained)
-        self.damaged.append((where, reason))
+    @classmethod
+    def concatenate(cls, rows: Sequence["Rendered"]) -> "Rendered":
+        return cls(*map(np.concatenate, zip(*(row.columns for row in rows), strict=True)))
 
-    def truncate(self, max_length: int) -> None:
-        if any(self.image_mask[max_length:]):
-            needed = len(self.image_mask) - self.image_mask[::-1].index(True)
+    @property
+    def columns(self) -> tuple[np.ndarray, ...]:
+        return self.input_ids, self.trained, self.image_mask, self.branch, self.shared_prefix
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, kept: slice | np.ndarray) -> "Rendered":
+        """kept: a slice, or a mask [tokens]."""
+        return Rendered(*[column[kept] for column in self.columns])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rendered) and all(map(np.array_equal, self.columns, other.columns))
+
+    def truncated(self, max_length: int) -> "Rendered":
+        """The first max_length tokens. Raises SampleError where a part of a picture would be cut off."""
+        if self.image_mask[max_length:].any():
+            needed = np.flatnonzero(self.image_mask)[-1] + 1
             raise SampleError(
                 f"its last picture ends at token {needed} and would be cut: raise --max_seq_len above {max_length}"
             )
-        for column in (self.input_ids, self.trained, self.image_mask, self.branch, self.trunk):
-            del column[max_length:]
+        return self[:max_length]
 
     @property
-    def labels(self) -> list[int]:
-        return [i if learnt else IGNORE_INDEX for i, learnt in zip(self.input_ids, self.trained, strict=True)]
+    def labels(self) -> np.ndarray:
+        return np.where(self.trained, self.input_ids, IGNORE_INDEX)
 
     @property
     def positions(self) -> np.ndarray:
-        """Each token's place in its own conversation: a branch goes on where its trunk ends."""
-        branch, trunk, index = np.array(self.branch), np.array(self.trunk), np.arange(len(self.branch))
-        numbers, starts, sizes = np.unique(branch, return_index=True, return_counts=True)
-        own = np.searchsorted(numbers, branch)
-        grows_from = np.searchsorted(numbers, trunk)
-        return index - starts[own] + np.where(branch == trunk, 0, sizes[grows_from])
+        """Each token's place in its own conversation: a branch continues where its shared prefix ends."""
+        numbers, starts, sizes = np.unique(self.branch, return_index=True, return_counts=True)
+        own = np.searchsorted(numbers, self.branch)
+        prefix = np.searchsorted(numbers, self.shared_prefix)
+        before = np.where(self.branch == self.shared_prefix, 0, sizes[prefix])
+        return np.arange(len(self)) - starts[own] + before
 
 
 def load_tokenizer(folder: str | Path | None = None) -> PreTrainedTokenizerFast:
@@ -173,7 +196,7 @@ class VLMProcessor:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int = 196, image_size: int = 224):
         self.tokenizer = tokenizer
         self.image_tokens = image_tokens
-        self.image_token_id = IMAGE_TOKEN_ID
+        self.image_span = Piece([IMAGE_TOKEN_ID] * image_tokens, image=True)
         self.image_size = image_size
         self._encoded: dict[str, tuple[int, ...]] = {}  # questions repeat
         self.new_line = self.encode("\n")
@@ -203,7 +226,7 @@ class VLMProcessor:
         """Plain text to ids; what looks like a control token is spelt out as text, so nobody can type one."""
         if text in self._encoded:
             return self._encoded[text]
-        if len(self._encoded) >= REMEMBERED_TEXTS:
+        if len(self._encoded) >= CACHED_TEXTS:
             self._encoded.clear()
         try:
             ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -212,46 +235,32 @@ class VLMProcessor:
         self._encoded[text] = tuple(ids)
         return self._encoded[text]
 
-    def render(
-        self, messages: Sequence[dict], add_generation_prompt: bool = False, max_length: int | None = None
-    ) -> Rendered:
+    def render(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> Rendered:
         """Conversation to ids in one pass, with the labels known from where each piece came.
 
         messages: role and content each. A string holds IMAGE_TAG where a picture goes; a list of
             {"type": "image"} and {"type": "text", "text": ...} parts takes its text literally.
         add_generation_prompt: end with the opening of an assistant's turn.
-        max_length: tokens; what is longer loses its end, but never a part of a picture.
 
         Raises:
-            SampleError: a role or content of the wrong kind, or a picture beyond max_length.
+            SampleError: a role or content of the wrong kind.
         """
-        rendered = Rendered()
+        pieces = []
         for message in messages:
             if not isinstance(message, dict) or message.get("role") not in ROLES:
                 raise SampleError(f"a message is {reprlib.repr(message)}: it needs a role, one of {', '.join(ROLES)}")
             answer = message["role"] == "assistant"
-            rendered.extend(self.headers[message["role"]])
+            pieces.append(Piece(self.headers[message["role"]]))
             for kind, text in content_parts(message.get("content")):
-                if kind == "image":
-                    rendered.extend([IMAGE_TOKEN_ID] * self.image_tokens, image=True)
-                else:
-                    rendered.extend(self.encode(text), trained=answer)
-            rendered.extend([END_ID], trained=answer)
-            rendered.extend(self.new_line)
+                pieces.append(self.image_span if kind == "image" else Piece(self.encode(text), trained=answer))
+            pieces += [Piece([END_ID], trained=answer), Piece(self.new_line)]
         if add_generation_prompt:
-            rendered.extend(self.headers["assistant"])
-        if max_length is not None:
-            rendered.truncate(max_length)
-        return rendered
+            pieces.append(Piece(self.headers["assistant"]))
+        return Rendered.of(pieces)
 
-    def render_text(self, text: str, max_length: int | None = None) -> Rendered:
+    def render_text(self, text: str) -> Rendered:
         """Plain text for the base decoder: every token is learnt, and the end."""
-        rendered = Rendered()
-        rendered.extend([START_ID])
-        rendered.extend([*self.encode(text), END_ID], trained=True)
-        if max_length is not None:
-            rendered.truncate(max_length)
-        return rendered
+        return Rendered.of([Piece([START_ID]), Piece([*self.encode(text), END_ID], trained=True)])
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         """uint8 [3, image_size, image_size]; the whole picture, squeezed to a square: nothing is cut off."""
@@ -260,7 +269,7 @@ class VLMProcessor:
 
     def check_pictures(self, rendered: Rendered, pictures: int) -> None:
         """Raises SampleError where the text has places for more or fewer pictures than there are."""
-        wanted = sum(rendered.image_mask) // self.image_tokens
+        wanted = rendered.image_mask.sum() // self.image_tokens
         if wanted != pictures:
             there = "is" if pictures == 1 else "are"
             raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there {there} {counted(pictures, 'pictures')}")
@@ -273,14 +282,12 @@ class VLMProcessor:
         return self.prompt_inputs(rendered)
 
     def prompt_inputs(self, prompts: Sequence[tuple[Rendered, Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
-        """Rendered prompts and their pictures to the inputs of generate(), padded on the left."""
+        """Rendered prompts and their pictures to the inputs of generate()."""
         rows = []
         for rendered, pictures in prompts:
             self.check_pictures(rendered, len(pictures))
             rows.append((rendered, [self.pixels(picture) for picture in pictures]))
-        batch = collate(rows, pad_left=True)
-        del batch["labels"], batch["loss_positions"], batch["pictures_a_row"]
-        return batch
+        return collate_prompts(rows)
 
 
 def content_parts(content: str | list | None) -> list[tuple[str, str]]:
@@ -297,38 +304,60 @@ def content_parts(content: str | list | None) -> list[tuple[str, str]]:
     return [part for part in parts if part != ("text", "")]
 
 
-def collate(rows: Sequence[tuple[Rendered, list[torch.Tensor]]], pad_left: bool = False) -> dict:
-    """Rendered conversations and their pixels to one batch.
+def collate_training(rows: Sequence[tuple[Rendered, Sequence[torch.Tensor]]]) -> dict:
+    """Rows and their pictures to one batch to learn from, padded on the right, where causal attention never looks.
 
-    Returns input_ids, attention_mask, image_mask, labels [batch, longest row]; loss_positions [batch, n] as
-    MiniMindForCausalLM takes them; pictures_a_row, a list; where any row has a picture
-    pixel_values [batch, most pictures a row, 3, height, width] in uint8, or patch_features [batch, most pictures a row,
-    image_tokens, vision hidden size] where the rows bring those; and where any row has branches, `branches` [batch, 2,
-    longest row], the numbers of branch and trunk, and position_ids [batch, longest row].
+    Returns input_ids, image_mask, labels [batch, longest row]; loss_positions [batch, n] as MiniMindForCausalLM takes
+    them; pictures_a_row, a list; what `_pictures` returns; and where any row has branches, `branches` [batch, 2,
+    longest row], the numbers of branch and shared prefix, and position_ids [batch, longest row].
     """
-    length = max(len(rendered.input_ids) for rendered, _ in rows)
-    ids = np.full((len(rows), length), END_OF_TEXT_ID, dtype=np.int64)
-    labels = np.full((len(rows), length), IGNORE_INDEX, dtype=np.int64)
-    masks = np.zeros((2, len(rows), length), dtype=bool)  # attention, image
-    for number, (rendered, _) in enumerate(rows):
-        size = len(rendered.input_ids)
-        place = slice(length - size, length) if pad_left else slice(0, size)
-        ids[number, place], labels[number, place] = rendered.input_ids, rendered.labels
-        masks[0, number, place], masks[1, number, place] = True, rendered.image_mask
-    batch = {"input_ids": ids, "labels": labels, "attention_mask": masks[0].astype(np.int64), "image_mask": masks[1]}
-    if any(rendered.branch[-1] for rendered, _ in rows):  # padding, on the right, belongs to the last one
-        columns = [(row.branch, row.trunk, row.positions) for row, _ in rows]
-        padded = np.stack([np.pad(c, ((0, 0), (0, length - len(c[0]))), "edge") for c in columns])
-        batch["branches"], batch["position_ids"] = padded[:, :2], padded[:, 2]
-    batch = {name: torch.from_numpy(values) for name, values in batch.items()}
+    rendered = [row[0] for row in rows]
+    batch = {
+        "input_ids": _padded([row.input_ids for row in rendered], END_OF_TEXT_ID),
+        "image_mask": _padded([row.image_mask for row in rendered], False),
+        "labels": _padded([row.labels for row in rendered], IGNORE_INDEX),
+        "pictures_a_row": [len(row[1]) for row in rows],
+        **_pictures(rows),
+    }
     batch["loss_positions"] = positions_before(batch["labels"])
-    batch["pictures_a_row"] = [len(pictures) for _, pictures in rows]
-    most = max(batch["pictures_a_row"])
-    if most:
-        example = next(pictures[0] for _, pictures in rows if pictures)
-        pictured = torch.zeros((len(rows), most, *example.shape), dtype=example.dtype)
-        for number, (_, pictures) in enumerate(rows):
-            for index, values in enumerate(pictures):
-                pictured[number, index] = values
-        batch["pixel_values" if example.dim() == 3 else "patch_features"] = pictured
+    if any(row.branch[-1] for row in rendered):
+        columns = [np.stack([row.branch, row.shared_prefix, row.positions]) for row in rendered]
+        longest = max(map(len, rendered))
+        # padding belongs to the row's last branch
+        padded = [np.pad(column, ((0, 0), (0, longest - column.shape[1])), "edge") for column in columns]
+        numbers = torch.from_numpy(np.stack(padded))  # [batch, 3, longest row]
+        batch["branches"], batch["position_ids"] = numbers[:, :2], numbers[:, 2]
     return batch
+
+
+def collate_prompts(rows: Sequence[tuple[Rendered, Sequence[torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    """Rows and their pictures to the inputs of generate(), padded on the left.
+
+    Returns input_ids, attention_mask, image_mask [batch, longest row] and what `_pictures` returns.
+    """
+    rendered = [row[0] for row in rows]
+    return {
+        "input_ids": _padded([row.input_ids for row in rendered], END_OF_TEXT_ID, side="left"),
+        "attention_mask": _padded([np.ones_like(row.input_ids) for row in rendered], 0, side="left"),
+        "image_mask": _padded([row.image_mask for row in rendered], False, side="left"),
+        **_pictures(rows),
+    }
+
+
+def _padded(columns: Sequence[np.ndarray], filling: int, side: str = "right") -> torch.Tensor:
+    """[batch, longest row]"""
+    return pad_sequence([torch.from_numpy(column) for column in columns], True, filling, side)
+
+
+def _pictures(rows: Sequence[tuple[Rendered, Sequence[torch.Tensor]]]) -> dict[str, torch.Tensor]:
+    """Where any row has a picture, those of all rows, filled up with zeros.
+
+    pixel_values uint8 [batch, most pictures a row, 3, height, width], or patch_features [batch, most pictures a row,
+    image_tokens, vision hidden size] where the rows bring those.
+    """
+    example = next((row[1][0] for row in rows if row[1]), None)
+    if example is None:
+        return {}
+    none = example.new_zeros(0, *example.shape)
+    pictures = pad_sequence([torch.stack(row[1]) if row[1] else none for row in rows], batch_first=True)
+    return {"pixel_values" if example.dim() == 3 else "patch_features": pictures}

@@ -12,7 +12,7 @@ from dataset.batching import PackedRows
 from dataset.feature_cache import cache_features
 from dataset.formats import Sample, read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
-from dataset.step_batch import Share, Shares
+from dataset.step_batch import StepBatch, StepBatches
 from dataset.vlm_dataset import ConversationDataset
 from model.messages import UserError, counted
 from model.model_vlm import MiniMindVLM
@@ -76,10 +76,10 @@ class StageData:
             if dataset.features is not None:
                 dataset.features.check_whole()
 
-    def batches(self, run: Run) -> Iterator[Share]:
+    def batches(self, run: Run) -> Iterator[StepBatch]:
         """This rank's part of each step, from the run's step on; what proves to be damaged in it is noted."""
         for batch in resilient_batches(partial(read_batches, self.rows, run), run.state.step):
-            self.quarantine.take(batch)
+            self.quarantine.record(batch)
             yield batch
 
     def where(self, row: int) -> str:
@@ -160,12 +160,12 @@ def worth_of_a_step(data: Subset, rows: int, global_batch: int) -> list[str]:
     return lines
 
 
-def read_batches(rows: Dataset, run: Run, first_step: int) -> Iterator[Share | UserError]:
+def read_batches(rows: Dataset, run: Run, first_step: int) -> Iterator[StepBatch | UserError]:
     """This rank's part of each step from one on, cut, decoded and counted by worker processes."""
     config, runtime = run.config, run.runtime
     return iter(
         DataLoader(
-            ErrorsAsItems(Shares(rows)),
+            ErrorsAsItems(StepBatches(rows)),
             batch_size=None,  # an item is a step
             sampler=micro_batches(run.order, runtime.rank, config.token_budget, first_step),
             num_workers=config.num_workers,
@@ -178,5 +178,5 @@ def read_batches(rows: Dataset, run: Run, first_step: int) -> Iterator[Share | U
     )
 
 
-def _as_it_is(batch: Share | UserError) -> Share | UserError:
+def _as_it_is(batch: StepBatch | UserError) -> StepBatch | UserError:
     return batch

@@ -2,7 +2,7 @@
 
 import torch
 
-from dataset.step_batch import Shares
+from dataset.step_batch import StepBatches
 from trainer.data import StageData
 from trainer.order import validation_passes
 from trainer.run import Run
@@ -13,11 +13,11 @@ def validation_loss(run: Run, data: StageData) -> float:
     """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th row."""
     model, runtime, validation = run.model, run.runtime, data.validation
     model.eval()
-    batches, parts = Shares(validation), []
+    batches, parts = StepBatches(validation), []
     lengths = torch.from_numpy(validation.dataset.lengths[list(validation.indices)])
     for rows in validation_passes(lengths, run.config.token_budget, runtime):
         batch = batches[[rows or (0,)]]  # a sharded model needs all ranks to call
-        data.quarantine.take(batch)
+        data.quarantine.record(batch)
         with runtime.autocast():
             output = model(**runtime.to_device(batch.micro_batches[0]))
         loss = output.loss if output.aux_loss is None else output.loss - output.aux_loss

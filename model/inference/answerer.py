@@ -151,7 +151,7 @@ class Answerer:
                 "ask less at once, or begin anew"
             )
         pixels = [self.processor.pixels(picture) for picture in pictures]
-        return Prompt(rendered.input_ids, rendered.image_mask, pixels, time.perf_counter() - started)
+        return Prompt(rendered.input_ids.tolist(), rendered.image_mask.tolist(), pixels, time.perf_counter() - started)
 
     @torch.inference_mode()
     def stream(

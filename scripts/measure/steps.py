@@ -25,7 +25,7 @@ from model.command_line import CommandLine
 from model.config import IGNORE_INDEX, IMAGE_TOKEN_ID, VLMConfig
 from model.device import choose_device, choose_dtype, compile_layers
 from model.messages import UserError
-from model.processing import Rendered, collate
+from model.processing import Piece, Rendered, collate_training
 from model.progress import progress_over, say
 from scripts.measure.generation import measure_generation
 from scripts.measure.memory import Step, learning_parameters
@@ -82,13 +82,11 @@ def make_samples(count: int, text: str, config: VLMConfig, seed: int = 0) -> lis
     for _ in range(count):
         words = 60 if text == "short" else int(torch.randint(60, 461, (), generator=generator))
         answer = 25 if text == "short" else int(0.38 * words)
-        rendered = Rendered()
-        rendered.extend([1, 5, 6])
-        rendered.extend([IMAGE_TOKEN_ID] * config.image_tokens, image=True)
         ids = torch.randint(50, config.vocab_size, (words - 3,), generator=generator).tolist()
-        rendered.extend(ids[: -answer - 1])
-        rendered.extend(ids[-answer - 1 : -1], trained=True)
-        rendered.extend(ids[-1:])
+        rendered = Rendered.of([
+            Piece([1, 5, 6]), Piece([IMAGE_TOKEN_ID] * config.image_tokens, image=True),
+            Piece(ids[: -answer - 1]), Piece(ids[-answer - 1 : -1], trained=True), Piece(ids[-1:]),
+        ])  # fmt: skip
         size = (3, config.image_size, config.image_size)
         samples.append((rendered, [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)]))
     return sorted(samples, key=lambda sample: len(sample[0].input_ids))
@@ -112,10 +110,9 @@ class Trainer:
     def batches(self, samples: list, size: int) -> dict[str, list[dict]]:
         """The micro-batches with pixels and with features, all made before the clock starts."""
         groups = [samples[start : start + size] for start in range(0, len(samples), size)]
-        with_pixels = [collate(group) for group in groups]
+        with_pixels = [collate_training(group) for group in groups]
         with_features = []
         for batch in with_pixels:
-            del batch["attention_mask"]
             features = self.model.encode_pictures(batch["pixel_values"][:, 0].to(self.device)).half().cpu()
             rest = {name: value for name, value in batch.items() if name != "pixel_values"}
             with_features.append({**rest, "patch_features": features[:, None]})

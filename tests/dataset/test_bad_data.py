@@ -16,11 +16,11 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from dataset import formats, vlm_dataset
+from dataset import check, formats
 from dataset.feature_cache import cache_features
-from dataset.formats import BadSample, DataError, read_samples
+from dataset.formats import BadSample, DataError, Rejected, read_samples
 from dataset.quarantine import DAMAGED, LEAST, QUARANTINE, Quarantine
-from dataset.step_batch import Counts, Share, Shares
+from dataset.step_batch import Counts, StepBatch, StepBatches
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import encoded, make_picture, write_jsonl
 from helpers.faults import outcome, run_ranks
@@ -111,7 +111,7 @@ def test_text_that_looks_like_control_is_text(text, tmp_path, processor):
     control = range(3)
     assert sum(row.image_mask) == processor.image_tokens
     assert [i for i in row.input_ids if i in control] == [i for i in other.input_ids if i in control]
-    assert row.input_ids.count(IMAGE_TOKEN_ID) == processor.image_tokens + 2 * text.count("@")
+    assert row.input_ids.tolist().count(IMAGE_TOKEN_ID) == processor.image_tokens + 2 * text.count("@")
 
 
 # ---- how much is too much
@@ -230,7 +230,7 @@ def test_a_run_refuses_before_its_first_step(flags, reason, config):
 @pytest.fixture
 def damaged(data_folder, tower_folder, monkeypatch):
     """Only headers are looked at before training, and the picture of line 4, and one of line 2's, are cut in half."""
-    monkeypatch.setattr(vlm_dataset, "FULLY_DECODED", 0)
+    monkeypatch.setattr(check, "FULLY_DECODED", 0)
     for name in ("3_0.png", "1_1.png"):
         path = data_folder / "images" / name
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -285,8 +285,8 @@ def test_nothing_is_learnt_from_a_damaged_picture(damaged, data_folder, processo
     data, model = ConversationDataset(read_samples(data_folder / "train.jsonl"), processor, 64), make_vlm().train()
 
     def learnt(*rows: int) -> dict[str, torch.Tensor]:
-        share = lenient().take(Shares(data)[[rows]])
-        assert len(share.damaged) == len({1, 3} & set(rows)) and share.counts.rows == len(rows)
+        share = lenient().record(StepBatches(data)[[rows]])
+        assert len(share.rejected) == len({1, 3} & set(rows)) and share.counts.rows == len(rows)
         (batch,) = share.micro_batches
         model.zero_grad()
         model(**batch, supervised_tokens=7).loss.backward()
@@ -303,26 +303,26 @@ def test_features_of_a_damaged_picture_teach_nothing(damaged, data_folder, proce
     data = ConversationDataset(read_samples(data_folder / "train.jsonl"), processor, 64)
     cache_features(data, make_vlm().encode_pictures, "tower", "float16", tmp_path / "cache")
     for row in range(6):
-        rendered, features = data[row]
-        assert bool(rendered.damaged) == (row in (1, 3)) and any(rendered.trained) != (row in (1, 3))
+        rendered, features, rejected = data[row]
+        assert bool(rejected) == (row in (1, 3)) and any(rendered.trained) != (row in (1, 3))
         pictures = len(data.features.numbers_of(row))
         assert [feature.shape for feature in features] == [(processor.image_tokens, 16)] * pictures
 
 
 def test_too_many_damaged_pictures_end_a_run(processor):
-    def share(number: int) -> Share:
-        return Share([], Counts(rows=4), [(f"train.jsonl:{number}", "cut")])
+    def share(number: int) -> StepBatch:
+        return StepBatch([], Counts(rows=4), [Rejected(f"train.jsonl:{number}", "cut", DAMAGED)])
 
     quarantine = lenient(max_share=0.2)
     for number in range(1, LEAST):
-        assert quarantine.take(share(number)) == share(number)
-        assert quarantine.take(share(number)) == share(number)  # again, and counted once
+        assert quarantine.record(share(number)) == share(number)
+        assert quarantine.record(share(number)) == share(number)  # again, and counted once
     for _ in range(3):
-        quarantine.take(Share([], Counts(rows=4), []))
-    quarantine.take(share(LEAST))  # 10 of 88
+        quarantine.record(StepBatch([], Counts(rows=4), []))
+    quarantine.record(share(LEAST))  # 10 of 88
     quarantine = lenient(max_share=0.2)
     with pytest.raises(DataError, match=rf"{LEAST} of {4 * LEAST} samples are bad.*train.jsonl:{LEAST}: cut"):
         for number in range(1, LEAST + 1):
-            quarantine.take(share(number))
+            quarantine.record(share(number))
     with pytest.raises(BadSample, match="train.jsonl:1: cut"):
-        Quarantine(strict=True).take(share(1))
+        Quarantine(strict=True).record(share(1))

@@ -1,5 +1,8 @@
 """Rows with branches: sharing what conversations begin with changes no logit and no gradient, only the work."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Subset
@@ -9,7 +12,7 @@ from dataset.formats import read_samples
 from dataset.vlm_dataset import ConversationDataset, text_only
 from helpers.data import make_picture, write_jsonl
 from helpers.runs import losses, tiny
-from model.processing import Rendered, collate
+from model.processing import Rendered, collate_training
 from trainer.stage import run_stage, worth_of_a_step
 from trainer.train_sft_vlm import SFT_VLM
 
@@ -42,14 +45,13 @@ def test_a_shared_row_gives_the_loss_and_gradients_of_its_conversations(make_vlm
     assert sum(row.trained) == sum(sum(talk.trained) for talk in talks)
 
     def gradients(batch):
-        del batch["attention_mask"]
         model.zero_grad()
         loss = model(**batch).loss
         loss.backward()
         return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    apart, wanted = gradients(collate([(talk, pixels) for talk in talks]))
-    together, found = gradients(collate([(row, pixels)]))
+    apart, wanted = gradients(collate_training([(talk, pixels) for talk in talks]))
+    together, found = gradients(collate_training([(row, pixels)]))
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-6)
     assert found.keys() == wanted.keys()
     for name in wanted:
@@ -60,8 +62,8 @@ def test_branches_do_not_see_each_other(make_vlm, processor, talks):
     """To the bit: other words in one branch change no logit outside it."""
     model, pixels = make_vlm(), [processor.pixels(make_picture(1))]
     [(_, row)] = grouped(((number, "a.png", talk) for number, talk in enumerate(talks)), 400)
-    batch = collate([(row, pixels)])
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "attention_mask")}
+    batch = collate_training([(row, pixels)])
+    inputs = {name: value for name, value in batch.items() if name not in ("labels",)}
     before = model(**inputs).logits[0]
     of_second = batch["branches"][0, 0] == 2
     inputs["input_ids"] = inputs["input_ids"].clone()
@@ -75,11 +77,10 @@ def test_rows_with_and_without_branches_share_a_batch(make_vlm, processor, talks
     model, pixels = make_vlm(), [processor.pixels(make_picture(1))]
     alone = conversation(processor, "Hello?", "Yes. " * 40)
     row = share_prefix(talks[:2], 9)
-    batch = collate([(row, pixels), (alone, [])])
-    batch.pop("attention_mask")
-    separate = [collate([one]) for one in ((row, pixels), (alone, []))]
+    batch = collate_training([(row, pixels), (alone, [])])
+    separate = [collate_training([one]) for one in ((row, pixels), (alone, []))]
     tokens = [int((one["labels"] != -100).sum()) for one in separate]
-    losses = [model(**{k: v for k, v in one.items() if k != "attention_mask"}).loss for one in separate]
+    losses = [model(**one).loss for one in separate]
     mean = sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
     torch.testing.assert_close(model(**batch).loss, mean, rtol=0, atol=1e-6)
 
@@ -92,13 +93,13 @@ def test_the_text_loss_of_a_shared_row_is_that_of_its_conversations(make_vlm, ta
 
 
 def test_branches_and_an_attention_mask_are_refused_together(make_vlm, processor, talks):
-    batch = collate([(share_prefix(talks[:2], 9), [processor.pixels(make_picture(1))])])
+    batch = collate_training([(share_prefix(talks[:2], 9), [processor.pixels(make_picture(1))])])
     with pytest.raises(ValueError, match="leave attention_mask and the cache out"):
-        make_vlm()(**batch)
+        make_vlm()(**batch, attention_mask=torch.ones_like(batch["input_ids"]))
 
 
 def test_positions_go_on_where_the_shared_part_ends():
-    row = Rendered([1] * 9, [False] * 9, [False] * 9, [0, 0, 1, 1, 1, 2, 2, 3, 3], [0] * 7 + [3] * 2)
+    row = Rendered(*map(np.array, ([1] * 9, [False] * 9, [False] * 9, [0, 0, 1, 1, 1, 2, 2, 3, 3], [0] * 7 + [3] * 2)))
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1]
 
 
@@ -160,7 +161,7 @@ def test_a_picture_behind_the_shared_beginning_keeps_a_row_of_its_own(data_folde
         for question in ("which", "none")
     ]  # fmt: skip
     data = ConversationDataset(read_samples(write_jsonl(data_folder / "many.jsonl", lines)), processor, 400)
-    for row, pixels in (data[number] for number in range(len(data))):
+    for row, pixels, _ in (data[number] for number in range(len(data))):
         assert sum(row.image_mask) == len(pixels) * processor.image_tokens == 2 * processor.image_tokens
 
 
@@ -176,8 +177,8 @@ def test_the_data_set_groups_and_stores_rows(data_folder, processor):
     assert (data.report.conversations, data.report.rows) == (6, 2)
     wanted = [processor.render(sample.messages) for sample in read_samples(path)]
     for number in range(2):
-        row, pixels = data[number]
-        shared = row.branch.index(1)
+        row, pixels, _ = data[number]
+        shared = row.branch.tolist().index(1)
         assert row == share_prefix(wanted[3 * number : 3 * number + 3], shared)
         assert len(pixels) == 1 and data.lengths[number] == len(row.input_ids)
 
@@ -203,8 +204,7 @@ def test_a_packed_row_gives_the_loss_and_gradients_of_its_samples(make_vlm, mixe
     packed = (pack([rendered for rendered, _ in mixed]), [picture for _, pictures in mixed for picture in pictures])
     found = {}
     for name, rows in (("apart", mixed), ("packed", [packed])):
-        batch = collate(rows)
-        del batch["attention_mask"]
+        batch = collate_training(rows)
         model.zero_grad()
         loss = model(**batch).loss
         loss.backward()
@@ -217,14 +217,16 @@ def test_neighbours_in_a_packed_row_do_not_see_each_other(make_vlm, processor, m
     model = make_vlm()
 
     def logits(rows):
-        batch = collate([(pack([rendered for rendered, _ in rows]), [p for _, pictures in rows for p in pictures])])
-        del batch["labels"], batch["loss_positions"], batch["attention_mask"]
+        batch = collate_training(
+            [(pack([rendered for rendered, _ in rows]), [p for _, pictures in rows for p in pictures])]
+        )
+        del batch["labels"], batch["loss_positions"]
         return model(**batch).logits[0].split([len(rendered.input_ids) for rendered, _ in rows])
 
     before = logits(mixed)
     other_picture = [*mixed[:1], (mixed[1][0], [processor.pixels(make_picture(99))]), *mixed[2:]]
-    words = Rendered(**vars(mixed[2][0]))
-    words.input_ids = [77 if not shown else i for i, shown in zip(words.input_ids, words.image_mask, strict=True)]
+    words = mixed[2][0]
+    words = replace(words, input_ids=np.where(words.image_mask, words.input_ids, 77))
     for changed, number in ((other_picture, 1), ([*mixed[:2], (words, mixed[2][1]), mixed[3]], 2)):
         after = logits(changed)
         same = [torch.equal(a, b) for a, b in zip(after, before, strict=True)]

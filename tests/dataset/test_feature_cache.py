@@ -17,7 +17,7 @@ from dataset.vlm_dataset import ConversationDataset
 from helpers.data import make_picture, turns, write_parquet
 from helpers.models import Encoder
 from helpers.runs import assert_bit_equal, losses, tiny, weights_of
-from model.processing import collate
+from model.processing import collate_training
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
 
@@ -30,7 +30,7 @@ def data(data_folder, processor) -> ConversationDataset:
 def test_features_are_what_the_tower_gives(data, make_vlm, tmp_path):
     model = make_vlm()
     wanted = [[model.encode_pictures(pixels[None])[0] for pixels in data[row][1]] for row in range(len(data))]
-    batch = collate([data[row] for row in range(6)])
+    batch = collate_training([data[row] for row in range(6)])
     online = model(**batch).loss
     cache_features(data, model.encode_pictures, "tower", "float16", tmp_path / "cache")
     for row, patches in enumerate(wanted):
@@ -38,7 +38,7 @@ def test_features_are_what_the_tower_gives(data, make_vlm, tmp_path):
         assert len(found) == len(patches)
         for one, other in zip(found, patches, strict=True):
             assert torch.equal(one, other.half())
-    cached = collate([data[row] for row in range(6)])
+    cached = collate_training([data[row] for row in range(6)])
     assert "pixel_values" not in cached
     torch.testing.assert_close(model(**cached).loss, online, rtol=0, atol=1e-3)
     sent = pickle.loads(pickle.dumps(data))  # to a worker
@@ -154,7 +154,7 @@ def test_kept_pixels_are_decoded_once(data, data_folder, tmp_path):
         found = data[row][1]
         assert len(found) == len(pictures) and all(map(torch.equal, found, pictures))
         assert all(picture.dtype == torch.uint8 for picture in found)
-    batch = collate([data[row] for row in range(6)])
+    batch = collate_training([data[row] for row in range(6)])
     assert "pixel_values" in batch and "patch_features" not in batch
     assert torch.equal(pickle.loads(pickle.dumps(data))[0][1][0], wanted[0][0])
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from dataset.formats import DataError, read_samples
 from helpers.data import SOUND, TURNS, construct, make_picture, open_lines, turns, write_jsonl, write_parquet
-from model.processing import collate
+from model.processing import collate_training
 
 # JSON lines
 
@@ -109,7 +109,7 @@ def test_parquet_is_the_same_as_json_lines(folder, parquet_file, processor):
     assert [list(row.pictures) for row in rows] == [[path.read_bytes() for path in line.pictures] for line in lines]
     from_rows, from_lines = construct(rows, processor), construct(lines, processor)
     for index in range(5):
-        (rendered, pixels), (wanted, wanted_pixels) = from_rows[index], from_lines[index]
+        (rendered, pixels, _), (wanted, wanted_pixels, _) = from_rows[index], from_lines[index]
         assert rendered == wanted
         assert len(pixels) == len(wanted_pixels)
         assert all(map(torch.equal, pixels, wanted_pixels))
@@ -147,9 +147,9 @@ def test_parquet_crosses_to_a_worker_without_its_data(parquet_file):
 
 def test_parquet_in_worker_processes(parquet_file, processor):
     data = construct(read_samples(parquet_file), processor)
-    batches = list(DataLoader(data, batch_size=2, num_workers=2, collate_fn=collate))
+    batches = list(DataLoader(data, batch_size=2, num_workers=2, collate_fn=collate_training))
     for batch, rows in zip(batches, ([0, 1], [2, 3], [4]), strict=True):
-        wanted = collate([data[index] for index in rows])
+        wanted = collate_training([data[index] for index in rows])
         assert batch.keys() == wanted.keys()
         assert batch.pop("pictures_a_row") == wanted.pop("pictures_a_row")
         assert all(torch.equal(batch[name], wanted[name]) for name in wanted)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -16,20 +17,20 @@ import pytest
 import torch
 
 from dataset import formats, token_cache, vlm_dataset
+from dataset.check import CheckedData
 from dataset.formats import BadSample, DataError, read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
-from dataset.token_cache import Checked
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import make_picture, turns, write_jsonl, write_parquet
 from helpers.faults import held_by_another, in_child, run_ranks, start_child, wait_for
-from helpers.repository import ROOT
 from helpers.runs import losses, tiny
 from model import process_lock
 from model.processing import VLMProcessor
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
 
-COLUMNS = [column.name for column in dataclasses.fields(Checked)]
+FORMAT_AND_DIGEST = (1, "8c6a987e92ad094f")
+COLUMNS = [column.name for column in dataclasses.fields(CheckedData)]
 
 
 @pytest.fixture(autouse=True)
@@ -84,13 +85,13 @@ def start(path, processor, tmp_path):
 
 def assert_alike(found: Start, wanted: Start) -> None:
     for name in COLUMNS:
-        one, other = getattr(found.data.found, name), getattr(wanted.data.found, name)
+        one, other = getattr(found.data.checked, name), getattr(wanted.data.checked, name)
         assert one.dtype == other.dtype and np.array_equal(one, other), name
     assert found.data.report == wanted.data.report and str(found.data.report) == str(wanted.data.report)
     assert (found.quarantine, found.counts) == (wanted.quarantine, wanted.counts)
     assert found.data.lengths.tolist() == wanted.data.lengths.tolist()
     for row in range(len(wanted.data)):
-        (one, pixels), (other, other_pixels) = found.data[row], wanted.data[row]
+        (one, pixels, _), (other, other_pixels, _) = found.data[row], wanted.data[row]
         assert one == other and len(pixels) == len(other_pixels) and all(map(torch.equal, pixels, other_pixels))
 
 
@@ -128,7 +129,7 @@ def test_the_same_for_parquet(start, folder, tmp_path, monkeypatch):
     fresh, _ = start(path=path, folder=None), start(path=path)
     monkeypatch.setattr(VLMProcessor, "render", refuse)
     assert_alike(start(path=path), fresh)
-    assert fresh.data.found.shown.tolist() == [0, 0, 0] and len(fresh.data.found.each_name()) == 1
+    assert fresh.data.checked.shown.tolist() == [0, 0, 0] and len(fresh.data.checked.ends) == 1
 
 
 @pytest.fixture
@@ -152,13 +153,25 @@ def test_any_change_of_what_is_rendered_is_another_file(start, path, processor, 
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # as long and as old as before
     assert_alike(start(), start(folder=None))
     assert len(kept_in(tmp_path)) == 5
-    monkeypatch.setattr(token_cache, "CODE", (*token_cache.CODE, "model/device.py"))  # as if the code had changed
+    monkeypatch.setattr(token_cache, "FORMAT", token_cache.FORMAT + 1)  # as if the code had changed
     start()
     assert len(kept_in(tmp_path)) == 6
 
 
-def test_the_code_that_is_part_of_the_name_exists():
-    assert [name for name in token_cache.CODE if not (ROOT / name).is_file()] == []
+def test_what_is_kept_changes_only_with_its_format(start, folder):
+    """The code has no part in the name of a file: whoever changes what it makes of data must say so."""
+    checked, digest = start(folder=None).data.checked, hashlib.sha256()
+    for name in COLUMNS:
+        column = getattr(checked, name)
+        if name == "rejected":
+            digest.update(column.tobytes().replace(str(folder).encode(), b""))
+        elif name not in ("names", "ends", "stamps"):  # paths and times
+            digest.update(f"{name} {column.dtype} {column.shape}".encode() + column.tobytes())
+    kept = (token_cache.FORMAT, digest.hexdigest()[:16])
+    assert kept == FORMAT_AND_DIGEST, (
+        "what the check makes of a data file has changed: bump FORMAT in dataset/token_cache.py, so that no run reads "
+        f"what older code has kept, and write {kept} here"
+    )
 
 
 @pytest.mark.parametrize("change", ["deleted", "replaced", "mended", "mended folder"])
@@ -186,11 +199,11 @@ def test_a_picture_lost_after_the_start_is_damaged_in_training(start, folder):
     data = start().data
     row = next(row for row in range(len(data)) if data.samples[data.kept[row]].where.endswith(":4"))
     (folder / "images" / "3_0.png").unlink()
-    rendered, _ = data[row]
+    rendered, _, (rejected,) = data[row]
     assert not any(rendered.trained)
-    assert rendered.damaged[0][0] == f"{folder / 'train.jsonl'}:4" and "does not exist" in rendered.damaged[0][1]
+    assert rejected.where == f"{folder / 'train.jsonl'}:4" and "does not exist" in rejected.reason
     (folder / "images" / "3_0.png").mkdir()
-    assert data[row][0].damaged[0][0] == data.where(row) == f"{folder / 'train.jsonl'}:4"
+    assert data[row].rejected[0].where == data.where(row) == f"{folder / 'train.jsonl'}:4"
 
 
 def test_what_a_run_allows_is_judged_at_every_start(start, path, processor, tmp_path):

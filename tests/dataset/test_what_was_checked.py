@@ -18,7 +18,7 @@ from dataset.feature_cache import cache_features
 from dataset.formats import BadSample, DataError, read_samples
 from dataset.limits import PictureLimits
 from dataset.quarantine import Quarantine
-from dataset.step_batch import Shares
+from dataset.step_batch import StepBatches
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import make_picture, turns, write_jsonl
 from helpers.models import Encoder
@@ -52,7 +52,7 @@ def start(path, processor, tmp_path, monkeypatch):
 
 
 def pictures_of(data: ConversationDataset) -> list[list[torch.Tensor]]:
-    return [pictures for _, pictures in (data[row] for row in range(len(data)))]
+    return [pictures for _, pictures, _ in (data[row] for row in range(len(data)))]
 
 
 def assert_same(found: list[list[torch.Tensor]], wanted: list[list[torch.Tensor]]) -> None:
@@ -107,7 +107,7 @@ def test_rights_that_are_mended_are_noticed(start, data_folder, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(processing.Image, "open", deny)
         (bad,) = start().report.bad
-        assert "Permission denied), which is no fault of the picture: see to the rights" in bad
+        assert "Permission denied), which is no fault of the picture: see to the rights" in bad.reason
         assert start(said).report.bad == [bad] and said[0].startswith("rendered at an earlier start")
     said.clear()
     assert start(said).report.bad == [] and "train.jsonl:4 has changed): rendering them again" in said[0]
@@ -228,11 +228,11 @@ def test_spawned_processes_read_the_same(start, tmp_path):
     data, kept = start(), start()
     cache_features(kept, None, "", "pixels", tmp_path / "cache")
     numbers = [[[0, 1, 2], [5]], [[7, 4]], [[24, 25, 26], [29]]]
-    load = partial(DataLoader, Shares(ConcatDataset([data, kept])), batch_size=None, sampler=numbers)
+    load = partial(DataLoader, StepBatches(ConcatDataset([data, kept])), batch_size=None, sampler=numbers)
     wanted = list(load(collate_fn=_same))
     found = list(load(collate_fn=_same, num_workers=1, multiprocessing_context="spawn"))
     for one, other in zip(found, wanted, strict=True):
-        assert one.counts == other.counts and one.damaged == other.damaged
+        assert one.counts == other.counts and one.rejected == other.rejected
         for batch, like in zip(one.micro_batches, other.micro_batches, strict=True):
             assert batch.keys() == like.keys()
             assert all(torch.equal(torch.as_tensor(batch[name]), torch.as_tensor(like[name])) for name in like)
@@ -306,7 +306,7 @@ def test_large_photographs_are_read_where_it_is_asked(photograph, data_folder, p
     pixels = processor.pixels(picture)
     assert abs(int(pixels[0, 16, 4]) - 36) <= 2 and abs(int(pixels[0, 16, 28]) - 227) <= 2
     data = ConversationDataset(read_samples(photograph, limits=limits), processor, 400)
-    assert torch.equal(data[0][1][0], pixels) and data[0][0].damaged == []
+    assert torch.equal(data[0][1][0], pixels) and data[0].rejected == ()
     assert read_questions(photograph, limits=limits)[0].sample.open_pictures()[0].size == picture.size
     with pytest.raises(TooManyPixels):
         open_picture(data_folder / "images" / "large.jpg", decode=False)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from helpers.models import IMAGE_TOKENS, SIZES, enliven_all, make_ids, make_labels, naive_losses
 from model.config import IGNORE_INDEX, IMAGE_TOKEN_ID, VLMConfig
-from model.processing import Rendered, collate
+from model.processing import Rendered, collate_training
 from model.vision_encoder import normalize_pixels
 
 
@@ -35,9 +35,9 @@ def picture_inputs(batch: dict) -> dict:
 def test_rows_with_0_1_and_2_pictures_equal_each_alone(make_vlm, processor, picture, use_moe):
     model = enliven_all(make_vlm(use_moe=use_moe))
     rows = rows_of_0_1_2_pictures(processor, picture)
-    logits = model(**picture_inputs(collate(rows))).logits
+    logits = model(**picture_inputs(collate_training(rows))).logits
     for number, row in enumerate(rows):
-        alone = model(**picture_inputs(collate([row]))).logits
+        alone = model(**picture_inputs(collate_training([row]))).logits
         torch.testing.assert_close(logits[number, : alone.shape[1]], alone[0], rtol=0, atol=1e-5)
 
 
@@ -46,8 +46,8 @@ def test_swapping_two_pictures_changes_the_logits(make_vlm, processor, picture):
     model = enliven_all(make_vlm())
     rendered = render_pictures(processor, [2])
     first, second = (processor.pixels(picture(seed)) for seed in (1, 2))
-    one = model(**picture_inputs(collate([(rendered, [first, second])]))).logits[0, -1]
-    other = model(**picture_inputs(collate([(rendered, [second, first])]))).logits[0, -1]
+    one = model(**picture_inputs(collate_training([(rendered, [first, second])]))).logits[0, -1]
+    other = model(**picture_inputs(collate_training([(rendered, [second, first])]))).logits[0, -1]
     assert (one - other).abs().max() > 0.01
 
 
@@ -55,7 +55,7 @@ def test_swapping_two_pictures_changes_the_logits(make_vlm, processor, picture):
 def test_spans_hold_the_projected_patches_and_text_its_embeddings(make_vlm, processor, picture):
     model = enliven_all(make_vlm())
     rows = rows_of_0_1_2_pictures(processor, picture)
-    batch = collate(rows)
+    batch = collate_training(rows)
     embeddings = model.embed(**picture_inputs(batch))
     expected = F.embedding(batch["input_ids"], model.model.embed_tokens.weight)
     weight, bias = model.vision_proj.vision_proj[0].weight, model.vision_proj.vision_proj[0].bias
@@ -78,7 +78,7 @@ def test_spans_hold_the_projected_patches_and_text_its_embeddings(make_vlm, proc
 @torch.no_grad()
 def test_pixels_may_come_normalized(make_vlm, processor, picture):
     model = enliven_all(make_vlm())
-    batch = picture_inputs(collate(rows_of_0_1_2_pictures(processor, picture)))
+    batch = picture_inputs(collate_training(rows_of_0_1_2_pictures(processor, picture)))
     expected = model.embed(**batch)
     batch["pixel_values"] = normalize_pixels(batch["pixel_values"])
     torch.testing.assert_close(model.embed(**batch), expected)
@@ -88,7 +88,7 @@ def test_pixels_may_come_normalized(make_vlm, processor, picture):
 def test_a_typed_at_sign_stays_text(make_vlm, processor, picture):
     model = enliven_all(make_vlm())
     rendered = processor.render([{"role": "user", "content": "@@@@<image>@@@@ me@home"}])
-    batch = collate([(rendered, [processor.pixels(picture(0))])])
+    batch = collate_training([(rendered, [processor.pixels(picture(0))])])
     ids, mask = batch["input_ids"], batch["image_mask"]
     typed = (ids == IMAGE_TOKEN_ID) & ~mask
     assert int(typed.sum()) == 9 and int(mask.sum()) == IMAGE_TOKENS
@@ -148,7 +148,7 @@ def test_tower_stays_asleep(make_vlm, processor, picture):
     model.train()
     assert model.training and model.model.training and model.vision_proj.training
     assert not any(module.training for module in model.vision_encoder.modules())
-    batch = collate(rows_of_0_1_2_pictures(processor, picture))
+    batch = collate_training(rows_of_0_1_2_pictures(processor, picture))
     before = {name: value.clone() for name, value in model.vision_encoder.state_dict().items()}
     model(**picture_inputs(batch), labels=batch["input_ids"]).loss.backward()
     assert all(not p.requires_grad and p.grad is None for p in model.vision_encoder.parameters())
@@ -166,8 +166,11 @@ def test_image_tokens_follow_the_tower():
 @torch.no_grad()
 def test_loss_with_pictures_is_the_naive_one(make_vlm, processor, picture):
     model = enliven_all(make_vlm())
-    batch = collate(rows_of_0_1_2_pictures(processor, picture))
-    labels = make_labels(batch["input_ids"]).masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
+    rows = rows_of_0_1_2_pictures(processor, picture)
+    batch = collate_training(rows)
+    lengths = torch.tensor([[len(rendered)] for rendered, _ in rows])
+    padding = torch.arange(batch["input_ids"].shape[1]) >= lengths
+    labels = make_labels(batch["input_ids"]).masked_fill(padding, IGNORE_INDEX)
     losses = naive_losses(model(**picture_inputs(batch)).logits, labels)
     found = model(**picture_inputs(batch), labels=labels).loss
     assert float(found) == pytest.approx(np.mean(losses), rel=1e-5)
@@ -176,7 +179,7 @@ def test_loss_with_pictures_is_the_naive_one(make_vlm, processor, picture):
 @pytest.mark.parametrize("use_moe", [False, True])
 def test_every_parameter_gets_a_gradient(make_vlm, processor, picture, use_moe):
     model = enliven_all(make_vlm(use_moe=use_moe)).train()
-    batch = collate(rows_of_0_1_2_pictures(processor, picture))
+    batch = collate_training(rows_of_0_1_2_pictures(processor, picture))
     model(**picture_inputs(batch), labels=batch["input_ids"]).loss.backward()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name.split(".")[0] for name in trained} == {"model", "vision_proj"}

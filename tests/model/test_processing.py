@@ -17,7 +17,7 @@ from model.processing import (
     Rendered,
     SampleError,
     VLMProcessor,
-    collate,
+    collate_training,
     content_parts,
     load_tokenizer,
 )
@@ -48,10 +48,10 @@ def vocabulary() -> dict[str, int]:
 def check_rows(rendered: Rendered, pieces: list[tuple[str, str]]) -> None:
     """pieces: (kind, tokens as written in the vocabulary); kind is "" for context, "learnt" or "image"."""
     ids = [(kind, vocabulary()[token]) for kind, tokens in pieces for token in tokens.split()]
-    assert rendered.input_ids == [number for _, number in ids]
-    assert rendered.labels == [number if kind == "learnt" else IGNORE_INDEX for kind, number in ids]
-    assert rendered.trained == [kind == "learnt" for kind, _ in ids]
-    assert rendered.image_mask == [kind == "image" for kind, _ in ids]
+    assert rendered.input_ids.tolist() == [number for _, number in ids]
+    assert rendered.labels.tolist() == [number if kind == "learnt" else IGNORE_INDEX for kind, number in ids]
+    assert rendered.trained.tolist() == [kind == "learnt" for kind, _ in ids]
+    assert rendered.image_mask.tolist() == [kind == "image" for kind, _ in ids]
 
 
 # Exact rows
@@ -66,7 +66,7 @@ def test_one_turn(processor):
             ("", ANSWERING), ("learnt", "a Ġcat <|im_end|>"), ("", "Ċ"),
         ],
     )  # fmt: skip
-    assert rendered.labels == [-100] * 20 + rendered.input_ids[20:23] + [-100]
+    assert rendered.labels.tolist() == [-100] * 20 + rendered.input_ids[20:23].tolist() + [-100]
     assert rendered.input_ids[22] == 2
 
 
@@ -101,7 +101,7 @@ def test_a_picture_in_the_second_turn(processor):
     [(20, "a Ġcat <|im_end|>", "Ċ"), (19, "a Ġcat <|im_end|>", ""), (18, "a Ġcat", ""), (17, "a", ""), (16, "", "")],
 )
 def test_an_answer_cut_short_loses_its_end(processor, max_length, learnt, after):
-    rendered = processor.render([user("<image> it"), assistant("a cat")], max_length=max_length)
+    rendered = processor.render([user("<image> it"), assistant("a cat")]).truncated(max_length)
     before = [("", OPENING), ("image", "@ @ @ @"), ("", f"Ġit {CLOSING} {ANSWERING}")]
     check_rows(rendered, [*before, ("learnt", learnt), ("", after)])
     assert (2 in rendered.labels) == (max_length >= 19)  # what is cut never learns to end
@@ -120,14 +120,15 @@ def test_at_signs_in_an_answer_are_learnt(processor):
 
 def test_plain_text_is_learnt_whole(processor):
     check_rows(processor.render_text("a cat"), [("", "<|im_start|>"), ("learnt", "a Ġcat <|im_end|>")])
-    check_rows(processor.render_text("a cat", max_length=2), [("", "<|im_start|>"), ("learnt", "a")])
+    check_rows(processor.render_text("a cat").truncated(2), [("", "<|im_start|>"), ("learnt", "a")])
     check_rows(
         processor.render_text("<image>@"), [("", "<|im_start|>"), ("learnt", "< im age > @ <|im_end|>")]
     )  # plain text has no pictures
 
 
 def test_nothing_said(processor):
-    assert processor.render([]) == Rendered()
+    assert len(processor.render([])) == 0
+    assert processor.render([]) == Rendered.of([])
     check_rows(processor.render([], add_generation_prompt=True), [("", ANSWERING)])
     check_rows(
         processor.render([user(""), assistant("")]),
@@ -153,7 +154,7 @@ def test_a_typed_run_is_never_a_picture(tokenizer, image_tokens, count, layout):
     for content in (parts, "".join("<image>" if letter == "i" else run for letter in layout)):
         rendered = processor.render([user(content)])
         assert [number for number, image in enumerate(rendered.image_mask) if image] == wanted
-        assert rendered.input_ids == [1, 328, 260, 201] + [34] * (place - 4) + [2, 201]
+        assert rendered.input_ids.tolist() == [1, 328, 260, 201] + [34] * (place - 4) + [2, 201]
         assert sum(rendered.image_mask) == layout.count("i") * image_tokens
 
 
@@ -195,8 +196,9 @@ def test_any_mixture_of_text_and_pictures(tokenizer):
             found.append((image, len(ids) if image else tokenizer.decode(ids)))
             assert not image or set(ids) == {34}
         assert found == wanted
-        assert rendered.input_ids.count(1) == rendered.input_ids.count(2) == len(conversation)
-        assert rendered.input_ids.count(0) == 0
+        ids = rendered.input_ids.tolist()
+        assert ids.count(1) == ids.count(2) == len(conversation)
+        assert ids.count(0) == 0
 
     check()
 
@@ -212,12 +214,12 @@ def test_any_length_keeps_pictures_whole(processor):
         for max_length in sorted(lengths | set(range(max(0, end_of_pictures - 9), end_of_pictures + 3))):
             if max_length < end_of_pictures:
                 with pytest.raises(SampleError, match=f"token {end_of_pictures} .* above {max_length}$"):
-                    processor.render(messages, max_length=max_length)
+                    full.truncated(max_length)
                 continue
-            cut = processor.render(messages, max_length=max_length)
-            assert cut.input_ids == full.input_ids[:max_length]
-            assert cut.trained == full.trained[:max_length]
-            assert cut.image_mask == full.image_mask[:max_length]
+            cut = full.truncated(max_length)
+            assert np.array_equal(cut.input_ids, full.input_ids[:max_length])
+            assert np.array_equal(cut.trained, full.trained[:max_length])
+            assert np.array_equal(cut.image_mask, full.image_mask[:max_length])
             assert sum(cut.image_mask) == sum(full.image_mask)
 
     check()
@@ -322,20 +324,19 @@ def test_collate_shapes_with_different_numbers_of_pictures(processor):
         rows.append(
             (processor.render(messages), [processor.pixels(make_picture(10 * count + k)) for k in range(count)])
         )
-    batch = collate(rows)
+    batch = collate_training(rows)
     assert batch.pop("pictures_a_row") == [0, 2, 1, 3]
     longest = max(len(rendered.input_ids) for rendered, _ in rows)
     assert {name: tuple(values.shape) for name, values in batch.items()} == {
-        "input_ids": (4, longest), "labels": (4, longest), "attention_mask": (4, longest), "image_mask": (4, longest),
+        "input_ids": (4, longest), "labels": (4, longest), "image_mask": (4, longest),
         "loss_positions": (4, 7), "pixel_values": (4, 3, 3, 32, 32),
     }  # fmt: skip
     for number, (rendered, pictures) in enumerate(rows):
         size = len(rendered.input_ids)
         rest = longest - size
-        assert batch["input_ids"][number].tolist() == rendered.input_ids + [0] * rest
-        assert batch["labels"][number].tolist() == rendered.labels + [-100] * rest
-        assert batch["attention_mask"][number].tolist() == [1] * size + [0] * rest
-        assert batch["image_mask"][number].tolist() == rendered.image_mask + [False] * rest
+        assert batch["input_ids"][number].tolist() == rendered.input_ids.tolist() + [0] * rest
+        assert batch["labels"][number].tolist() == rendered.labels.tolist() + [-100] * rest
+        assert batch["image_mask"][number].tolist() == rendered.image_mask.tolist() + [False] * rest
         assert batch["image_mask"][number].sum() == 4 * len(pictures)
         for index in range(3):
             wanted = pictures[index] if index < len(pictures) else torch.zeros(3, 32, 32)
@@ -343,7 +344,7 @@ def test_collate_shapes_with_different_numbers_of_pictures(processor):
 
 
 def test_collate_without_any_picture(processor):
-    batch = collate([(processor.render([user("it")]), []), (processor.render_text("a"), [])])
+    batch = collate_training([(processor.render([user("it")]), []), (processor.render_text("a"), [])])
     assert "pixel_values" not in batch
     assert not batch["image_mask"].any()
 

@@ -115,9 +115,9 @@ def same_as_rendered(tokenizer, processor, messages, add_generation_prompt=False
         add_generation_prompt=add_generation_prompt,
     )
     rendered = processor.render(messages, add_generation_prompt=add_generation_prompt)
-    assert rendered.input_ids == wanted["input_ids"]
+    assert rendered.input_ids.tolist() == wanted["input_ids"]
     if not add_generation_prompt:
-        assert rendered.trained == [mask == 1 for mask in wanted["assistant_masks"]]
+        assert rendered.trained.tolist() == [mask == 1 for mask in wanted["assistant_masks"]]
         assert any(rendered.trained) == any(message["role"] == "assistant" for message in messages)
 
 

@@ -191,8 +191,8 @@ def test_a_stock_llava_folder_answers_as_its_generate(llava_folder, processor, p
     expected = []
     for messages, pictures in asked:
         rendered = processor.render(messages, add_generation_prompt=True)
-        ids = torch.tensor([rendered.input_ids])
-        ids[torch.tensor([rendered.image_mask])] = 6400
+        ids = torch.tensor([rendered.input_ids.tolist()])
+        ids[torch.tensor([rendered.image_mask.tolist()])] = 6400
         seen = {}
         if pictures:
             seen["pixel_values"] = normalize_pixels(torch.stack([processor.pixels(p) for p in pictures]))

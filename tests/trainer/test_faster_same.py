@@ -12,7 +12,7 @@ from torch._inductor.utils import fresh_cache
 from helpers.data import make_picture
 from helpers.runs import tiny
 from model.device import compile_layers
-from model.processing import collate
+from model.processing import collate_training
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
 
@@ -23,7 +23,7 @@ def batch_of(processor, counts: tuple[int, ...]) -> dict:
     for count in counts:
         rendered = processor.render([{"role": "user", "content": "<image>" * count + "What is it?"}])
         rows.append((rendered, [processor.pixels(make_picture(10 * count + n)) for n in range(count)]))
-    return collate(rows)
+    return collate_training(rows)
 
 
 @pytest.mark.parametrize("counts", ((0, 2, 1, 3), (1, 1), (0, 0)))

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dataset.batching import Row
 from dataset.formats import read_samples
-from dataset.step_batch import Shares
+from dataset.step_batch import StepBatches
 from dataset.vlm_dataset import ConversationDataset
 from helpers.models import SIZES
 from model.config import MiniMindConfig
@@ -55,7 +56,7 @@ def step(model, optimizer, device: str, share) -> dict:
 @pytest.fixture
 def share(data_folder, processor):
     data = ConversationDataset(read_samples(data_folder / "train.jsonl"), processor, 64)
-    return Shares(data)[[[0, 1, 2], [3, 4, 5]]]
+    return StepBatches(data)[[[0, 1, 2], [3, 4, 5]]]
 
 
 @pytest.mark.parametrize("waits", ["", "item", "bool", "nonzero", "mask"])
@@ -101,8 +102,8 @@ def test_step_on_a_device_that_holds_no_numbers(sees, use_moe, make_vlm, process
         model = make_vlm(use_moe=use_moe).to("meta")
     else:
         model = MiniMindForCausalLM(MiniMindConfig(**SIZES, use_moe=use_moe)).to("meta")
-        rows = [(processor.render_text(text), []) for text in ("a cat", "a dog and a cat", "one", "two or three")]
-        share = Shares(rows)[[[0, 1], [2, 3]]]
+        rows = [Row(processor.render_text(text), []) for text in ("a cat", "a dog and a cat", "one", "two or three")]
+        share = StepBatches(rows)[[[0, 1], [2, 3]]]
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     values = step(model, Descent(learning), "meta", share)
     assert {value.device.type for value in values.values()} == {"meta"} and values["loss"].shape == ()

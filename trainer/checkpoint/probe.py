@@ -34,7 +34,7 @@ def probe_facts(model: MiniMindForCausalLM, processor: VLMProcessor) -> dict[str
     if not math.isfinite(loss):
         return {}
     found = {
-        "texts": TEXTS, "ids": [row.input_ids for row in rows], "loss": float(f"{loss:.6g}"),
+        "texts": TEXTS, "ids": [row.input_ids.tolist() for row in rows], "loss": float(f"{loss:.6g}"),
         "num_experts_per_tok": model.config.num_experts_per_tok,
     }  # fmt: skip
     return {PROBE: json.dumps(found, ensure_ascii=False)}
@@ -49,7 +49,7 @@ def check_probe(model: MiniMindForCausalLM, processor: VLMProcessor, path: Path)
     if known["num_experts_per_tok"] != model.config.num_experts_per_tok:  # a flag asked for it, and a line said so
         return
     rows = [processor.render_text(text) for text in known["texts"]]
-    if [row.input_ids for row in rows] != known["ids"]:
+    if [row.input_ids.tolist() for row in rows] != known["ids"]:
         raise UserError(
             f"{path} was trained with another tokenizer: its own sentences become other tokens here. Put the "
             "tokenizer.json that it was trained with in the place of model/tokenizer.json"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from torch.utils.data import Dataset
 
-from dataset.step_batch import Share
+from dataset.step_batch import StepBatch
 from model.messages import UserError
 
 POLL = 5  # seconds; a DataLoader's timeout, after which it also looks whether its processes live
@@ -15,7 +15,7 @@ PATIENCE = 120  # seconds that one step's batch may take
 # How torch's messages begin where a process died or does not answer; a process's own error begins with "Caught".
 LOST, LATE = "DataLoader ", "DataLoader timed out"
 NO_FILES = "Too many open files"
-Batches = Iterator[Share | UserError]
+Batches = Iterator[StepBatch | UserError]
 
 
 class WorkersLost(RuntimeError):
@@ -29,14 +29,14 @@ class ErrorsAsItems(Dataset):
     def __init__(self, data: Dataset):
         self.data = data
 
-    def __getitem__(self, index: object) -> Share | UserError:
+    def __getitem__(self, index: object) -> StepBatch | UserError:
         try:
             return self.data[index]
         except UserError as error:
             return error
 
 
-def resilient_batches(open_at: Callable[[int], Batches], first_step: int) -> Iterator[Share]:
+def resilient_batches(open_at: Callable[[int], Batches], first_step: int) -> Iterator[StepBatch]:
     """What open_at(first_step) yields, a step each, read on from the same step by new processes if one of them is lost.
 
     The order is a pure function of the step, so nothing is lost or repeated.
@@ -86,7 +86,7 @@ def _is_loss(error: Exception, step: int) -> bool:
     return str(error).startswith(LOST)
 
 
-def _next_within_patience(batches: Batches) -> Share | UserError:
+def _next_within_patience(batches: Batches) -> StepBatch | UserError:
     for _ in range(PATIENCE // POLL - 1):
         try:
             return next(batches)

@@ -12,9 +12,8 @@ from transformers.image_utils import load_image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
 
-from model.config import IMAGE_TOKEN_ID
 from model.messages import counted
-from model.processing import IMAGE_TAG, Rendered, SampleError, VLMProcessor, open_picture
+from model.processing import IMAGE_TAG, Piece, Rendered, SampleError, VLMProcessor, open_picture
 
 # pipeline("image-text-to-text") knows its models by their names and complains about others, though they work
 MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault("minimind_vlm", "MiniMindVLM")
@@ -84,17 +83,17 @@ class MiniMindVLMProcessor(ProcessorMixin):
         for messages in conversation if isinstance(conversation[0], (list, tuple)) else [conversation]:
             rendered = renderer.render(messages, add_generation_prompt=add_generation_prompt)
             if continue_final_message:
-                rendered.truncate(len(rendered.input_ids) - 1 - len(renderer.new_line))
-            if add_generation_prompt and limit is not None and len(rendered.input_ids) > limit:
+                rendered = rendered[: -1 - len(renderer.new_line)]  # without the end of the turn
+            if add_generation_prompt and limit is not None and len(rendered) > limit:
                 raise SampleError(
-                    f"the prompt has {len(rendered.input_ids)} tokens: cut to {limit} it would lose the opening of the "
+                    f"the prompt has {len(rendered)} tokens: cut to {limit} it would lose the opening of the "
                     "answer. Shorten the messages or raise max_length"
                 )
             rows.append((rendered, pictures_of(messages)))
         inputs = self._inputs(rows, limit)
         if return_assistant_tokens_mask:  # padding stands on the left
             length = inputs["input_ids"].shape[1]
-            masks = [[0] * (length - len(rendered.trained)) + rendered.trained for rendered, _ in rows]
+            masks = [[0] * (length - len(rendered)) + rendered.trained.tolist() for rendered, _ in rows]
             inputs["assistant_masks"] = torch.tensor(masks, dtype=torch.long)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -106,13 +105,13 @@ class MiniMindVLMProcessor(ProcessorMixin):
         limit = length_limit(self.tokenizer, options)
         rows, pictures = [], flatten(images)
         for prompt in [text] if isinstance(text, str) else text:
-            rendered = Rendered()
+            pieces = []
             for number, piece in enumerate(prompt.split(IMAGE_TAG)):
                 if number:
-                    rendered.extend([IMAGE_TOKEN_ID] * self.image_tokens, image=True)
-                rendered.extend(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
+                    pieces.append(self.renderer.image_span)
+                pieces.append(Piece(self.tokenizer(piece, add_special_tokens=False)["input_ids"]))
             count = prompt.count(IMAGE_TAG)
-            rows.append((rendered, pictures[:count]))
+            rows.append((Rendered.of(pieces), pictures[:count]))
             pictures = pictures[count:]
         if pictures:
             raise SampleError(
@@ -121,11 +120,9 @@ class MiniMindVLMProcessor(ProcessorMixin):
         return self._inputs(rows, limit)
 
     def _inputs(self, rows: Sequence[tuple[Rendered, list]], limit: int | None) -> BatchFeature:
-        for rendered, _ in rows if limit is not None else ():
-            if any(rendered.image_mask[limit:]):
-                raise SampleError(f"cut to {limit} tokens a prompt would lose a part of a picture: raise max_length")
-            rendered.truncate(limit)
-        read = [(rendered, [read_picture(picture) for picture in pictures]) for rendered, pictures in rows]
+        if limit is not None and any(rendered.image_mask[limit:].any() for rendered, _ in rows):
+            raise SampleError(f"cut to {limit} tokens a prompt would lose a part of a picture: raise max_length")
+        read = [(rendered[:limit], [read_picture(picture) for picture in pictures]) for rendered, pictures in rows]
         return BatchFeature(self.renderer.prompt_inputs(read))
 
 

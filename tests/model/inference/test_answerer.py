@@ -142,7 +142,7 @@ def test_making_the_prompt_counts_for_the_first_token(dense):
 def test_a_decoder_without_eyes(tiny_config):
     answerer = Answerer(enliven(MiniMindForCausalLM(MiniMindConfig(**tiny_config.to_diff_dict())).eval()))
     answer = stream(answerer, question("hello"), (), SHORT)
-    ids = torch.tensor([answerer.processor.render(question("hello"), add_generation_prompt=True).input_ids])
+    ids = torch.tensor([answerer.processor.render(question("hello"), add_generation_prompt=True).input_ids.tolist()])
     expected = answerer.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     assert answer.token_ids == tuple(expected.tolist())
 

@@ -262,7 +262,7 @@ def test_image_token_is_its_own_and_at_stays_text(lively_vlm, tmp_path):
     ids = torch.as_tensor(ids).flatten().tolist()
     assert ids.count(34) == 3 and ids.count(6400) == 4
     ours = VLMProcessor(load_tokenizer(), 4, 32).render([{"role": "user", "content": content}])
-    assert [34 if i == 6400 else i for i in ids] == ours.input_ids
+    assert [34 if i == 6400 else i for i in ids] == ours.input_ids.tolist()
     pixels = processor(images=open_picture(tmp_path / "a.png"), text="<image>", return_tensors="pt")["pixel_values"]
     assert pixels.shape[-2:] == (32, 32)  # squeezed, nothing cut off
 

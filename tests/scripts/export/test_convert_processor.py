@@ -69,7 +69,7 @@ def test_messages_are_rendered_as_in_training(shipped, processor, saved):
 def test_prefilled_answer_is_left_open(shipped, processor):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It is"}]
     found = inputs_of(shipped, turns, continue_final_message=True)["input_ids"][0].tolist()
-    whole = processor.render(turns).input_ids
+    whole = processor.render(turns).input_ids.tolist()
     assert found == whole[: len(found)] and len(whole) - len(found) == 1 + len(processor.new_line)
 
 

@@ -5,11 +5,13 @@ import gzip
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
 
-from dataset.batching import pack, share_prefix
-from dataset.step_batch import Counts, Shares, conversations
+from dataset.batching import Row, pack, share_prefix
+from dataset.formats import DAMAGED, Rejected
+from dataset.step_batch import Counts, StepBatches, conversations
 from helpers.data import make_picture
 from helpers.models import IMAGE_TOKENS
 from helpers.runs import assert_bit_equal, losses, records, tiny, weights_of
@@ -18,7 +20,7 @@ from model.config import IGNORE_INDEX
 from model.device import peak_flops
 from model.flops import StepFlops
 from model.model_minimind import branch_mask
-from model.processing import Rendered, collate
+from model.processing import Rendered, collate_training
 from trainer.distributed import Runtime
 from trainer.report import meter, profiling
 from trainer.report.meter import Meter, Stopwatch
@@ -40,24 +42,25 @@ def test_rows_are_counted_as_their_masks_let_them_see(talks):
     shared = share_prefix(talks, 12)
     rows = {1: talks[0], 2: pack(talks[:2]), 3: shared, 5: pack([talks[0], shared, talks[1]])}
     for number, row in rows.items():
-        columns = torch.tensor([[row.branch, row.trunk]])
+        columns = torch.from_numpy(np.stack([row.branch, row.shared_prefix]))[None]
         assert conversations(row) == (number, 2 * int(branch_mask(columns).sum()) - len(row.input_ids))
 
 
 def test_share_counts_what_its_batches_hold(talks, processor):
     pixels = [processor.pixels(make_picture(1))]
-    talks[1].unlearn("train.jsonl:2", "cut")
-    rows = [(talks[0], pixels), (talks[1], pixels), (pack([talks[2], talks[0]]), pixels * 2)]
-    share = Shares(rows)[[[0], [1, 2]]]
+    cut = Rejected("train.jsonl:2", "cut", DAMAGED)
+    talks[1] = dataclasses.replace(talks[1], trained=np.zeros_like(talks[1].trained))
+    rows = [Row(talks[0], pixels), Row(talks[1], pixels, (cut,)), Row(pack([talks[2], talks[0]]), pixels * 2)]
+    share = StepBatches(rows)[[[0], [1, 2]]]
     assert [len(batch["input_ids"]) for batch in share.micro_batches] == [1, 2]
-    wanted = collate(rows)
+    wanted = collate_training(rows)
     assert share.counts == Counts(
-        rows=3, conversations=4, tokens=int(wanted["attention_mask"].sum()),
+        rows=3, conversations=4, tokens=sum(len(row.rendered) for row in rows),
         squared_lengths=sum(len(talk.input_ids) ** 2 for talk in (*talks, talks[0])),
         supervised=int((wanted["labels"][:, 1:] != IGNORE_INDEX).sum()),
         pictures=int(wanted["image_mask"].sum()) // IMAGE_TOKENS,
     )  # fmt: skip
-    assert share.damaged == [("train.jsonl:2", "cut")]
+    assert share.rejected == [cut]
 
 
 def test_speed_is_what_was_counted_over_the_time_that_was_training(monkeypatch):

@@ -1,0 +1,247 @@
+"""The check of a data file before training: every sample is read and rendered, every picture opened, once.
+
+What can be used becomes the rows of CheckedData; what cannot is rejected, with its place and the reason.
+"""
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from dataset.batching import grouped
+from dataset.formats import BAD, DROPPED, BadSample, DataError, Rejected, Sample, Unreadable
+from dataset.quarantine import Quarantine
+from model.messages import counted
+from model.processing import Rendered, SampleError, VLMProcessor
+
+FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
+PICTURE = np.uint16(65535)  # stands for a picture's placeholders in the stored ids
+SIGN_OF_LIFE = 100  # samples between two
+ABSENT, EMBEDDED = (-1, -1), (-2, -2)  # stamps of pictures that are no files
+
+
+@dataclass
+class DataReport:
+    """What has become of the samples of a data file; printed at the start of every run."""
+
+    samples: int = 0  # of the file
+    quarantine: Quarantine = field(default_factory=Quarantine, compare=False)
+    conversations: int = 0  # that can be used, or plain texts
+    rows: int = 0  # fewer where neighbours share one
+    pictures: int = 0
+    trained_tokens: list[int] = field(default_factory=list)  # of each conversation
+    dropped: list[Rejected] = field(default_factory=list)
+    bad: list[Rejected] = field(default_factory=list)
+
+    def reject(self, rejected: Rejected) -> None:
+        """Raises DataError as the quarantine does."""
+        (self.bad if rejected.kind == BAD else self.dropped).append(rejected)
+        self.quarantine.reject(rejected, self.bad, self.samples)
+
+    def finish(self, checked: "CheckedData") -> None:
+        """Count what can be used. Raises DataError where too many samples are bad, or none is left."""
+        self.quarantine.refuse_too_many(self.bad, len(self.bad), self.samples)
+        if not len(checked.kept):
+            raise DataError(f"no sample of {self.samples} can be used; {self}")
+        self.conversations, self.rows = len(checked.counts), len(checked.kept)
+        self.trained_tokens, self.pictures = checked.counts[:, 0].tolist(), int(checked.counts[:, 1].sum())
+
+    def __str__(self) -> str:
+        counts = self.trained_tokens or [0]
+        line = (
+            f"{counted(self.conversations, 'conversations')}, {counted(self.pictures, 'pictures')}, "
+            f"trained tokens a conversation {min(counts)} to {max(counts)}, mean {sum(counts) / len(counts):.1f}"
+        )
+        if self.rows < self.conversations:
+            line += f"; {counted(self.rows, 'rows')}, as neighbours with the same beginning are computed together"
+        if self.dropped:
+            line += f"\ndropped {counted(len(self.dropped), 'samples')}, the first: "
+            line += "; ".join(map(str, self.dropped[:3]))
+        if self.bad:
+            line += f"\nleft out {counted(len(self.bad), 'bad samples')}, the first: "
+            line += "; ".join(map(str, self.bad[:3]))
+        return line
+
+
+@dataclass
+class CheckedData:
+    """All that is known of a data file once it was checked, however many bad samples a run allows.
+
+    Rows stand one after the other; a picture's placeholders are one entry, PICTURE.
+    """
+
+    ids: np.ndarray  # uint16 [tokens]
+    trained: np.ndarray  # bool [tokens]
+    branch: np.ndarray  # uint16 [tokens]
+    offsets: np.ndarray  # int64 [rows + 1], where each row begins
+    kept: np.ndarray  # int64 [rows], the sample that the row's pictures come from
+    shown: np.ndarray  # int64 [pictures of all rows], their numbers, as `names` and `stamps` count them
+    starts: np.ndarray  # int64 [rows + 1], where each row's begin in `shown`
+    counts: np.ndarray  # int64 [samples that can be used, 2]: trained tokens, pictures
+    names: np.ndarray  # uint8: of each picture that was looked at its path, or the sha256 of its bytes; then a zero
+    ends: np.ndarray  # int64 [pictures that were looked at], where the zero of each stands in `names`
+    stamps: np.ndarray  # int64 [pictures that were looked at, 2]: bytes and time of change; ABSENT, EMBEDDED
+    rejected: np.ndarray  # uint8: JSON, the fields of a Rejected each
+    to_recheck: np.ndarray  # int64 [rejected], the sample, where its reason may go away by itself; else -1
+
+    def shown_in(self, row: int) -> np.ndarray:
+        """The numbers of a row's pictures."""
+        return self.shown[self.starts[row] : self.starts[row + 1]]
+
+    def name(self, number: int) -> str:
+        """A picture's path, or the sha256 of its bytes."""
+        start = int(self.ends[number - 1]) + 1 if number else 0
+        return os.fsdecode(self.names[start : self.ends[number]].tobytes())
+
+    def is_embedded(self, number: int) -> bool:
+        return tuple(self.stamps[number].tolist()) == EMBEDDED
+
+    def rejections(self) -> list[Rejected]:
+        return [Rejected(*values) for values in json.loads(self.rejected.tobytes())]
+
+    def change(self, samples: Sequence[Sample]) -> str | None:
+        """What would be found otherwise today: a picture, or a reason to reject a sample."""
+        for name, stamp in zip(self.names.tobytes().split(b"\0"), self.stamps.tolist(), strict=False):
+            if tuple(stamp) not in (EMBEDDED, stamp_of(name)):
+                return f"{os.fsdecode(name)} has changed"
+        for rejected, number in zip(self.rejections(), self.to_recheck.tolist(), strict=True):
+            if number >= 0 and not _is_rejected_again(rejected, samples, number):
+                return f"{rejected.where} has changed"
+        return None
+
+
+def _is_rejected_again(rejected: Rejected, samples: Sequence[Sample], number: int) -> bool:
+    try:
+        samples[number].open_pictures()
+    except BadSample as error:
+        return error.rejected == rejected
+    return False
+
+
+class Check:
+    """One look at every sample of a data file."""
+
+    def __init__(self, samples: Sequence[Sample], processor: VLMProcessor, max_seq_len: int, report: DataReport):
+        """report: is told of the samples that are rejected, and may raise DataError."""
+        self.samples, self.processor, self.max_seq_len, self.report = samples, processor, max_seq_len, report
+        self.pictures = PicturesSeen()
+        self.used = array("q")  # of each sample that can be used: its number, its trained tokens, its pictures
+        self.shown = array("q")  # the numbers of those pictures
+        self.rejected: list[Rejected] = []
+        self.to_recheck = array("q")
+
+    def run(self, show_life: Callable = lambda: None) -> CheckedData:
+        """show_life: called now and then."""
+        ids, trained, branch = bytearray(), bytearray(), bytearray()
+        offsets, kept = array("q", [0]), array("q")
+        for number, row in grouped(self._usable(show_life), self.max_seq_len):
+            row = _one_token_a_picture(row, self.processor.image_tokens)
+            ids += row.input_ids.astype(np.uint16).tobytes()
+            trained += row.trained.tobytes()
+            branch += row.branch.astype(np.uint16).tobytes()
+            offsets.append(len(trained))
+            kept.append(number)
+        used = np.array(self.used, np.int64).reshape(-1, 3)
+        begins_row, pictures = np.isin(used[:, 0], kept), used[:, 2]
+        return CheckedData(
+            ids=np.frombuffer(ids, np.uint16),
+            trained=np.frombuffer(trained, np.bool_),
+            branch=np.frombuffer(branch, np.uint16),
+            offsets=np.array(offsets),
+            kept=np.array(kept),
+            shown=np.array(self.shown, np.int64)[begins_row.repeat(pictures)],
+            starts=np.append(0, pictures[begins_row].cumsum()),
+            counts=used[:, 1:].copy(),
+            rejected=np.frombuffer(json.dumps(self.rejected).encode(), np.uint8),
+            to_recheck=np.array(self.to_recheck, np.int64),
+            **self.pictures.columns(),
+        )
+
+    def _usable(self, show_life: Callable) -> Iterator[tuple[int, tuple[int, ...], Rendered]]:
+        """Number, numbers of the pictures and rendered conversation of each sample that can be used."""
+        for number in range(len(self.samples)):
+            if number % SIGN_OF_LIFE == 0:
+                show_life()
+            sample = None
+            try:
+                sample = self.samples[number]
+                shown = tuple(map(self.pictures.number, sample.pictures))
+                rendered = self._render(sample)
+                self.pictures.open(sample, shown, decode=len(self.shown) + len(shown) <= FULLY_DECODED)
+            except BadSample as error:
+                # Links and rights are mended without a trace in the data file or in the pictures that it names.
+                recheck = sample is None or isinstance(error, Unreadable)
+                self.rejected.append(error.rejected)
+                self.to_recheck.append(number if recheck else -1)
+                self.report.reject(error.rejected)
+                continue
+            self.used.extend((number, int(rendered.trained.sum()), len(shown)))
+            self.shown.extend(shown)
+            yield number, shown, rendered
+
+    def _render(self, sample: Sample) -> Rendered:
+        """A sample's tokens, cut to their length. Raises BadSample."""
+        try:
+            is_text = sample.text is not None
+            rendered = self.processor.render_text(sample.text) if is_text else self.processor.render(sample.messages)
+        except SampleError as error:
+            raise BadSample(sample.where, str(error)) from error
+        try:
+            if len(rendered) > self.max_seq_len:
+                rendered = rendered.truncated(self.max_seq_len)
+        except SampleError as error:
+            raise BadSample(sample.where, str(error), DROPPED) from error
+        if not rendered.trained[1:].any():
+            raise BadSample(sample.where, f"no token of an answer within {self.max_seq_len} tokens", DROPPED)
+        return rendered
+
+
+class PicturesSeen:
+    """Distinct pictures, numbered as they come; of their bytes only a hash is kept."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}  # by path, or the sha256 of the bytes
+        self.stamps: list[tuple[int, int]] = []
+        self.sound: set[int] = set()  # numbers of those that could be opened
+
+    def number(self, picture: Path | bytes) -> int:
+        embedded = isinstance(picture, bytes)
+        name = hashlib.sha256(picture).hexdigest() if embedded else str(picture)
+        if name not in self.numbers:
+            self.numbers[name] = len(self.numbers)
+            self.stamps.append(EMBEDDED if embedded else stamp_of(name))
+        return self.numbers[name]
+
+    def open(self, sample: Sample, numbers: Sequence[int], decode: bool) -> None:
+        """Open a sample's pictures, but those that were sound already. Raises BadSample."""
+        for place, number in enumerate(numbers):
+            if number not in self.sound:  # questions about one picture open it once
+                sample.open_picture(place, decode)
+                self.sound.add(number)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Of CheckedData."""
+        names = np.frombuffer(b"".join(os.fsencode(name) + b"\0" for name in self.numbers), np.uint8)
+        stamps = np.array(self.stamps, np.int64).reshape(-1, 2)
+        return {"names": names, "ends": np.flatnonzero(names == 0), "stamps": stamps}
+
+
+def stamp_of(path: str | bytes) -> tuple[int, int]:
+    """What changes where a picture's file does."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return ABSENT
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _one_token_a_picture(row: Rendered, image_tokens: int) -> Rendered:
+    """With PICTURE in the place of each picture's placeholders."""
+    mask = row.image_mask
+    begins_picture = mask & (np.cumsum(mask) % image_tokens == 1 % image_tokens)
+    return replace(row, input_ids=np.where(mask, PICTURE, row.input_ids))[~mask | begins_picture]
