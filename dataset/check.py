@@ -83,8 +83,7 @@ class CheckedData:
     shown: np.ndarray  # int64 [pictures of all rows], their numbers, as `names` and `stamps` count them
     starts: np.ndarray  # int64 [rows + 1], where each row's begin in `shown`
     counts: np.ndarray  # int64 [samples that can be used, 2]: trained tokens, pictures
-    names: np.ndarray  # uint8: of each picture that was looked at its path, or the sha256 of its bytes; then a zero
-    ends: np.ndarray  # int64 [pictures that were looked at], where the zero of each stands in `names`
+    names: np.ndarray  # bytes [pictures that were looked at]: the path of each, or the sha256 of its content
     stamps: np.ndarray  # int64 [pictures that were looked at, 2]: bytes and time of change; ABSENT, EMBEDDED
     rejected: np.ndarray  # uint8: JSON, the fields of a Rejected each
     to_recheck: np.ndarray  # int64 [rejected], the sample, where its reason may go away by itself; else -1
@@ -94,9 +93,8 @@ class CheckedData:
         return self.shown[self.starts[row] : self.starts[row + 1]]
 
     def name(self, number: int) -> str:
-        """A picture's path, or the sha256 of its bytes."""
-        start = int(self.ends[number - 1]) + 1 if number else 0
-        return os.fsdecode(self.names[start : self.ends[number]].tobytes())
+        """A picture's path, or the sha256 of its content."""
+        return os.fsdecode(self.names[number])
 
     def is_embedded(self, number: int) -> bool:
         return tuple(self.stamps[number].tolist()) == EMBEDDED
@@ -106,7 +104,7 @@ class CheckedData:
 
     def change(self, samples: Sequence[Sample]) -> str | None:
         """What would be found otherwise today: a picture, or a reason to reject a sample."""
-        for name, stamp in zip(self.names.tobytes().split(b"\0"), self.stamps.tolist(), strict=False):
+        for name, stamp in zip(self.names.tolist(), self.stamps.tolist(), strict=True):
             if tuple(stamp) not in (EMBEDDED, stamp_of(name)):
                 return f"{os.fsdecode(name)} has changed"
         for rejected, number in zip(self.rejections(), self.to_recheck.tolist(), strict=True):
@@ -226,9 +224,8 @@ class PicturesSeen:
 
     def columns(self) -> dict[str, np.ndarray]:
         """Of CheckedData."""
-        names = np.frombuffer(b"".join(os.fsencode(name) + b"\0" for name in self.numbers), np.uint8)
-        stamps = np.array(self.stamps, np.int64).reshape(-1, 2)
-        return {"names": names, "ends": np.flatnonzero(names == 0), "stamps": stamps}
+        names = np.array([os.fsencode(name) for name in self.numbers], np.bytes_)
+        return {"names": names, "stamps": np.array(self.stamps, np.int64).reshape(-1, 2)}
 
 
 def stamp_of(path: str | bytes) -> tuple[int, int]:

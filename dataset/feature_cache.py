@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,6 @@ class FeatureCache:
 
     def __init__(self, folder: Path, kind: str, shape: tuple[int, ...], checked: CheckedData):
         self.folder, self.kind, self.shape, self.checked = folder, kind, shape, checked
-        self._maps: tuple[np.memmap, np.memmap] | None = None
-        self._places: np.ndarray | None = None
         folder.mkdir(parents=True, exist_ok=True)
         for name, size in (("patches", self.bytes_needed(kind, shape)), ("done", shape[0])):
             with (folder / name).open("ab") as file:  # no rank truncates what another has begun
@@ -54,16 +53,20 @@ class FeatureCache:
     def bytes_needed(kind: str, shape: tuple[int, ...]) -> int:
         return int(np.prod(shape)) * np.dtype(FORMATS[kind]).itemsize
 
-    @property
+    @cached_property
     def maps(self) -> tuple[np.memmap, np.memmap]:
         """The values, and for each picture whether they are there."""
-        if self._maps is None:
-            patches = np.memmap(self.folder / "patches", FORMATS[self.kind], "r+", shape=self.shape)
-            self._maps = patches, np.memmap(self.folder / "done", np.uint8, "r+", shape=self.shape[:1])
-        return self._maps
+        patches = np.memmap(self.folder / "patches", FORMATS[self.kind], "r+", shape=self.shape)
+        return patches, np.memmap(self.folder / "done", np.uint8, "r+", shape=self.shape[:1])
+
+    @cached_property
+    def _pictures(self) -> np.ndarray:
+        """The number, in the checked data, of the picture at each place here."""
+        return np.unique(self.checked.shown)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": None, "_places": None}  # each worker maps the files itself
+        """Each worker maps the files itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("maps", "_pictures")}
 
     def of_row(self, row: int) -> list[torch.Tensor]:
         """float16 [tokens, width], or uint8 [3, height, width], of each picture of a row."""
@@ -75,9 +78,7 @@ class FeatureCache:
 
     def numbers_of(self, row: int) -> np.ndarray:
         """The places of a row's pictures."""
-        if self._places is None:
-            self._places = np.unique(self.checked.shown, return_inverse=True)[1]
-        return self._places[self.checked.starts[row] : self.checked.starts[row + 1]]
+        return np.searchsorted(self._pictures, self.checked.shown_in(row))
 
     def check_whole(self) -> None:
         """Once all ranks have stored their shares. Raises DataError where some of them wrote to another disk."""

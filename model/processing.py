@@ -95,28 +95,25 @@ class Rendered:
     def of(cls, pieces: Sequence[Piece]) -> "Rendered":
         """One conversation, which is a prefix without branches."""
         ids, trained, image = zip(*pieces, strict=True) if pieces else ((), (), ())
-        sizes = np.array([*map(len, ids)], int)
+        sizes = np.array([len(piece) for piece in ids], int)
         input_ids = np.fromiter(chain.from_iterable(ids), np.int64, sizes.sum())
+        trained, image_mask = np.array((trained, image), bool).repeat(sizes, axis=1)  # [2, pieces] -> [2, tokens]
         zeros = np.zeros_like(input_ids)
-        return cls(input_ids, np.array(trained, bool).repeat(sizes), np.array(image, bool).repeat(sizes), zeros, zeros)
+        return cls(input_ids, trained, image_mask, zeros, zeros)
 
     @classmethod
     def concatenate(cls, rows: Sequence["Rendered"]) -> "Rendered":
-        return cls(*map(np.concatenate, zip(*(row.columns for row in rows), strict=True)))
-
-    @property
-    def columns(self) -> tuple[np.ndarray, ...]:
-        return self.input_ids, self.trained, self.image_mask, self.branch, self.shared_prefix
+        return cls(*map(np.concatenate, zip(*(vars(row).values() for row in rows), strict=True)))
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def __getitem__(self, kept: slice | np.ndarray) -> "Rendered":
         """kept: a slice, or a mask [tokens]."""
-        return Rendered(*[column[kept] for column in self.columns])
+        return Rendered(*[column[kept] for column in vars(self).values()])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rendered) and all(map(np.array_equal, self.columns, other.columns))
+        return isinstance(other, Rendered) and all(map(np.array_equal, vars(self).values(), vars(other).values()))
 
     def truncated(self, max_length: int) -> "Rendered":
         """The first max_length tokens. Raises SampleError where a part of a picture would be cut off."""

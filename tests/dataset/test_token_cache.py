@@ -129,7 +129,7 @@ def test_the_same_for_parquet(start, folder, tmp_path, monkeypatch):
     fresh, _ = start(path=path, folder=None), start(path=path)
     monkeypatch.setattr(VLMProcessor, "render", refuse)
     assert_alike(start(path=path), fresh)
-    assert fresh.data.checked.shown.tolist() == [0, 0, 0] and len(fresh.data.checked.ends) == 1
+    assert fresh.data.checked.shown.tolist() == [0, 0, 0] and len(fresh.data.checked.names) == 1
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_what_is_kept_changes_only_with_its_format(start, folder):
         column = getattr(checked, name)
         if name == "rejected":
             digest.update(column.tobytes().replace(str(folder).encode(), b""))
-        elif name not in ("names", "ends", "stamps"):  # paths and times
+        elif name not in ("names", "stamps"):  # paths and times
             digest.update(f"{name} {column.dtype} {column.shape}".encode() + column.tobytes())
     kept = (token_cache.FORMAT, digest.hexdigest()[:16])
     assert kept == FORMAT_AND_DIGEST, (
