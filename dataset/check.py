@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from dataset.batching import grouped
-from dataset.formats import BAD, DROPPED, BadSample, DataError, Rejected, Sample, Unreadable
+from dataset.formats import BAD, DROPPED, BadSample, DataError, Rejected, Sample
 from dataset.quarantine import Quarantine
 from model.messages import counted
-from model.processing import Rendered, SampleError, VLMProcessor
+from model.processing import Rendered, SampleError, UnreadableFile, VLMProcessor
 
 FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
 PICTURE = np.uint16(65535)  # stands for a picture's placeholders in the stored ids
@@ -173,7 +173,7 @@ class Check:
                 self.pictures.open(sample, shown, decode=len(self.shown) + len(shown) <= FULLY_DECODED)
             except BadSample as error:
                 # Links and rights are mended without a trace in the data file or in the pictures that it names.
-                recheck = sample is None or isinstance(error, Unreadable)
+                recheck = sample is None or isinstance(error.__cause__, UnreadableFile)
                 self.rejected.append(error.rejected)
                 self.to_recheck.append(number if recheck else -1)
                 self.report.reject(error.rejected)

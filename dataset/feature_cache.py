@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +81,7 @@ class FeatureCache:
         return np.searchsorted(self._pictures, self.checked.shown_in(row))
 
     def check_whole(self) -> None:
-        """Once all ranks have stored their shares. Raises DataError where some of them wrote to another disk."""
+        """Once all ranks have stored their parts. Raises DataError where some of them wrote to another disk."""
         if missing := int((self.maps[1] == 0).sum()):
             raise DataError(
                 f"{missing:,} of {len(self.maps[1]):,} pictures have no features in {self.folder} although every rank "
@@ -116,7 +116,7 @@ def cache_features(
     world_size: int = 1,
     say: Callable = print,
 ) -> None:
-    """Give the data set its pictures' embeddings, or pixels, from files; this rank adds its share of what is missing.
+    """Give the data set its pictures' embeddings, or pixels, from files; this rank adds its part of what is missing.
 
     encode: uint8 [pictures, 3, height, width] -> [pictures, tokens, width]; tower: what identifies it; kind: of
     FORMATS, PIXELS has no use for the two. All ranks call and then wait for each other.
@@ -127,7 +127,7 @@ def cache_features(
     if not len(data.checked.shown):
         return
     if kind == PIXELS:
-        encode, tower = _unchanged, PIXELS
+        encode, tower = torch.as_tensor, PIXELS  # they are kept as they are
     pictures = Pictures(data, folder)
     sources, hashes = pictures.sources, pictures.hashes
     shape = (len(sources), *encode(pictures.pixels([0])[0]).shape[1:])
@@ -144,21 +144,17 @@ def cache_features(
     cache = FeatureCache(folder, kind, shape, data.checked)
     pictures.keep_hashes(folder)
     if kind == "int8" and cache.scales is None:
-        first = range(0, min(MEASURED, len(sources)), CHUNK)
-        cache.set_scales(torch.cat([encode(pictures.pixels(range(n, min(n + CHUNK, first.stop)))[0]) for n in first]))
+        chunks = _chunks(range(min(MEASURED, len(sources))))
+        cache.set_scales(torch.cat([encode(pictures.pixels(chunk)[0]) for chunk in chunks]))
     missing = [n for n in range(rank, len(sources), world_size) if cache.maps[1][n] != DONE]
-    for chunk in progress_over(list(_chunks(missing)), "encoding", f"x{CHUNK}", silent=rank != 0):
+    for chunk in progress_over(_chunks(missing), "encoding", f"x{CHUNK}", silent=rank != 0):
         pixels, marks = pictures.pixels(chunk)
         cache.store(chunk, encode(pixels).cpu(), marks)
     data.features = cache
 
 
-def _chunks(numbers: list[int]) -> Iterator[list[int]]:
-    return (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
-
-
-def _unchanged(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels
+def _chunks(numbers: Sequence[int]) -> list[Sequence[int]]:
+    return [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
 
 
 class Pictures:

@@ -65,10 +65,6 @@ class BadSample(DataError):
         return str(self.rejected)
 
 
-class Unreadable(BadSample):
-    """One whose file the disk or the system does not give: another day it may."""
-
-
 _short = reprlib.Repr()  # a value in a message: a few items, a few levels, however large it is
 _short.maxstring = _short.maxother = 60
 shown = _short.repr
@@ -95,8 +91,6 @@ class Sample:
         name = str(source) if isinstance(source, Path) else f"picture {number + 1}"
         try:
             return open_picture(source if isinstance(source, Path) else io.BytesIO(source), decode, self.max_pixels)
-        except UnreadableFile as error:
-            raise Unreadable(self.where, f"{name}: {error}") from error
         except SampleError as error:
             cure = ", or raise --max_megapixels" if isinstance(error, TooManyPixels) else ""
             raise BadSample(self.where, f"{name}: {error}{cure}") from error
@@ -211,7 +205,7 @@ class JsonLines(Sequence):
             exists = path.exists()
         except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, half a surrogate pair, a loop of links
             if isinstance(error, OSError) and error.errno not in NO_FILE:
-                raise Unreadable(where, f"picture {shown(name)}: {UnreadableFile(error)}") from error
+                raise BadSample(where, f"picture {shown(name)}: {UnreadableFile(error)}") from error
             raise BadSample(where, f"no file can be called {name[:80]!r} ({str(error)[:80]})") from error
         is_inside = not os.path.isabs(name) and ".." not in Path(name).parts
         if not (is_inside if self.limits.follow_links else path.is_relative_to(self.images_path)):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import reprlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -273,12 +273,12 @@ class VLMProcessor:
 
     def prompts(self, conversations: Sequence[tuple[Sequence[dict], Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
         """(messages, pictures) pairs to the inputs of generate()."""
-        rendered = [
+        prompts = (
             (self.render(messages, add_generation_prompt=True), pictures) for messages, pictures in conversations
-        ]
-        return self.prompt_inputs(rendered)
+        )
+        return self.prompt_inputs(prompts)
 
-    def prompt_inputs(self, prompts: Sequence[tuple[Rendered, Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
+    def prompt_inputs(self, prompts: Iterable[tuple[Rendered, Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
         """Rendered prompts and their pictures to the inputs of generate()."""
         rows = []
         for rendered, pictures in prompts:
