@@ -74,9 +74,9 @@ def share_prefix(rows: Sequence[Rendered], shared: int) -> Rendered:
 
 
 class PackedRows(Dataset):
-    """A data set's rows, several to a row of at most `length` tokens: (Rendered, pictures) by number.
+    """A data set's rows, several to a row of at most `length` tokens.
 
-    Which samples share a row is decided once (fill_rows); the order shuffles whole rows.
+    Which samples share a row is decided once (fill_rows); the order shuffles the rows that come of it.
     """
 
     def __init__(self, data: Dataset, lengths: Sequence[int], pictures: Sequence[int], length: int, most_pictures: int):
@@ -105,8 +105,8 @@ class PackedRows(Dataset):
 def fill_rows(lengths: Sequence[int], pictures: Sequence[int], length: int, most_pictures: int) -> list[list[int]]:
     """Numbers of the samples of each row, which are as full as the choice among POOL samples allows.
 
-    A row takes the longest sample at hand and the others that fill the rest best, a knapsack solved exactly: bit
-    (tokens, pictures) of an integer says that some of the samples so far have just so many.
+    A row begins with the longest sample of the pool; the others that fill the rest best are a knapsack, solved exactly:
+    bit (tokens, pictures) of an integer says that some of the samples so far have exactly so many.
     """
     width = most_pictures + 1  # bits a token: how many pictures
     everything = (1 << (length + 1) * width) - 1

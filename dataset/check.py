@@ -103,7 +103,7 @@ class CheckedData:
         return [Rejected(*values) for values in json.loads(self.rejected.tobytes())]
 
     def change(self, samples: Sequence[Sample]) -> str | None:
-        """What would be found otherwise today: a picture, or a reason to reject a sample."""
+        """What the check would see otherwise today: a picture, or a reason to reject a sample; None: nothing."""
         for name, stamp in zip(self.names.tolist(), self.stamps.tolist(), strict=True):
             if tuple(stamp) not in (EMBEDDED, stamp_of(name)):
                 return f"{os.fsdecode(name)} has changed"
@@ -125,7 +125,7 @@ class Check:
     """One look at every sample of a data file."""
 
     def __init__(self, samples: Sequence[Sample], processor: VLMProcessor, max_seq_len: int, report: DataReport):
-        """report: is told of the samples that are rejected, and may raise DataError."""
+        """report: gets the samples that are rejected, and may raise DataError."""
         self.samples, self.processor, self.max_seq_len, self.report = samples, processor, max_seq_len, report
         self.pictures = PicturesSeen()
         self.used = array("q")  # of each sample that can be used: its number, its trained tokens, its pictures
@@ -228,10 +228,10 @@ class PicturesSeen:
         return {"names": names, "stamps": np.array(self.stamps, np.int64).reshape(-1, 2)}
 
 
-def stamp_of(path: str | bytes) -> tuple[int, int]:
-    """What changes where a picture's file does."""
+def stamp_of(file: str | bytes | int) -> tuple[int, int]:
+    """What changes where a picture's file does. file: a path, or the number of an open one."""
     try:
-        facts = os.stat(path)
+        facts = os.stat(file)
     except OSError:
         return ABSENT
     return facts.st_size, facts.st_mtime_ns

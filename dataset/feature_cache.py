@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset.check import CheckedData
+from dataset.check import CheckedData, stamp_of
 from dataset.formats import BadSample, DataError, Sample
 from dataset.vlm_dataset import ConversationDataset
 from model.messages import counted
@@ -194,8 +194,7 @@ class Pictures:
             return name
         try:
             with open(name, "rb") as file:
-                facts = os.fstat(file.fileno())
-                if [facts.st_size, facts.st_mtime_ns] != self.checked.stamps[number].tolist():
+                if stamp_of(file.fileno()) != tuple(self.checked.stamps[number].tolist()):
                     raise self._changed(place)
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:

@@ -133,10 +133,10 @@ class JsonLines(Sequence):
         self.path, self.images_path, self.limits = path, images_path.resolve(), limits
         with path.open("rb") as file:
             self.facts = _facts(file)
-            found = np.fromiter(_places(file), np.dtype((np.int64, 3)))  # line number, offset, bytes
-        self._lines, self._rows = found[:, 1:].copy(), len(found)  # offset and bytes
-        is_plain = np.array_equal(found[:, 0], np.arange(1, len(found) + 1))
-        self.numbers = None if is_plain else found[:, 0].copy()  # of the lines; None: no line is blank
+            lines = np.fromiter(_places(file), np.dtype((np.int64, 3)))  # [lines, 3]: number, offset, bytes
+        self._lines, self._rows = lines[:, 1:].copy(), len(lines)
+        is_plain = np.array_equal(lines[:, 0], np.arange(1, len(lines) + 1))
+        self.numbers = None if is_plain else lines[:, 0].copy()  # None: no line is blank
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_lines": None}  # reading processes need no lines: they are rendered
@@ -148,7 +148,7 @@ class JsonLines(Sequence):
         return f"{self.path}:{index + 1 if self.numbers is None else self.numbers[index]}"
 
     def _open(self) -> BinaryIO:
-        """The file whose lines were found. Raises DataError where it has been replaced, or written to."""
+        """The file, to read lines again. Raises DataError where it has been replaced, or written to."""
         file = self.path.open("rb")
         if _facts(file) != self.facts:
             file.close()

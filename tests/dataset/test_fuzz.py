@@ -64,7 +64,7 @@ def fuzz_lines(examples: int, folder: Path, processor) -> dict[str, int]:
         write_lines(path, [SOUND_LINE.encode(), line, SOUND_LINE.encode()])
         data = ConversationDataset(read_samples(path), processor, 64, lenient())
         report = data.report
-        assert all(where.startswith(f"{path}:2: ") for where in (*report.bad, *report.dropped))
+        assert all(rejected.where == f"{path}:2" for rejected in (*report.bad, *report.dropped))
         kind = "bad" if report.bad else "dropped" if report.dropped else "sound" if line.strip() else "blank"
         assert report.conversations == 2 + (kind == "sound")
         for row in range(len(data)):
