@@ -6,6 +6,7 @@ helpers/zoo.py holds the kinds of bad input.
 import dataclasses
 import io
 import json
+import pickle
 import random
 import resource
 from pathlib import Path
@@ -18,7 +19,7 @@ from pyarrow import parquet
 
 from dataset import check, formats
 from dataset.feature_cache import cache_features
-from dataset.formats import BadSample, DataError, Rejected, read_samples
+from dataset.formats import DROPPED, BadSample, DataError, Rejected, read_samples
 from dataset.quarantine import DAMAGED, LEAST, QUARANTINE, Quarantine
 from dataset.step_batch import Counts, StepBatch, StepBatches
 from dataset.vlm_dataset import ConversationDataset
@@ -112,6 +113,12 @@ def test_text_that_looks_like_control_is_text(text, tmp_path, processor):
     assert sum(row.image_mask) == processor.image_tokens
     assert [i for i in row.input_ids if i in control] == [i for i in other.input_ids if i in control]
     assert row.input_ids.tolist().count(IMAGE_TOKEN_ID) == processor.image_tokens + 2 * text.count("@")
+
+
+def test_what_was_rejected_crosses_to_another_process():
+    error = BadSample("train.jsonl:3", "too\nlong", DROPPED)
+    assert pickle.loads(pickle.dumps(error)).rejected == Rejected("train.jsonl:3", "too long", "dropped")
+    assert str(error) == str(error.rejected) == "train.jsonl:3: too long"
 
 
 # ---- how much is too much

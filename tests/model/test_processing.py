@@ -282,6 +282,14 @@ def test_lone_surrogates_are_refused(processor, text):
             render(text)
 
 
+def test_a_row_is_cut_and_joined_in_all_columns(processor):
+    row = processor.render([user("<image> it"), assistant("a cat")])
+    assert Rendered.concatenate([row[:7], row[7:]]) == row != row[:7]
+    words = row[~row.image_mask]
+    assert len(words) == len(row) - IMAGE_TOKENS and not words.image_mask.any()
+    assert words.trained.sum() == row.trained.sum() and words != row[: len(words)]
+
+
 # Prompts and batches
 
 
