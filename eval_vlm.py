@@ -21,8 +21,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset.formats import BadSample, Sample, left_out, open_data
+from dataset.formats import left_out, open_data
 from dataset.limits import add_limits, limits_of
+from dataset.samples import BadSample, Sample
 from model.command_line import CommandLine
 from model.inference.answerer import Answer, Answerer, Interrupted, Options, add_weight_flags, assistant_turn, user_turn
 from model.inference.reader import Prompt

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.formats import Rejected
+from dataset.samples import Rejected
 from model.messages import UserError
 from model.processing import Rendered
 

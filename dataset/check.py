@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from dataset.batching import grouped
-from dataset.formats import BAD, DROPPED, BadSample, DataError, Rejected, Sample
 from dataset.quarantine import Quarantine
+from dataset.samples import BAD, DROPPED, BadSample, DataError, Rejected, Sample
 from model.messages import counted
 from model.processing import Rendered, SampleError, UnreadableFile, VLMProcessor
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from dataset.check import CheckedData, stamp_of
-from dataset.formats import BadSample, DataError, Sample
+from dataset.samples import BadSample, DataError, Sample
 from dataset.vlm_dataset import ConversationDataset
 from model.messages import counted
 from model.progress import progress_over

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet, types
 
-from dataset.formats import DataError, shown
+from dataset.samples import DataError, shown
 from model.files import sync_to_disk
 from model.messages import NO_ROOM, plain
 from model.process_lock import PATIENCE, ProcessLock

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pyarrow
 
-from dataset.formats import BadSample, Sample, check_number, make_sample, parse
 from dataset.limits import PictureLimits
 from dataset.parquet_copy import BYTES, TEXTS, arrow_copy
+from dataset.samples import BadSample, Sample, check_number, make_sample, parse
 
 
 class ParquetRows(Sequence):

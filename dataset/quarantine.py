@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.formats import BAD, DAMAGED, DROPPED, BadSample, DataError, Rejected
+from dataset.samples import BAD, DAMAGED, DROPPED, BadSample, DataError, Rejected
 from dataset.step_batch import StepBatch
 from model.messages import counted
 

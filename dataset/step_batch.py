@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.batching import Row
-from dataset.formats import Rejected
+from dataset.samples import Rejected
 from model.config import IGNORE_INDEX
 from model.processing import Rendered, collate_training
 

@@ -25,7 +25,7 @@ import tokenizers
 import transformers
 
 from dataset.check import CheckedData
-from dataset.formats import DataError, Sample
+from dataset.samples import DataError, Sample
 from model.files import sync_to_disk
 from model.process_lock import ProcessLock
 from model.processing import VLMProcessor

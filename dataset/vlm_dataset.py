@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 
 from dataset.batching import Row
 from dataset.check import PICTURE, Check, CheckedData, DataReport
-from dataset.formats import DAMAGED, BadSample, Rejected, Sample
 from dataset.limits import PictureLimits
 from dataset.quarantine import Quarantine
+from dataset.samples import DAMAGED, BadSample, Rejected, Sample
 from dataset.token_cache import WORTH_KEEPING, TokenCache
 from model.config import IMAGE_TOKEN_ID
 from model.processing import Rendered, VLMProcessor, collate_training

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.formats import BadSample, DataError, Sample, left_out, open_data
+from dataset.formats import left_out, open_data
 from dataset.limits import PictureLimits, add_limits, limits_of
+from dataset.samples import BadSample, DataError, Sample
 from model.command_line import CommandLine
 from model.inference.answerer import Answerer, Options, add_weight_flags
 from model.inference.reader import Prompt

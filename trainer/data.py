@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from dataset.batching import PackedRows
 from dataset.feature_cache import cache_features
-from dataset.formats import Sample, read_samples
+from dataset.formats import read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
+from dataset.samples import Sample
 from dataset.step_batch import StepBatch, StepBatches
 from dataset.vlm_dataset import ConversationDataset
 from model.messages import UserError, counted

@@ -19,8 +19,9 @@ from pyarrow import parquet
 
 from dataset import check, formats
 from dataset.feature_cache import cache_features
-from dataset.formats import DROPPED, BadSample, DataError, Rejected, read_samples
+from dataset.formats import read_samples
 from dataset.quarantine import DAMAGED, LEAST, QUARANTINE, Quarantine
+from dataset.samples import DROPPED, BadSample, DataError, Rejected
 from dataset.step_batch import Counts, StepBatch, StepBatches
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import encoded, make_picture, write_jsonl

@@ -15,7 +15,8 @@ import pytest
 from pyarrow import parquet
 
 from dataset import parquet_copy
-from dataset.formats import BadSample, DataError, read_samples
+from dataset.formats import read_samples
+from dataset.samples import BadSample, DataError
 from helpers.data import BLACK, encoded, make_picture, turns, write_parquet
 from helpers.faults import held_by_another, in_child, start_child, wait_for
 from model import process_lock

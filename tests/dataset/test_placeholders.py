@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from dataset.formats import BadSample, read_samples
+from dataset.formats import read_samples
+from dataset.samples import BadSample
 from helpers.data import BLACK, encoded, make_picture, turns, write_parquet
 
 PLAIN = encoded(Image.new("RGB", (8, 8), (200, 10, 10)))

@@ -18,8 +18,9 @@ import torch
 
 from dataset import formats, token_cache, vlm_dataset
 from dataset.check import CheckedData
-from dataset.formats import BadSample, DataError, read_samples
+from dataset.formats import read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
+from dataset.samples import BadSample, DataError
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import make_picture, turns, write_jsonl, write_parquet
 from helpers.faults import held_by_another, in_child, run_ranks, start_child, wait_for

@@ -15,9 +15,10 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from dataset import feature_cache, vlm_dataset
 from dataset.feature_cache import cache_features
-from dataset.formats import BadSample, DataError, read_samples
+from dataset.formats import read_samples
 from dataset.limits import PictureLimits
 from dataset.quarantine import Quarantine
+from dataset.samples import BadSample, DataError
 from dataset.step_batch import StepBatches
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import make_picture, turns, write_jsonl

@@ -9,7 +9,8 @@ import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from dataset.formats import Sample, read_samples
+from dataset.formats import read_samples
+from dataset.samples import Sample
 from dataset.vlm_dataset import ConversationDataset
 from helpers.models import IMAGE_SIZE
 from model.processing import VLMProcessor

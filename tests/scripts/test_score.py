@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataset.formats import Sample
+from dataset.samples import Sample
 from helpers.data import make_picture, write_jsonl
 from helpers.models import enliven
 from model.inference.answerer import Answerer

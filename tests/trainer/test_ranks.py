@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.formats import BadSample
+from dataset.samples import BadSample
 from dataset.vlm_dataset import ConversationDataset
 from helpers.faults import outcome, run_ranks, said_by, small_run, start_ranks, wait_for
 from helpers.runs import records

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dataset.formats import Sample
+from dataset.samples import Sample
 from trainer.config import ROOT, StageConfig
 from trainer.report.commands import command, python, shown, stage_command
 from trainer.report.loss_curve import draw_losses

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dataset.batching import Row, pack, share_prefix
-from dataset.formats import DAMAGED, Rejected
+from dataset.samples import DAMAGED, Rejected
 from dataset.step_batch import Counts, StepBatches, conversations
 from helpers.data import make_picture
 from helpers.models import IMAGE_TOKENS

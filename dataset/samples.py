@@ -1,0 +1,153 @@
+"""What every reader gives: a Sample, or the reason why there is none; and what a record must hold to become one."""
+
+import io
+import json
+import reprlib
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from model.messages import UserError, counted, plain
+from model.processing import MAX_PIXELS, SampleError, TooManyPixels, open_picture
+
+BAD, DROPPED, DAMAGED = "bad", "dropped", "damaged"  # kinds of Rejected
+HELP = "docs/data_formats.md"
+MAX_PICTURES = 1000  # of a sample
+PLACEHOLDER_BYTES, PLACEHOLDER_SIDE = 4096, 16  # at most; and pixels of one colour
+MAX_TEXT = 1_000_000  # letters of a text: far more than any --max_seq_len keeps, half a second of the tokenizer's time
+
+
+class DataError(UserError):
+    """Data that cannot be trained on; the message names file, line, reason and cure."""
+
+
+class Rejected(NamedTuple):
+    """A sample that is not learnt from, as quarantine.jsonl names it."""
+
+    where: str  # file:line
+    reason: str  # and the cure
+    kind: str = BAD  # BAD, DROPPED or DAMAGED, see dataset.quarantine
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+class BadSample(DataError):
+    """Raised over one sample that cannot be used, where the others may."""
+
+    def __init__(self, where: str, reason: str, kind: str = BAD):
+        self.rejected = Rejected(plain(where), plain(" ".join(reason.split())), kind)
+        super().__init__(*self.rejected)
+
+    def __str__(self) -> str:
+        return str(self.rejected)
+
+
+_short = reprlib.Repr()  # a value in a message: a few items, a few levels, however large it is
+_short.maxstring = _short.maxother = 60
+shown = _short.repr
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation with its pictures, or one plain text."""
+
+    where: str  # file:line, for messages
+    messages: list[dict]
+    pictures: tuple[Path | bytes, ...] = ()
+    text: str | None = None  # then there are no messages
+    extra: dict = field(default_factory=dict, compare=False)  # the record's other fields
+    max_pixels: int = field(default=MAX_PIXELS, compare=False)  # of a picture
+
+    def open_pictures(self, decode: bool = True) -> list[Image.Image]:
+        """RGB pictures in order. Raises BadSample naming the line and the file."""
+        return [self.open_picture(number, decode) for number in range(len(self.pictures))]
+
+    def open_picture(self, number: int, decode: bool = True) -> Image.Image:
+        """One of them, counted from 0."""
+        source = self.pictures[number]
+        name = str(source) if isinstance(source, Path) else f"picture {number + 1}"
+        try:
+            return open_picture(source if isinstance(source, Path) else io.BytesIO(source), decode, self.max_pixels)
+        except SampleError as error:
+            cure = ", or raise --max_megapixels" if isinstance(error, TooManyPixels) else ""
+            raise BadSample(self.where, f"{name}: {error}{cure}") from error
+
+
+def parse(text: str) -> object:
+    """JSON, without what it leaves open: ValueError for NaN, infinity and a name that stands twice in one object."""
+    return json.loads(text, parse_constant=_no_number, object_pairs_hook=_all_different)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _all_different(pairs: list[tuple[str, object]]) -> dict:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        most, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{shown(most)} stands twice in one object")
+    return record
+
+
+def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) -> Sample:
+    """Check what can be checked without the tokenizer. Raises BadSample."""
+    if "text" in record:
+        if not isinstance(record["text"], str) or not record["text"]:
+            raise BadSample(where, "'text' must be text that is not empty")
+        if pictures:
+            raise BadSample(
+                where,
+                f"'text' is learnt without pictures, but 'image' names {len(pictures)}: delete 'image', or give "
+                "'conversations' with an <image> for each",
+            )
+        _check_length(where, record["text"])
+        return Sample(where, [], (), record["text"])
+    messages = record.get("conversations")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise BadSample(where, f'\'conversations\' must be a list of {{"role", "content"}}, it is {shown(messages)}')
+    for message in messages:
+        if {"from", "value"} <= message.keys():
+            raise BadSample(
+                where, "these are LLaVA's or ShareGPT's turns ('from', 'value'), a turn here has 'role' and 'content': "
+                f"{HELP} has the lines that rename them"
+            )  # fmt: skip
+        if not isinstance(message.get("content"), str):
+            raise BadSample(where, f"a message's 'content' must be text, it is {shown(message.get('content'))}")
+        _check_length(where, message["content"])
+    tags = sum(message["content"].count("<image>") for message in messages)
+    if not tags and len(pictures) == 1 and isinstance(pictures[0], bytes) and is_placeholder(pictures[0]):
+        pictures = []
+    if tags != len(pictures):
+        there = counted(len(pictures), "pictures")
+        raise BadSample(where, f"the text holds {tags} <image> but the sample has {there}: make them equal")
+    extra = {name: value for name, value in record.items() if name not in ("conversations", "image")}
+    return Sample(where, messages, tuple(pictures), extra=extra)
+
+
+@lru_cache(maxsize=64)  # MiniMind's are all the same
+def is_placeholder(content: bytes) -> bool:
+    """Whether a picture only fills a column: MiniMind's parquet has 8 x 8 black pixels beside talks of text alone."""
+    if len(content) > PLACEHOLDER_BYTES:
+        return False
+    try:
+        if max(open_picture(io.BytesIO(content), decode=False).size) > PLACEHOLDER_SIDE:
+            return False
+        return all(low == high for low, high in open_picture(io.BytesIO(content)).getextrema())
+    except SampleError:
+        return False
+
+
+def check_number(where: str, pictures: list) -> None:
+    if len(pictures) > MAX_PICTURES:
+        raise BadSample(where, f"it has {len(pictures):,} pictures, more than {MAX_PICTURES:,}: split or delete it")
+
+
+def _check_length(where: str, text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise BadSample(where, f"a text of {len(text):,} letters, more than {MAX_TEXT:,}: split or delete it")
