@@ -12,14 +12,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
-from model.attention import (
-    Attention,
-    RotaryEmbedding,
-    branch_mask,
-    causal_mask,
-    gather_positions,
-    rope_frequencies,
-)
+from model.attention import Attention, RotaryEmbedding, branch_mask, causal_mask, gather_positions, rope_frequencies
 from model.config import IGNORE_INDEX, MiniMindConfig
 from model.messages import UserError
 

@@ -1,14 +1,7 @@
 """Our models in classes that every inference engine knows: Llama, Qwen2-MoE and Llava, equal to the last digit."""
 
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    GenerationConfig,
-    LlamaConfig,
-    LlavaConfig,
-    PreTrainedConfig,
-    Qwen2MoeConfig,
-)
+from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, Qwen2MoeConfig
 
 from model.config import MiniMindConfig
 from model.inference.llava_projector import projector_tensors
