@@ -197,7 +197,9 @@ class VLMProcessor:
         self.image_size = image_size
         self._encoded: dict[str, tuple[int, ...]] = {}  # questions repeat
         self.new_line = self.encode("\n")
-        self.headers = {role: (START_ID, *self.encode(role), *self.new_line) for role in ROLES}
+        self.openings = {role: Piece((START_ID, *self.encode(role), *self.new_line)) for role in ROLES}
+        self.ending = Piece((END_ID, *self.new_line))  # of a turn that is not learnt
+        self.ending_of_answer = Piece((END_ID,), trained=True), Piece(self.new_line)
 
     @classmethod
     def for_config(cls, config: MiniMindConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> "VLMProcessor":
@@ -247,12 +249,12 @@ class VLMProcessor:
             if not isinstance(message, dict) or message.get("role") not in ROLES:
                 raise SampleError(f"a message is {reprlib.repr(message)}: it needs a role, one of {', '.join(ROLES)}")
             answer = message["role"] == "assistant"
-            pieces.append(Piece(self.headers[message["role"]]))
+            pieces.append(self.openings[message["role"]])
             for kind, text in content_parts(message.get("content")):
                 pieces.append(self.image_span if kind == "image" else Piece(self.encode(text), trained=answer))
-            pieces += [Piece([END_ID], trained=answer), Piece(self.new_line)]
+            pieces += self.ending_of_answer if answer else (self.ending,)
         if add_generation_prompt:
-            pieces.append(Piece(self.headers["assistant"]))
+            pieces.append(self.openings["assistant"])
         return Rendered.of(pieces)
 
     def render_text(self, text: str) -> Rendered:
