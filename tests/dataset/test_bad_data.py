@@ -17,7 +17,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from dataset import check, formats
+from dataset import check, formats, samples
 from dataset.feature_cache import cache_features
 from dataset.formats import read_samples
 from dataset.quarantine import DAMAGED, LEAST, QUARANTINE, Quarantine
@@ -57,7 +57,7 @@ def test_every_kind_of_bad_sample_is_counted_and_named(tmp_path, processor, monk
     monkeypatch.setattr(formats, "MAX_LINE", LONGEST)
     planted = make_zoo(tmp_path)
     opened = []
-    monkeypatch.setattr(formats, "open_picture", lambda source, *_: (opened.append(source), open_picture(source))[1])
+    monkeypatch.setattr(samples, "open_picture", lambda source, *_: (opened.append(source), open_picture(source))[1])
     random.Random(0).shuffle(planted)
     lines, wanted = [SOUND_LINE.encode()], {}
     for kind, line, reason in planted:
@@ -108,8 +108,8 @@ def test_text_that_looks_like_control_is_text(text, tmp_path, processor):
     make_picture(0).save(tmp_path / "images" / "a.png")
     record = {"image": "a.png", **turns("<image>" + text, text)}
     plain = {"image": "a.png", **turns("<image>x", "x")}
-    samples = read_samples(write_jsonl(tmp_path / "train.jsonl", [record, plain]))
-    row, other = (ConversationDataset([sample], processor, 10**6).rendered(0) for sample in samples)
+    lines = read_samples(write_jsonl(tmp_path / "train.jsonl", [record, plain]))
+    row, other = (ConversationDataset([sample], processor, 10**6).rendered(0) for sample in lines)
     control = range(3)
     assert sum(row.image_mask) == processor.image_tokens
     assert [i for i in row.input_ids if i in control] == [i for i in other.input_ids if i in control]

@@ -13,7 +13,8 @@ from dataset.vlm_dataset import ConversationDataset, text_only
 from helpers.data import make_picture, write_jsonl
 from helpers.runs import losses, tiny
 from model.processing import Rendered, collate_training
-from trainer.stage import run_stage, worth_of_a_step
+from trainer.data import worth_of_a_step
+from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
 
 PICTURE = "<image>\nLook at the picture and say in a word or two: "

@@ -16,13 +16,14 @@ from pyarrow import parquet
 
 from dataset import parquet_copy
 from dataset.formats import read_samples
+from dataset.quarantine import Quarantine
 from dataset.samples import BadSample, DataError
 from helpers.data import BLACK, encoded, make_picture, turns, write_parquet
 from helpers.faults import held_by_another, in_child, start_child, wait_for
 from model import process_lock
 from model.process_lock import ProcessLock
 from trainer.config import StageConfig
-from trainer.stage import load_data
+from trainer.data import load_data
 
 
 def like_minimind(path: Path, pictures: int, size: int, **options) -> tuple[list[str], list[bytes]]:
@@ -194,7 +195,7 @@ def test_a_stage_copies_under_its_save_dir(path, tmp_path, processor, monkeypatc
     no_folder_takes(monkeypatch, tmp_path)
     write_parquet(path, [json.dumps(turns(0))] * 30, [None] * 30)
     config = StageConfig(data_path=str(path), save_dir=str(tmp_path / "save"), max_seq_len=64)
-    load_data(config, processor, lambda _: None)
+    load_data(config, processor, Quarantine(), lambda _: None)
     assert len(copies_in(tmp_path / "save" / "rows")) == 1
 
 

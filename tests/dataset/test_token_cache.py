@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import formats, token_cache, vlm_dataset
+from dataset import samples, token_cache, vlm_dataset
 from dataset.check import CheckedData
 from dataset.formats import read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
@@ -114,7 +114,7 @@ def test_a_second_start_renders_nothing_and_finds_the_same(start, monkeypatch, t
     with monkeypatch.context() as patched:
         for name in ("render", "render_text"):
             patched.setattr(VLMProcessor, name, refuse)
-        patched.setattr(formats, "open_picture", refuse)
+        patched.setattr(samples, "open_picture", refuse)
         second = start()
     assert_alike(first, fresh)
     assert_alike(second, fresh)
