@@ -1,118 +1,24 @@
-"""What the browser demo says, in English and Chinese."""
+"""What the browser demo says, in English and Chinese: the sentences of text.json."""
+
+import json
+from pathlib import Path
 
 from model.processing import MAX_PIXELS
 from scripts.demo import limits
 
 LANGUAGES = {"zh": "中文", "en": "English"}
-TEXT = {
-    "title": ("Ask about your pictures", "看图问答"),
-    "language": ("Language", "语言"),
-    "weights": ("Model", "模型"),
-    "settings": ("Generation settings", "生成设置"),
-    "temperature": ("Temperature (0: always the likeliest)", "温度（0：总取最可能的）"),
-    "top_p": ("Top-p", "Top-p"),
-    "top_k": ("Top-k (0: all)", "Top-k（0：不限）"),
-    "max_new_tokens": ("Longest answer (tokens)", "最长回答（词元）"),
-    "seed": ("Seed (empty: another answer every time)", "随机种子（留空：每次不同）"),
-    "clear": ("New conversation", "新对话"),
-    "stop": ("Stop", "停止"),
-    "retry": ("Again", "重新回答"),
-    "edit": ("Edit", "修改"),
-    "edited": ("Your question, asked anew from here on", "修改后从这里重新提问"),
-    "send": ("Ask", "提问"),
-    "cancel": ("Cancel", "取消"),
-    "copy": ("Copy", "复制"),
-    "save": ("Save conversation", "保存对话"),
-    "save_html": ("As a page (HTML)", "网页（HTML）"),
-    "save_json": ("As data (JSON)", "数据（JSON）"),
-    "second": ("Compare with", "对比模型"),
-    "no_second": ("nothing", "不对比"),
-    "use_best": ("Use its best checkpoint instead of its last", "使用验证损失最低的检查点，而非最后的"),
-    "kind_sft_vlm": ("Picture Q&A", "看图问答"),
-    "kind_pretrain_vlm": ("Captions (stage 1)", "图片描述（第一阶段）"),
-    "kind_llm": ("Text only", "仅文本"),
-    "kind_best": ("{kind}, best checkpoint", "{kind}，最佳检查点"),
-    "trained_on": ("Trained on {data}", "训练数据 {data}"),
-    "trained_unknown": ("The file does not say what it was trained on", "文件未说明训练数据"),
-    "trained_steps": ("{steps:,} steps", "{steps:,} 步"),
-    "trained_loss": ("validation loss {loss}", "验证损失 {loss}"),
-    "knows_drawings": ("It knows drawings on plain grounds; photographs mean nothing to it.",
-                       "它只认识纯色背景上的图画，看不懂照片。"),
-    "ask": ("Ask a question; + adds pictures", "输入问题，点 + 添加图片"),
-    "ask_text": ("Ask (these weights see no pictures)", "提问（此权重不能看图）"),
-    "describe": ("Describe the picture.", "描述这张图片。"),
-    "begin": ("Add, paste or drop your own pictures above, or click one of these:",
-              "在上方添加、粘贴或拖入图片并提问，也可以点击下面的例子："),
-    "begin_without": ("Ask something. These weights have not learnt to see; those of stage 2 have.",
-                      "请提问。此权重还没有学会看图，第二阶段的权重才会。"),
-    "limits": ("Up to {pictures} pictures a message, {megabytes} MB and {pixels} million pixels each. They stay in "
-               "memory and go with this page.",
-               "每条消息最多 {pictures} 张图片，每张不超过 {megabytes} MB、{pixels} 百万像素。"
-               "图片只在内存中，随页面关闭而删除。"),
-    "waiting": ("Waiting; {place} before you.", "排队中，前面还有 {place} 个。"),
-    "thinking": ("Looking …", "正在看……"),
-    "first": ("{seconds:.2f} s to the first token", "首词 {seconds:.2f} 秒"),
-    "speed": ("{speed:.0f} tokens/s", "{speed:.0f} 词元/秒"),
-    "length": ("{prompt} tokens of prompt + {new} of answer", "提示 {prompt} 词元 + 回答 {new} 词元"),
-    "stopped": ("stopped", "已停止"),
-    "cut": ("cut at the longest answer that is set", "达到所设最长回答，已截断"),
-    "nothing": ("(no answer)", "（没有回答）"),
-    "where": ("Where it looked", "它看了哪里"),
-    "which_word": ("Word of the answer", "回答中的词"),
-    "whole": ("the whole answer", "整个回答"),
-    "which_layer": ("Layer", "层"),
-    "all_layers": ("mean of all", "所有层平均"),
-    "picture": ("Picture {number}: {share:.0f} % of its attention", "图片 {number}：占注意力的 {share:.0f} %"),
-    "hint": ("Light: read from most. Attention shows where the model read, not why it answered so; the pictures share "
-             "one scale.",
-             "越亮表示读取越多。注意力显示模型读取了哪里，并不说明它为何这样回答；各图片使用同一标尺。"),
-    "no_weights": ("There are no weights yet. Train a small model (some 15 minutes on 2 cores), then reload this page:",
-                   "还没有权重。先训练一个小模型（双核约 15 分钟），然后刷新本页："),
-    "no_weights_folder": ("Weights that lie elsewhere: name their folder when you start the demo.",
-                          "权重在别处时，启动时给出其文件夹："),
-    "searched": ("Looked for *.safetensors of this project in:", "已在以下位置查找本项目的 *.safetensors："),
-    "wrong_start": ("The demo was started with something that it does not know:", "启动参数有误："),
-    "usage": ("Stop it in its terminal (Ctrl+C) and start it like this:", "请在终端按 Ctrl+C 停止，并按以下方式启动："),
-    "no_folder": ("This was named when the demo was started and is no folder. Check the spelling; for a weights file, "
-                  "name the folder that it lies in:",
-                  "启动时给出，但不是文件夹。请检查拼写；权重文件请给出其所在文件夹："),
-    # refusals and failures
-    "left_out": ("It was left out.", "已略过。"),
-    "file": ("File {number}: ", "第 {number} 个文件："),
-    "too_large": ("it has more than {megabytes} MB. Make it smaller, or save it as JPEG.",
-                  "超过 {megabytes} MB。请缩小，或存为 JPEG。"),
-    "too_many_pixels": ("it has more than {pixels} million pixels. Scale it down.",
-                        "超过 {pixels} 百万像素。请缩小尺寸。"),
-    "no_picture": ("it is no JPEG, PNG, WebP, BMP or GIF, or it is damaged. Choose another, or save it anew.",
-                   "不是 JPEG、PNG、WebP、BMP 或 GIF，或已损坏。请换一张，或重新保存。"),
-    "too_many_pictures": ("A message takes up to {pictures} pictures. Send fewer.",
-                          "每条消息最多 {pictures} 张图片，请减少。"),
-    "too_many_in_all": ("A conversation takes up to {pictures_in_all} pictures. Begin a new one.",
-                        "每个对话最多 {pictures_in_all} 张图片，请开始新对话。"),
-    "too_many_characters": ("A message takes up to {characters} characters. Shorten it.",
-                            "每条消息最多 {characters} 个字符，请缩短。"),
-    "no_eyes": ("These weights see no pictures. Choose weights of stage 1 or 2.",
-                "此权重不能看图，请选择第一或第二阶段的权重。"),
-    "busy": ("Too many are asking: {waiting} wait already. Try again in a moment.",
-             "现在提问的人太多，已有 {waiting} 个在排队。请稍后再试。"),
-    "too_long": ("The conversation has become too long for the model. Begin a new one.",
-                 "对话太长，超出模型的容量。请开始新对话。"),
-    "bad_weights": ("These weights cannot be used; the demo's terminal says why. Choose others.",
-                    "此权重无法使用，原因见运行本程序的终端。请选择其他权重。"),
-    "broke_off": ("Something went wrong and the answer broke off. Ask again; the demo's terminal says more.",
-                  "出了问题，回答中断。请重试；详情见运行本程序的终端。"),
-    "out_of_time": ("Ended: an answer may take {seconds} seconds.", "已结束：每个回答最多 {seconds} 秒。"),
-    "stopped_waiting": ("Given up before its turn came. Ask again.", "未轮到就已取消。请重试。"),
-}  # fmt: skip
-
+TEXT = json.loads(Path(__file__).with_name("text.json").read_text(encoding="utf-8"))
 LIMITS = {
-    "pixels": MAX_PIXELS // 1_000_000, "megabytes": limits.MAX_BYTES // 1024**2, "pictures": limits.MAX_PICTURES,
-    "pictures_in_all": limits.MAX_PICTURES_IN_ALL, "characters": limits.MAX_CHARACTERS,
-    "seconds": round(limits.MAX_SECONDS), "waiting": limits.MAX_WAITING,
-}  # fmt: skip
+    "pixels": MAX_PIXELS // 1_000_000,
+    "megabytes": limits.MAX_BYTES // 1024**2,
+    "pictures": limits.MAX_PICTURES,
+    "pictures_in_all": limits.MAX_PICTURES_IN_ALL,
+    "characters": limits.MAX_CHARACTERS,
+    "seconds": round(limits.MAX_SECONDS),
+    "waiting": limits.MAX_WAITING,
+}
 
 
 def translate(language: str, key: str, **values: object) -> str:
     """The text of a key. language: a key of LANGUAGES; values: what stands in its braces, beside the limits."""
-    english, chinese = TEXT[key]
-    return (chinese if language == "zh" else english).format(**{**LIMITS, **values})
+    return TEXT[key][language].format(**{**LIMITS, **values})

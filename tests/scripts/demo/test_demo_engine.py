@@ -157,9 +157,9 @@ def test_examples_are_scenes_with_six_kinds_of_questions():
 
 
 def test_every_sentence_is_in_both_languages():
-
-    for key, (english, chinese) in TEXT.items():
-        names = [{part.split("}")[0].split(":")[0] for part in text.split("{")[1:]} for text in (english, chinese)]
+    for key, sentences in TEXT.items():
+        assert sentences.keys() == LANGUAGES.keys() and all(sentences.values()), key
+        names = [{part.split("}")[0].split(":")[0] for part in text.split("{")[1:]} for text in sentences.values()]
         assert names[0] == names[1], key
         assert all(translate(language, key, **dict.fromkeys(names[0], 1)) for language in LANGUAGES)
     assert any("一" <= character <= "鿿" for character in translate("zh", "busy", waiting=8))

@@ -177,7 +177,7 @@ def test_where_it_looked_shows_every_picture_of_the_conversation(page):
 def test_bad_files_are_refused_in_a_sentence(page, files, sentence):
     shown = ask(page(), "What is it?", *files)
     (warning,) = shown.warning
-    assert TEXT[sentence][0].format(pictures=4)[:40] in warning.value and "/" not in warning.value
+    assert TEXT[sentence]["en"].format(pictures=4)[:40] in warning.value and "/" not in warning.value
     if sentence == "no_picture":
         assert warning.value.startswith("File 1: ")
     assert shown.chat_input[0].proto.value == "What is it?"  # the words are not lost with the files
@@ -210,7 +210,7 @@ def test_a_failure_is_said_and_the_next_question_is_answered(page, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(Answerer, "stream", lambda *_: 1 / 0)
         ask(shown, "hello")
-    assert shown.warning[0].value == TEXT["broke_off"][0]
+    assert shown.warning[0].value == TEXT["broke_off"]["en"]
     click(shown, "retry")
     assert not shown.warning and answer_of(shown, 0).text
 
@@ -293,7 +293,7 @@ def test_weights_that_do_not_load_are_said_to_be_so(empty_page, make_vlm, tmp_pa
     tiny.config.vision_source = "no/such/folder"
     save_weights(tiny, tmp_path / "out/sft_vlm_32.safetensors")
     shown = ask(empty_page(), "hello")
-    assert shown.warning[0].value == TEXT["bad_weights"][0]
+    assert shown.warning[0].value == TEXT["bad_weights"]["en"]
 
 
 def test_the_shipped_settings_are_safe():
@@ -332,7 +332,7 @@ def test_a_folder_that_is_none_is_told_on_the_page(page, monkeypatch, tmp_path):
     file.write_bytes(b"")
     monkeypatch.setattr(sys, "argv", ["web_demo.py", str(tmp_path), str(file), "no/such/folder"])
     shown = page()
-    assert shown.warning[0].value == TEXT["no_folder"][0] and shown.code[0].value == f"{file}\nno/such/folder"
+    assert shown.warning[0].value == TEXT["no_folder"]["en"] and shown.code[0].value == f"{file}\nno/such/folder"
     assert shown.chat_input  # the weights in out/ are there all the same
 
 
