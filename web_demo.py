@@ -29,7 +29,7 @@ from scripts.demo.engine import Engine, Job, log
 from scripts.demo.export import as_html, as_json
 from scripts.demo.limits import MAX_CHARACTERS, options_within
 from scripts.demo.text import LANGUAGES
-from scripts.demo.view import clickable_cards, follow, reason, show_pictures, show_reply, text
+from scripts.demo.view import STYLE, follow, reason, show_pictures, show_reply, text
 from scripts.demo.weights import Weight, about, file_name, find_weights, names, runs
 
 EXAMPLE_WIDTH = 160  # pixels on the page
@@ -71,7 +71,7 @@ def start_engine(vision_model: str | None, device: str) -> Engine:
 
 def main() -> None:
     st.set_page_config(page_title="minimind-vlm", page_icon="🔎", layout="centered")
-    clickable_cards()
+    st.html(STYLE)
     choose_language()
     st.subheader(text("title"), anchor=False)
     arguments = parse_arguments()

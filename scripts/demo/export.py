@@ -8,16 +8,14 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from string import Template
 
 from model.messages import plain
 from scripts.demo.chat import Turn
 from scripts.demo.text import translate
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-STYLE = """body { max-width: 42rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }
-section { border-top: 1px solid #ccc; padding: 1rem 0; } img { max-width: 14rem; border-radius: .5rem; margin: .25rem; }
-p { white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0; } .question { font-weight: 600; }
-small { color: #666; overflow-wrap: anywhere; }"""
+PAGE = Template(Path(__file__).with_name("conversation.html").read_text(encoding="utf-8"))
 
 
 def as_json(turns: Sequence[Turn]) -> bytes:
@@ -29,14 +27,8 @@ def as_json(turns: Sequence[Turn]) -> bytes:
 def as_html(turns: Sequence[Turn], language: str) -> bytes:
     """One page with everything in it, UTF-8. language: a key of scripts.demo.text.LANGUAGES."""
     title = html.escape(translate(language, "title"))
-    return (
-        f'<!DOCTYPE html>\n<html lang="{html.escape(language)}">\n<head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>\n'
-        f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n"
-        + "\n".join(_section(_facts(turn), language) for turn in turns)
-        + "\n</body></html>\n"
-    ).encode()
+    sections = "\n".join(_section(_facts(turn), language) for turn in turns)
+    return PAGE.substitute(language=html.escape(language), title=title, turns=sections).encode()
 
 
 def _facts(turn: Turn) -> dict:

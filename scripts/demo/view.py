@@ -1,10 +1,8 @@
-"""How the browser demo shows a question, its answer, and where the model looked when it gave it.
-
-The CSS below is the only HTML that the page is given, and it is a constant.
-"""
+"""How the browser demo shows a question, its answer, and where the model looked when it gave it."""
 
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 
 import streamlit as st
 from PIL import Image
@@ -21,21 +19,7 @@ from scripts.demo.text import translate
 POLL, POLL_WAITING = 0.08, 0.3  # seconds between two looks at jobs that run, or wait for their turn
 ENOUGH_FOR_SPEED = 8  # tokens; over fewer a speed is noise
 PICTURE_WIDTH = 224  # pixels on the page, of a map too
-# An example's button lies over its whole card, so that a click on the picture asks. Keyboards and screen readers meet
-# the button as ever, and without this style it stands under the picture.
-STYLE = """<style>
-[data-testid="stMainBlockContainer"] { padding-top: 3.5rem; }
-[class*="st-key-card_"] { position: relative; border-radius: .5rem; transition: box-shadow .15s; }
-[class*="st-key-card_"]:hover, [class*="st-key-card_"]:focus-within { box-shadow: 0 0 0 2px #c0392b; }
-[class*="st-key-card_"] [class*="st-key-example_"] { position: absolute !important; inset: 0; z-index: 2; opacity: 0; }
-[class*="st-key-card_"] [class*="st-key-example_"] :is(div, button) {
-  width: 100% !important; height: 100% !important; }
-[class*="st-key-card_"] [data-testid="stElementToolbar"] { display: none; }
-</style>"""
-
-
-def clickable_cards() -> None:
-    st.html(STYLE)
+STYLE = Path(__file__).with_name("page.css")  # the only HTML that the page is given
 
 
 def text(key: str, **values: object) -> str:
