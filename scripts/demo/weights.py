@@ -110,7 +110,7 @@ def about(weight: Weight, language: str) -> list[str]:
     """What a file says of its training, in sentences of Markdown: its own words stand in code spans, so as text."""
     trained_on = translate(language, "trained_on", data=_code(weight.data))
     facts = [trained_on if weight.data else translate(language, "trained_unknown")]
-    if weight.steps.isdigit():
+    if weight.steps.isdecimal():
         facts.append(translate(language, "trained_steps", steps=int(weight.steps)))
     if weight.val_loss:
         facts.append(translate(language, "trained_loss", loss=_code(weight.val_loss)))

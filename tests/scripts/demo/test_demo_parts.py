@@ -75,7 +75,9 @@ def test_what_weights_were_trained_on_is_told(make_vlm, tmp_path):
 def test_odd_facts_in_a_file_are_no_error(make_vlm, tmp_path, stage_config):
     from model.weights import save_weights
 
-    save_weights(make_vlm(), tmp_path / "a.safetensors", {"stage_config": stage_config, "step": "²x", "val_loss": "`"})
+    for name, step in [("a", "²x"), ("b", "²")]:
+        facts = {"stage_config": stage_config, "step": step, "val_loss": "`"}
+        save_weights(make_vlm(), tmp_path / f"{name}.safetensors", facts)
     assert all(about(found, "en") for found in find_weights([tmp_path]))
 
 
