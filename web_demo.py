@@ -226,11 +226,11 @@ def edit(chat: Chat, number: int) -> None:
         with st.container(horizontal=True):
             asked = st.form_submit_button(text("send"), key=f"edit_ask_{number}", type="primary")
             cancelled = st.form_submit_button(text("cancel"), key=f"edit_cancel_{number}")
-    if cancelled or asked and not question:
-        chat.editing = None
-        st.rerun()
-    if asked:
+    if asked and question:
         chat.ask_again(number, question)
+    elif asked or cancelled:
+        chat.editing = None
+    if asked or cancelled:
         st.rerun()
 
 

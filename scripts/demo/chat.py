@@ -61,7 +61,7 @@ def new_turn(turns: Sequence[Turn], question: str, files: Sequence[bytes], image
     Raises:
         Refused: too long, too many pictures, or none of them that can be used (file_number says which is meant).
     """
-    turn = Turn(question)
+    turn = Turn(question, suggestions=turns[-1].suggestions if turns and not files else [])
     if files and image_size is None:
         raise Refused("no_eyes")
     if len(files) > limits.MAX_PICTURES:
@@ -131,11 +131,7 @@ class Chat:
             if not question and not files:
                 return
             self.draft = question[: limits.MAX_CHARACTERS]
-            turn = new_turn(self.turns, question or wordless, files, self.image_size)
-            if self.turns and not files:
-                turn = replace(turn, suggestions=self.turns[-1].suggestions)
-            if self._ask([*self.turns, turn]):
-                self.draft = ""
+            self._ask([*self.turns, new_turn(self.turns, question or wordless, files, self.image_size)])
 
     def begin_with(self, scene: Image.Image, questions: list[str]) -> None:
         """Ask the first of an example's questions, and suggest the others."""
@@ -169,10 +165,10 @@ class Chat:
         except Refused as refusal:
             self.notice = refusal
 
-    def _ask(self, turns: list[Turn]) -> bool:
-        """The last of these turns; False while a reply is to come: what a page disables can still be sent by hand."""
+    def _ask(self, turns: list[Turn]) -> None:
+        """The last of these turns. Not while a reply is to come: what a page disables can still be sent by hand."""
         if self.answering:
-            return False
+            return
         self.editing = None
         for side, weight in enumerate(self.weights):
             reply = Reply(weight, self.options)
@@ -183,5 +179,4 @@ class Chat:
                     raise
                 reply.failure = refusal.key
             turns[-1].replies.append(reply)
-        self.turns = turns
-        return True
+        self.turns, self.draft = turns, ""

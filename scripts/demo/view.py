@@ -45,7 +45,7 @@ def show_pictures(turn: Turn) -> None:
 
 def show_reply(chat: Chat, number: int, side: int) -> None:
     """An answer and its figures. number: of the turn; side: 1 for the reply on the right."""
-    turns, reply = chat.turns[: number + 1], chat.turns[number].replies[side]
+    reply = chat.turns[number].replies[side]
     answer = reply.answer
     if reply.failure:
         st.warning(text(reply.failure))
@@ -53,19 +53,17 @@ def show_reply(chat: Chat, number: int, side: int) -> None:
         return
     st.text(answer.text or text("nothing"))
     st.caption(" · ".join(figures(answer)))
-    saw_pictures = reply.weight.image_size is not None and any(turn.pictures for turn in turns)
+    pictures = [picture for turn in chat.turns[: number + 1] for picture in turn.pictures]
+    can_look = reply.weight.image_size is not None and pictures and answer.token_ids
     key = f"{number}_second" if side else f"{number}"
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.popover(text("copy"), icon=":material/content_copy:", type="tertiary"):
             st.code(answer.text, language=None, wrap_lines=True)  # which has a button that copies
-        wanted = saw_pictures and answer.token_ids and st.toggle(text("where"), key=f"where_{key}")
-    if not wanted:
-        return
-    if reply.attention is None:
+        wanted = can_look and st.toggle(text("where"), key=f"where_{key}")
+    if wanted and reply.attention is None:
         ask_for_attention(chat, number, side)
-    if reply.attention is not None:
-        pictures = [Image.open(BytesIO(picture.shown)) for turn in turns for picture in turn.pictures]
-        show_attention(reply, pictures, key)
+    if wanted and reply.attention is not None:
+        show_attention(reply, [Image.open(BytesIO(picture.shown)) for picture in pictures], key)
 
 
 def figures(answer: Answer) -> list[str]:
@@ -119,11 +117,9 @@ def follow(engine: Engine, jobs: Sequence[tuple[Job, DeltaGenerator]]) -> None:
 
     A click interrupts this at any call of st; the next run of the page goes on from the jobs.
     """
-    poll = POLL
     while going := [job for job, _ in jobs if not job.over.is_set()]:
-        going[0].over.wait(poll)
-        poll = POLL_WAITING if engine.ahead_of(going[0]) else POLL
         for job, place in jobs:
             job.seen()
             before = engine.ahead_of(job)
             place.text(text("waiting", place=before) if before else job.text or text("thinking"))
+        going[0].over.wait(POLL_WAITING if engine.ahead_of(going[0]) else POLL)
