@@ -21,7 +21,7 @@ test-browser: $(VENV)/.installed-dev
 	command -v chromium chromium-browser google-chrome >/dev/null || apt-get install -y -qq chromium || \
 		echo "no Chromium, and apt-get cannot install it here: the tests that need it are skipped"
 	$(RUN) -m pytest tests/browser -rs $(ARGS)
-	$(RUN) tests/browser/load_test.py
+	$(RUN) tests/browser/load.py
 
 # docs/demo_*.png anew, from out/quickstart or ARGS="--weights FOLDER". Look at them before they are committed.
 screenshots: $(VENV)/.installed-dev

@@ -18,7 +18,7 @@ import pyarrow
 from pyarrow import parquet, types
 
 from dataset.samples import DataError, shown
-from model.files import sync_to_disk
+from model.files import written_aside
 from model.messages import NO_ROOM, plain
 from model.process_lock import PATIENCE, ProcessLock
 
@@ -168,17 +168,14 @@ def _make_room(place: Path, needed: int, say: Callable) -> None:
 
 
 def _write(path: Path, place: Path, show_life: Callable[[], None]) -> None:
-    """Aside, fsynced, renamed. Raises OSError, with nothing left behind."""
-    aside, damaged = place.with_name(f".{place.name}.{os.getpid()}.tmp"), {}
+    """Raises OSError, with nothing left behind."""
+    damaged: dict[int, str] = {}
     try:
-        while newly_damaged := _write_once(_open(path), aside, damaged, show_life):
-            damaged |= newly_damaged  # some of their rows have been written: once more, without them
-        sync_to_disk(aside)
-        os.replace(aside, place)
+        with written_aside(place) as aside:
+            while newly_damaged := _write_once(_open(path), aside, damaged, show_life):
+                damaged |= newly_damaged  # some of their rows have been written: once more, without them
     finally:
-        aside.unlink(missing_ok=True)
         _give_back_memory()
-    sync_to_disk(place.parent)
 
 
 def _write_once(file: parquet.ParquetFile, aside: Path, damaged: dict[int, str], show_life: Callable) -> dict[int, str]:

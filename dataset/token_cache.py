@@ -26,7 +26,7 @@ import transformers
 
 from dataset.check import CheckedData
 from dataset.samples import DataError, Sample
-from model.files import sync_to_disk
+from model.files import written_aside
 from model.process_lock import ProcessLock
 from model.processing import VLMProcessor
 
@@ -135,24 +135,18 @@ def _map(path: Path, verify: bool = False) -> MappedData:
 
 
 def _write(path: Path, checked: CheckedData) -> None:
-    """Aside, fsynced, renamed. Raises OSError, with nothing left behind."""
-    for litter in path.parent.glob(f".{path.stem}.*.tmp"):  # of a process that was killed; we hold the lock
+    """Raises OSError, with nothing left behind."""
+    for litter in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed; we hold the lock
         litter.unlink(missing_ok=True)
     columns = {column.name: getattr(checked, column.name) for column in fields(checked)}
     if sum(column.nbytes for column in columns.values()) > FULLEST * shutil.disk_usage(path.parent).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     header = json.dumps([[name, str(column.dtype), column.shape] for name, column in columns.items()]).encode()
     header = len(header).to_bytes(8, "little") + header
-    aside, digest = path.with_name(f".{path.stem}.{os.getpid()}.tmp"), hashlib.sha256()
-    try:
-        with aside.open("wb") as file:
-            for piece in (header, *(column.reshape(-1).view(np.uint8) for column in columns.values())):
-                for part in (bytes(-file.tell() % ALIGNED), piece):
-                    file.write(part)
-                    digest.update(part)
-            file.write(digest.digest())
-        sync_to_disk(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_to_disk(path.parent)
+    digest = hashlib.sha256()
+    with written_aside(path) as aside, aside.open("wb") as file:
+        for piece in (header, *(column.reshape(-1).view(np.uint8) for column in columns.values())):
+            for part in (bytes(-file.tell() % ALIGNED), piece):
+                file.write(part)
+                digest.update(part)
+        file.write(digest.digest())

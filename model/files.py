@@ -1,7 +1,9 @@
 """Files and folders: where the project is, what identifies a file, what outlives a power cut."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +23,24 @@ def find_folder(folder: str | Path) -> Path:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def written_aside(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A path beside `path` to write to; at the end of the `with` the file takes its name, complete or not at all.
+
+    durable: it would outlive a power cut by then. Raises OSError, with nothing left behind.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        if durable:
+            sync_to_disk(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    if durable:
+        sync_to_disk(path.parent)
 
 
 def sync_to_disk(path: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from model.config import MiniMindConfig, VLMConfig
-from model.files import file_sha256, portable_path, sync_to_disk
+from model.files import file_sha256, portable_path, written_aside
 from model.messages import UserError, counted, did_you_mean, plain
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
@@ -194,14 +193,9 @@ def save_weights(
         if name not in tied_head(model) and (keep_tower or not name.startswith(TOWER_PREFIX))
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, {"config": json.dumps(model.config.to_dict()), "format": "pt", **(facts or {})})
-        temporary.chmod(0o644)  # safetensors leaves 0600, which a demo's user could not read
-        sync_to_disk(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_aside(path) as aside:
+        save_file(tensors, aside, {"config": json.dumps(model.config.to_dict()), "format": "pt", **(facts or {})})
+        aside.chmod(0o644)  # safetensors leaves 0600, which a demo's user could not read
 
 
 def infer_config(

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 
+from model.files import written_aside
 from model.messages import UserError
 from model.process_lock import ProcessLock
 from trainer.config import StageConfig
@@ -67,10 +68,8 @@ class RunFolder:
             return
         self.status |= {**values, "updated": time.time()}
         self._written = time.monotonic()
-        aside = self.path / f".{STATUS}.tmp"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), written_aside(self.path / STATUS, durable=False) as aside:
             aside.write_text(json.dumps(self.status, indent=1) + "\n")
-            os.replace(aside, self.path / STATUS)
 
     def update_seldom(self, **values: object) -> None:
         if time.monotonic() - self._written > EVERY:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from dataset.step_batch import Counts
+from model.files import written_aside
 from model.messages import UserError
 from model.progress import Progress, say
 from trainer.config import StageConfig
@@ -112,9 +113,8 @@ def drop_records_after(path: Path, step: int) -> None:
     """A new run starts an empty file; a resumed one forgets what came after its checkpoint."""
     lines = path.read_text().splitlines() if path.is_file() and step else []
     whole = [line for line in lines if line.endswith("}")]  # a killed run may leave half a line
-    aside = path.with_name(f".{path.name}.tmp")  # a run that is killed here must not lose its history
-    aside.write_text("".join(line + "\n" for line in whole if json.loads(line)["step"] <= step))
-    os.replace(aside, path)
+    with written_aside(path, durable=False) as aside:  # a run that is killed here must not lose its history
+        aside.write_text("".join(line + "\n" for line in whole if json.loads(line)["step"] <= step))
 
 
 def _start_wandb(config: StageConfig, run_id: str):

@@ -1,6 +1,6 @@
 """Many clients at once against the real demo server, three requests in ten hostile; prints figures, ends with 1 if bad.
 
-    python tests/browser/load_test.py [--weights FOLDER] [--clients 20] [--requests 10]
+    python tests/browser/load.py [--weights FOLDER] [--clients 20] [--requests 10]
 
 No browser: each client is a websocket and HTTP uploads, saying what Streamlit's page would say, so that it may also say
 what no page would. Without --weights a tiny model is made. The bars: no crash, no traceback in the log or on the page,
