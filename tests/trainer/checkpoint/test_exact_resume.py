@@ -50,7 +50,7 @@ def test_interrupted_run_equals_an_unbroken_one(changes, steps_a_time, tmp_path,
     assert outcome(broken) == outcome(unbroken)
 
 
-def test_restart_by_torchrun_resumes_without_being_speed_line(tmp_path, monkeypatch, capsys):
+def test_restart_by_torchrun_resumes_without_being_told(tmp_path, monkeypatch, capsys):
     config = small_run(tmp_path)
     run_until(config, 5, monkeypatch)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
