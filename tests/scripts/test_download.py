@@ -91,7 +91,8 @@ def test_a_server_that_knows_no_ranges_sends_all_again(clip, tmp_path):
     fetch(tmp_path / "clip", "--source", "huggingface")
     assert tree(tmp_path / "clip") == needed_files()
     # once, or twice with older packages, which append what they get to what they have
-    assert {request.sent for request in clip.contents_sent() if request.sent > 1000} == {len(WEIGHTS)}
+    sent = [request.sent for request in clip.contents_sent() if request.sent > 1000]
+    assert sent in ([len(WEIGHTS)], 2 * [len(WEIGHTS)])
 
 
 def test_modelscope_fills_in_for_hugging_face(clip, tmp_path, capsys):
