@@ -140,7 +140,7 @@ def _columns_of(file: parquet.ParquetFile, group: int) -> list[tuple[str, parque
 def _write_or_wait(path: Path, place: Path, needed: int, say: Callable) -> Path:
     """Raises OSError where this place cannot be written or is too small, DataError where another's writer hangs."""
     with ProcessLock(place.with_name(f".{place.name}.lock")) as lock:
-        if not lock.take():
+        if not lock.acquire():
             say(f"another process copies {path}: waiting for {place}")
             if not lock.wait():
                 raise DataError(

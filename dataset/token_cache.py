@@ -89,7 +89,7 @@ class TokenCache:
         """Where processes start side by side one checks the data, the others wait for it; gives what shows its life."""
         with self.lock:
             try:
-                self.may_store = self.lock.take()
+                self.may_store = self.lock.acquire()
                 if not self.may_store:
                     say(f"another process renders the same data: waiting for {self.path}")
                     self.may_store = self.lock.wait()

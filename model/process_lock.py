@@ -15,7 +15,7 @@ except ImportError:  # Windows
 
 HELD = (BlockingIOError, PermissionError, Timeout)  # what the systems raise where another process holds a lock
 PATIENCE = 300  # seconds without a sign of life from the holder, after which others wait no longer
-POLL = 0.2  # seconds between two attempts to take it
+POLL = 0.2  # seconds between two attempts to acquire it
 
 
 class ProcessLock:
@@ -31,7 +31,7 @@ class ProcessLock:
         self._file: BinaryIO | None = None
         self._beside = FileLock(f"{path}.held", timeout=0)
 
-    def take(self, holder: str = "") -> bool:
+    def acquire(self, holder: str = "") -> bool:
         """Whether no other process holds it. Raises OSError where the file cannot be written; makes its folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("a+b", buffering=0)
@@ -40,7 +40,7 @@ class ProcessLock:
             return False
         if os.fstat(file.fileno()).st_nlink == 0:  # the last holder deleted the file after it was opened here
             file.close()
-            return self.take(holder)
+            return self.acquire(holder)
         self._file = file
         file.truncate(0)
         file.write(f"{holder}\n".encode())
@@ -59,9 +59,9 @@ class ProcessLock:
         return True
 
     def wait(self) -> bool:
-        """Take it when its holder is done or dead; False if that shows no sign of life for PATIENCE seconds."""
+        """Acquire it when its holder is done or dead; False if that shows no sign of life for PATIENCE seconds."""
         sign, since = None, time.monotonic()
-        while not self.take():
+        while not self.acquire():
             with contextlib.suppress(FileNotFoundError):  # the holder is done
                 now = self.path.stat().st_mtime_ns
                 if now != sign:

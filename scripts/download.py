@@ -179,7 +179,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder against a second download, which would write into the same unfinished files."""
     staging = folder / STAGING
     lock = ProcessLock(staging / ".lock")
-    if not lock.take():
+    if not lock.acquire():
         raise LocalError(f"another download into {folder} is running: wait for it to end")
     try:
         yield

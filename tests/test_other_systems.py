@@ -54,7 +54,7 @@ if __name__ == "__main__":  # not again in the processes that read
     config = dataclasses.replace(LLM, **json.loads(sys.argv[2]))
     config.run_dir.mkdir(parents=True)
     lock = ProcessLock(config.run_dir / "lock")
-    assert lock.take("process 12 on elsewhere") and is_held(lock.path)
+    assert lock.acquire("process 12 on elsewhere") and is_held(lock.path)
     try:
         run_stage(config)
     except SystemExit as refusal:
@@ -92,10 +92,10 @@ def test_a_lock_is_refused_while_another_holds_it_and_names_the_holder(tmp_path,
     """The road without fcntl; the one with it is in tests/trainer/guard/test_run_folder.py."""
     monkeypatch.setattr("model.process_lock.fcntl", None)
     first, second = ProcessLock(tmp_path / "lock"), ProcessLock(tmp_path / "lock")
-    assert first.take("process 1 on here")
-    assert not second.take("process 2 on here") and second.holder() == "process 1 on here"
+    assert first.acquire("process 1 on here")
+    assert not second.acquire("process 2 on here") and second.holder() == "process 1 on here"
     first.release()
-    assert second.take("process 2 on here") and first.holder() == "process 2 on here"
+    assert second.acquire("process 2 on here") and first.holder() == "process 2 on here"
     second.release()
 
 

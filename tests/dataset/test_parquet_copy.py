@@ -158,14 +158,14 @@ def test_lists_of_lists_are_refused(tmp_path):
 def no_folder_takes(monkeypatch, folder: Path, code: int = errno.EROFS) -> None:
     """As if the folder could not be written: tests may run as root, whom no permission stops."""
 
-    take = ProcessLock.take
+    acquire = ProcessLock.acquire
 
-    def take_elsewhere(lock: ProcessLock) -> bool:
+    def acquire_elsewhere(lock: ProcessLock) -> bool:
         if lock.path.parent == folder:
             raise OSError(code, os.strerror(code))
-        return take(lock)
+        return acquire(lock)
 
-    monkeypatch.setattr(ProcessLock, "take", take_elsewhere)
+    monkeypatch.setattr(ProcessLock, "acquire", acquire_elsewhere)
 
 
 def test_a_parquet_in_a_folder_that_cannot_be_written_is_copied_elsewhere(path, tmp_path, monkeypatch):

@@ -139,7 +139,7 @@ def held_by_another(path: Path) -> Iterator[None]:
 
     def hold():
         lock = ProcessLock(path)
-        assert lock.take()
+        assert lock.acquire()
         signal.pause()
 
     child = start_child(hold, Path(os.devnull))

@@ -21,7 +21,7 @@ def path(tmp_path):
 def test_a_lock_ends_with_its_holder_although_a_process_that_it_forked_lives_on(path, tmp_path):
     def hold_and_fork():
         lock = ProcessLock(path)
-        assert lock.take("the holder")
+        assert lock.acquire("the holder")
         if os.fork():
             time.sleep(600)
         (tmp_path / "reader").write_text(str(os.getpid()))
@@ -31,11 +31,11 @@ def test_a_lock_ends_with_its_holder_although_a_process_that_it_forked_lives_on(
     while not (tmp_path / "reader").exists() or not (tmp_path / "reader").read_text():
         time.sleep(0.01)
     lock = ProcessLock(path)
-    assert is_held(path) and not lock.take() and lock.holder() == "the holder"
+    assert is_held(path) and not lock.acquire() and lock.holder() == "the holder"
     os.kill(holder, signal.SIGKILL)
     os.waitpid(holder, 0)
     try:
-        assert not is_held(path) and lock.take("the next")
+        assert not is_held(path) and lock.acquire("the next")
     finally:
         os.kill(int((tmp_path / "reader").read_text()), signal.SIGKILL)
     assert lock.path.read_text() == "the next\n"
@@ -55,8 +55,8 @@ def test_a_lock_file_that_is_deleted_after_it_was_opened_is_not_the_lock(path, m
         return lock_file(file)
 
     monkeypatch.setattr(lock, "_lock", deleted_at_first)
-    assert lock.take() and len(opened) == 2 and path.exists()
-    assert in_child(lambda: ProcessLock(path).take() and os._exit(3), path.with_name("log")) == 0
+    assert lock.acquire() and len(opened) == 2 and path.exists()
+    assert in_child(lambda: ProcessLock(path).acquire() and os._exit(3), path.with_name("log")) == 0
 
 
 def test_a_file_system_without_locks_gives_everybody_the_lock(path, monkeypatch):
@@ -64,7 +64,7 @@ def test_a_file_system_without_locks_gives_everybody_the_lock(path, monkeypatch)
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(process_lock, "fcntl", SimpleNamespace(lockf=lockf, LOCK_EX=2, LOCK_NB=4, LOCK_SH=1))
-    assert ProcessLock(path).take() and ProcessLock(path).take()
+    assert ProcessLock(path).acquire() and ProcessLock(path).acquire()
 
 
 def test_who_waits_gets_the_lock_of_a_holder_that_dies(path, tmp_path):
@@ -80,7 +80,7 @@ def test_a_holder_that_shows_life_is_waited_for(path, tmp_path, monkeypatch):
 
     def hold():
         lock = ProcessLock(path)
-        assert lock.take()
+        assert lock.acquire()
         for _ in range(20):
             lock.show_life()
             time.sleep(0.1)

@@ -83,7 +83,7 @@ class RunFolder:
             (self.path / ".writable").write_text("")
             (self.path / ".writable").unlink()
             lock = ProcessLock(self.path / LOCK)
-            taken = lock.take(f"process {os.getpid()} on {socket.gethostname()}")
+            taken = lock.acquire(f"process {os.getpid()} on {socket.gethostname()}")
         except OSError as error:
             raise Fatal(
                 f"the run folder {self.path} cannot be written ({error.strerror}): give a --save_dir that can"
