@@ -31,7 +31,7 @@ from scripts.measure.memory import AFTER_START, DEVICES, FREE, Step, StepMemory,
 from scripts.measure.real_step import Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
 from scripts.measure.stages import STAGES, choices_of
 from trainer.config import SIZES
-from trainer.optim import parts_of
+from trainer.optim import count_parts
 
 GB = 1e9
 
@@ -121,6 +121,7 @@ def report(step: Step, options: argparse.Namespace) -> dict:
     with torch.device("meta"):
         model = step.make_model()
     memory, parts = step_memory(step), count_parts(model)
+    parts["all"] = {kind: sum(part[kind] for part in parts.values()) for kind in ("parameters", "learning")}
     print(f"{describe(step, options)}\n\n{table_of_parts(parts)}\n\n{table_of_memory(memory)}")
     figures = {"parts": parts, "memory_bytes": {**asdict(memory), "rest": memory.rest}}
     if options.memory_gb:
@@ -164,25 +165,6 @@ def describe(step: Step, options: argparse.Namespace) -> str:
         f"{counted(step.rows, 'rows')} of {step.tokens} tokens, {step.supervised} learnt{pictures}, "
         f"{str(step.dtype).removeprefix('torch.')}, {step.optimizer}, for {step.device}"
     )
-
-
-def count_parts(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Parameters of each part, and how many of them learn."""
-    parts = {name: count_parameters(part) for name, part in parts_of(model).items()}
-    decoder, last = parts.pop("language_model"), parts.pop("last_layer")
-    other = {name: decoder[name] - last[name] for name in decoder}
-    return {
-        "language model, other": other,
-        "language model, last layer": last,
-        **{name.replace("_", " "): counts for name, counts in parts.items()},
-        "all": count_parameters(model),
-    }
-
-
-def count_parameters(part: nn.Module) -> dict[str, int]:
-    parameters = list(part.parameters())
-    return {"parameters": sum(p.numel() for p in parameters),
-            "learning": sum(p.numel() for p in parameters if p.requires_grad)}  # fmt: skip
 
 
 def table_of_parts(parts: dict[str, dict[str, int]]) -> str:
@@ -237,7 +219,7 @@ def check(step: Step, model: nn.Module) -> dict:
     parameters, peak = in_a_process(memory_here, step)
     predicted, measured = in_a_process(seconds_here, step)
     rows = {
-        "parameters": (count_parameters(model)["parameters"], parameters),
+        "parameters": (sum(p.numel() for p in model.parameters()), parameters),
         "memory, GB": (memory.peak / GB, peak / GB),
         "seconds a micro-batch": (predicted, measured),
     }

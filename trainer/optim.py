@@ -31,17 +31,30 @@ def freeze_all_but(model: nn.Module, trainable: tuple[str, ...]) -> None:
         parts[name].requires_grad_(True)
 
 
+def count_parts(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Of each part the `parameters`, and how many of them are `learning`."""
+    parts = parts_of(model)
+    last, decoder = parts.pop("last_layer"), parts.pop("language_model")
+    in_last = set(last.parameters())
+    rows = {
+        "language model, other": [p for p in decoder.parameters() if p not in in_last],
+        "language model, last layer": in_last,
+        **{name.replace("_", " "): list(part.parameters()) for name, part in parts.items()},
+    }
+    return {
+        name: {
+            "parameters": sum(p.numel() for p in parameters),
+            "learning": sum(p.numel() for p in parameters if p.requires_grad),
+        }
+        for name, parameters in rows.items()
+    }
+
+
 def table_of_parts(model: nn.Module, config: StageConfig) -> str:
     """Part, parameters, how many of them learn, at which peak rate."""
-    parts = parts_of(model)
-    last, layers = parts.pop("last_layer"), parts.pop("language_model")
-    rows = {"language model, other": [p for p in layers.parameters() if not any(p is q for q in last.parameters())]}
-    rows["language model, last layer"] = list(last.parameters())
-    rows |= {name.replace("_", " "): list(part.parameters()) for name, part in parts.items()}
     lines = [f"{'part':<28}{'parameters':>14}{'trained':>14}  learning rate"]
-    for name, parameters in rows.items():
-        total = sum(p.numel() for p in parameters)
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
+    for name, counts in count_parts(model).items():
+        total, trained = counts.values()
         rate = config.projector_learning_rate or config.learning_rate if name == "projector" else config.learning_rate
         lines.append(f"{name:<28}{total:>14,}{trained:>14,}  {f'{rate:g}' if trained else 'frozen'}")
     return "\n".join(lines)
