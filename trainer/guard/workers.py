@@ -12,8 +12,8 @@ from model.messages import UserError
 
 POLL = 5  # seconds; a DataLoader's timeout, after which it also looks whether its processes live
 PATIENCE = 120  # seconds that one step's batch may take
-# How torch's messages begin where a process died or does not answer; a process's own error begins with "Caught".
-LOST, LATE = "DataLoader ", "DataLoader timed out"
+# How torch's messages begin where a process died or does not answer, and those of a process's own errors.
+LOST, LATE, OWN = "DataLoader ", "DataLoader timed out", "Caught "
 NO_FILES = "Too many open files"
 Batches = Iterator[StepBatch | UserError]
 
@@ -58,7 +58,7 @@ def resilient_batches(open_at: Callable[[int], Batches], first_step: int) -> Ite
             lost += 1
             for process in multiprocessing.active_children():  # one that hangs ignores everything else, see signals.py
                 process.kill()
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             if lost > 1:
                 raise WorkersLost(
                     f"processes that read data were lost twice, the last time at step {step} "
@@ -83,7 +83,9 @@ def _is_loss(error: Exception, step: int) -> bool:
             f"the processes that read data could open no more files at step {step} ({reason}): allow more "
             "(ulimit -n 65536), or lower --num_workers"
         ) from error
-    return str(error).startswith(LOST)
+    # It died with a batch on its way: torch asks the process itself for the memory that the batch lies in.
+    unreachable = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith(OWN)
+    return str(error).startswith(LOST) or unreachable
 
 
 def _next_within_patience(batches: Batches) -> StepBatch | UserError:
