@@ -14,7 +14,6 @@ can mend is said in a sentence; errors go to the terminal, in a line.
 
 import argparse
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -241,8 +240,8 @@ def after_the_last(chat: Chat) -> None:
         st.button(text("retry"), key="retry", icon=":material/refresh:",
                   on_click=chat.ask_again, args=(len(chat.turns) - 1, turn.question))  # fmt: skip
         with st.popover(text("save"), icon=":material/download:"):
-            for form, content in (("html", partial(as_html, chat.turns, language)),
-                                  ("json", partial(as_json, chat.turns))):  # fmt: skip
+            # Made now and not at the click: what Streamlit puts off it may have forgotten by then.
+            for form, content in (("html", as_html(chat.turns, language)), ("json", as_json(chat.turns))):
                 st.download_button(text(f"save_{form}"), content, f"conversation.{form}", key=f"save_{form}",
                                    on_click="ignore", width="stretch")  # fmt: skip
         for number, question in enumerate(turn.suggestions[:3]):

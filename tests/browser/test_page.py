@@ -209,6 +209,15 @@ def test_what_is_typed_stays_text(open_tab):
     assert tab.locator("[data-testid=stChatMessage] :is(img[src*=example], a)").count() == 0
 
 
+def saved_page(tab) -> str:
+    button = tab.get_by_role("button", name="HTML")
+    with tab.expect_download() as download:
+        if not button.is_visible():
+            tab.get_by_role("button", name="Save conversation").click()
+        button.click()
+    return download.value.path().read_text()
+
+
 def test_a_click_on_an_example_asks_and_its_question_can_be_edited(open_tab):
     tab = open_tab()
     tab.locator("[class*=st-key-card_] img").nth(1).click(force=True)  # the button lies over it
@@ -219,10 +228,9 @@ def test_a_click_on_an_example_asks_and_its_question_can_be_edited(open_tab):
     tab.get_by_role("button", name="Ask", exact=True).click()
     tab.get_by_text("Is it red?").wait_for()
     wait_for_answers(tab, 1)
-    with tab.expect_download() as download:
-        tab.get_by_role("button", name="Save conversation").click()
-        tab.get_by_role("button", name="HTML").click()
-    assert "Is it red?" in download.value.path().read_text()
+    deadline = time.monotonic() + 30  # the page of before stays, with its buttons, until the new answer is there
+    while "Is it red?" not in saved_page(tab):
+        assert time.monotonic() < deadline
 
 
 def test_on_a_phone_it_begins_at_its_title(open_tab):
