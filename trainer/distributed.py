@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from model.device import choose_device, choose_dtype
+from model.device import choose_device, choose_dtype, to_device
 from model.messages import UserError
 
 START_TIMEOUT = datetime.timedelta(seconds=600)  # ranks may read their data at different speeds
@@ -138,10 +138,7 @@ class Runtime:
 
     def to_device(self, batch: dict) -> dict:
         """Its tensors; what else there is stays on the host."""
-        return {
-            name: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
-            for name, value in batch.items()
-        }
+        return to_device(batch, self.device)
 
 
 def start_runtime(device: str = "auto", dtype: str = "auto", seed: int = 42) -> Runtime:

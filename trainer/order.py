@@ -116,7 +116,8 @@ class Order:
         """Row numbers of the whole run, one by one, from a position on."""
         for epoch in range(position // self.rows_per_epoch, self.epochs):
             start = max(0, position - epoch * self.rows_per_epoch)
-            yield from self.steps(epoch).flatten()[start:].tolist()
+            for step in self.steps(epoch).flatten()[start:].split(self.first_batch):
+                yield from step.tolist()
 
 
 # ---- a rank's part of a step, cut into passes through the model: by tokens, so that short rows go in fewer ones.

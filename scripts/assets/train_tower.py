@@ -26,6 +26,7 @@ from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
 from dataset import emoji_world as world
 from model.command_line import CommandLine
+from model.device import to_device
 from model.files import ROOT
 from model.processing import load_tokenizer
 from model.tower_folder import SHIPPED_TOWER
@@ -168,10 +169,6 @@ def evaluate(model: PatchTextModel, device: torch.device, count: int = 400) -> d
 def nearest(embeddings: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
     """For each embedding the index of the phrase that is most like it."""
     return (embeddings @ phrases.T).argmax(-1)
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
 def save(model: PatchTextModel, output: Path, record: dict) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from model.config import CLIP_VIT_B16, MiniMindConfig, VLMConfig
-from model.device import compile_layers
+from model.device import compile_layers, to_device
 from model.flops import StepFlops
 from scripts.measure.memory import Step, learning_parameters
 from trainer.config import StageConfig
@@ -45,10 +45,6 @@ def flops_of(step: Step, model: nn.Module) -> float:
         pictures=pictures,
         encoded=0 if step.cached else pictures,
     )
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
 
 
 def update(optimizer: torch.optim.Optimizer) -> None:

@@ -23,13 +23,13 @@ from torch.nn import functional as F
 
 from model.command_line import CommandLine
 from model.config import IGNORE_INDEX, IMAGE_TOKEN_ID, VLMConfig
-from model.device import choose_device, choose_dtype, compile_layers
+from model.device import choose_device, choose_dtype, compile_layers, to_device
 from model.messages import UserError
 from model.processing import Piece, Rendered, collate_training
 from model.progress import progress_over, say
 from scripts.measure.generation import measure_generation
 from scripts.measure.memory import Step, learning_parameters
-from scripts.measure.real_step import now, to_device, update
+from scripts.measure.real_step import now, update
 
 PADDED = 640  # tokens, MiniMind-V's max_seq_len
 PARTS = {"stage1": "pretrain_vlm", "stage2": "sft_vlm"}

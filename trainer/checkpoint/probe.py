@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from dataset.vlm_dataset import text_only
+from model.device import to_device
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import Rendered, VLMProcessor
@@ -67,7 +68,5 @@ def check_probe(model: MiniMindForCausalLM, processor: VLMProcessor, path: Path)
 @torch.compiler.set_stance("force_eager")  # one pass is not worth compiling for
 def _loss(model: MiniMindForCausalLM, rows: list[Rendered]) -> float:
     batch = text_only(rows)
-    device = model.model.embed_tokens.weight.device
-    batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
-    output = model.eval()(**batch)
+    output = model.eval()(**to_device(batch, model.model.embed_tokens.weight.device))
     return float(output.loss if output.aux_loss is None else output.loss - output.aux_loss)
