@@ -21,8 +21,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset.formats import left_out, open_data
-from dataset.limits import add_limits, limits_of
+from dataset.opening import left_out, open_data
+from dataset.options import ReadOptions, add_read_flags
 from dataset.samples import BadSample, Sample
 from model.command_line import CommandLine
 from model.inference.answerer import Answer, Answerer, Interrupted, Options, add_weight_flags, assistant_turn, user_turn
@@ -223,8 +223,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image", type=Path, nargs="+", default=[], help="files for one conversation, or folders")
     parser.add_argument("--prompt", nargs="+", help="the question, or the turns; without it you are asked")
     parser.add_argument("--data", type=Path, help="a .jsonl or .parquet of questions, instead of --image and --prompt")
-    parser.add_argument("--images_path", type=Path, help="folder of a .jsonl's pictures; by default `images` beside it")
-    add_limits(parser)
+    add_read_flags(parser)
     parser.add_argument("--output", type=Path, help="where answers to --data go; by default beside it, _answers.jsonl")
     parser.add_argument("--batch_size", type=int, default=16, help="questions of --data at once")
     parser.add_argument("--limit", type=int, help="only the first so many lines of --data")
@@ -250,7 +249,7 @@ def main() -> None:
     options = parse()
     try:
         sampling = Options(options.max_new_tokens, options.temperature, options.top_p, options.top_k, options.seed)
-        samples = open_data(options.data, options.images_path, limits_of(options)) if options.data else []
+        samples = open_data(options.data, ReadOptions.from_flags(options)) if options.data else []
         if options.data and not options.output.parent.is_dir():
             raise UserError(f"--output {options.output}: there is no folder {options.output.parent}")
         groups = [] if options.data else picture_groups(options.image)

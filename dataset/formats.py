@@ -1,189 +1,225 @@
-"""Readers: each turns one public format into the same Sample. A new format is one class and its line in read_samples.
+"""What public formats' records say: one function a format, each giving the same Talk. A new format is one of them.
 
-*.jsonl     MiniMind's: {"conversations": [{"role", "content"}, ...], "image": "a.jpg, b.jpg"} beside a folder of
-            images, or {"text": "..."} for the base decoder
-*.parquet   MiniMind's: columns conversations (JSON text) and image_bytes (one picture or a list of them)
+minimind    {"conversations": [{"role", "content"}, ...], "image": "a.jpg, b.jpg"}; {"text": "..."} for the base decoder
+llava       {"id", "image": "a.jpg", "conversations": [{"from": "human", "value"}, ...]}; ALLaVA and ShareGPT4V as well
+messages    {"messages": [{"role", "content": text or typed parts}, ...], "images": [...]}, as chat templates take them
+finevision  {"texts": [{"user", "assistant"}, ...], "images": [...]}, with ratings in lists; the_cauldron as well
+questions   {"image", "question", "answer"}
+captions    {"image" or "file_name", "text" or "caption"}
+text        {"text"} for the base decoder
+
+How records are stored is nobody's business here: dataset.reader's classes read lines, parquets, folders and archives.
 """
 
-import hashlib
-import io
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, replace
-from pathlib import Path
-from typing import BinaryIO
+import re
+from collections.abc import Callable
+from typing import NamedTuple
 
-import numpy as np
+from dataset.options import ReadOptions
+from dataset.samples import BAD, DROPPED, MAX_TEXT, shown
+from model.processing import IMAGE_TAG
 
-from dataset.limits import PictureLimits
-from dataset.samples import BadSample, DataError, Sample, check_number, make_sample, parse, shown
-from model.files import ROOT
-from model.messages import UserError, counted, did_you_mean
-from model.processing import NO_FILE, UnreadableFile
-
-ENDINGS = (".jsonl", ".parquet")
-AS_LINES = (
-    "python -c \"import json; [print(json.dumps(line)) for line in json.load(open('{}', encoding='utf-8'))]\" > {}"
-)
-COPIES = ROOT / "out" / "rows"
-MAX_LINE = 16 * 1024 * 1024  # bytes of a line; what is longer is never read into memory
-REASONS_SHOWN = 3  # of samples that were left out, in a line
+PICTURE_FIELDS = ("image", "images", "image_bytes", "file_name")  # the first that a record has names its pictures
+TEXT_FIELDS = ("conversations", "messages", "texts", "text", "caption", "question", "answer")
+RATINGS = ("relevance_ratings", "image_correspondence_ratings", "visual_dependency_ratings", "formatting_ratings")
+EXTRA_FIELDS = ("id", "kind", "language", "source", "extra")  # kept beside a sample where a parquet has them
+SPEAKERS = {
+    "system": "system", "human": "user", "user": "user",
+    "gpt": "assistant", "assistant": "assistant", "model": "assistant", "chatgpt": "assistant",
+}  # fmt: skip
+DESCRIBE = {"en": "What is in the picture?", "zh": "图中有什么？"}  # what a caption answers
+CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
-def read_samples(
-    path: str | Path, images_path: str | Path | None = None, copies: Path = COPIES, say: Callable = print,
-    limits: PictureLimits | None = None,
-) -> Sequence[Sample]:  # fmt: skip
-    """Open a data file by its ending; samples are parsed when they are asked for.
+class Unfit(Exception):
+    """A record that cannot be used. kind: as of Rejected."""
 
-    images_path: the folder of a JSONL's pictures; by default `images` beside the file. copies: where a parquet's copy
-    goes if the folder that it lies in takes none.
+    def __init__(self, reason: str, kind: str = BAD):
+        self.reason, self.kind = reason, kind
+        super().__init__(reason)
+
+
+class Talk(NamedTuple):
+    """What a record says: messages, or a plain text."""
+
+    messages: list[dict]  # role and content, IMAGE_TAG where a picture goes
+    text: str | None = None
+    places_pictures: bool = True  # whether the text says where they go; else they come first
+
+
+def minimind(record: dict, options: ReadOptions) -> Talk:
+    if "text" in record:
+        if names := picture_names(record):
+            raise Unfit(
+                f"'text' is learnt without pictures, but 'image' names {len(names)}: delete 'image', or give "
+                "'conversations' with an <image> for each"
+            )
+        return text(record, options)
+    messages = _objects(record, "conversations", '{"role", "content"}')
+    for message in messages:
+        if not isinstance(message.get("content"), str):
+            raise Unfit(f"a message's 'content' must be text, it is {shown(message.get('content'))}")
+    return Talk(messages)
+
+
+def llava(record: dict, options: ReadOptions) -> Talk:
+    messages = []
+    for turn in _objects(record, "conversations", '{"from", "value"}'):
+        if turn.get("from") not in SPEAKERS:
+            raise Unfit(f"a turn is 'from' {shown(turn.get('from'))}: it must be one of {', '.join(SPEAKERS)}")
+        if not isinstance(turn.get("value"), str):
+            raise Unfit(f"a turn's 'value' must be text, it is {shown(turn.get('value'))}")
+        messages.append({"role": SPEAKERS[turn["from"]], "content": turn["value"]})
+    return Talk(messages)
+
+
+def messages(record: dict, options: ReadOptions) -> Talk:
+    found = _objects(record, "messages", '{"role", "content"}')
+    talk = [{"role": message.get("role"), "content": _content(message.get("content"))} for message in found]
+    return Talk(talk, places_pictures=any(IMAGE_TAG in message["content"] for message in talk))
+
+
+def finevision(record: dict, options: ReadOptions) -> Talk:
+    turns = _objects(record, "texts", '{"user", "assistant"}')
+    kept = [turn for number, turn in enumerate(turns) if _rating(record, number) >= options.min_rating]
+    if not kept:
+        raise Unfit(f"no turn is rated {options.min_rating} or better", DROPPED)
+    talk = []
+    for turn in kept:
+        for role in ("user", "assistant"):
+            if not isinstance(turn.get(role), str):
+                raise Unfit(f"a turn's {role!r} must be text, it is {shown(turn.get(role))}")
+            talk.append({"role": role, "content": turn[role]})
+    return Talk(talk, places_pictures=any(IMAGE_TAG in message["content"] for message in talk))
+
+
+def questions(record: dict, options: ReadOptions) -> Talk:
+    question, answer = record.get("question"), record.get("answer")
+    answer = answer[0] if isinstance(answer, list) and answer else answer  # several that count as right: the first
+    if not all(isinstance(said, str) and said for said in (question, answer)):
+        raise Unfit(f"'question' and 'answer' must be text, they are {shown(question)} and {shown(answer)}")
+    return _one_turn(question, answer)
+
+
+def captions(record: dict, options: ReadOptions) -> Talk:
+    name = next((name for name in ("text", "caption") if name in record), "text")
+    caption = record.get(name)
+    if not isinstance(caption, str) or not caption.strip():
+        raise Unfit(f"{name!r} must be a caption, it is {shown(caption)}")
+    return _one_turn(DESCRIBE["zh" if CHINESE.search(caption) else "en"], caption.strip())
+
+
+def text(record: dict, options: ReadOptions) -> Talk:
+    if not isinstance(record.get("text"), str) or not record["text"]:
+        raise Unfit("'text' must be text that is not empty")
+    return Talk([], record["text"])
+
+
+class Format(NamedTuple):
+    read: Callable[[dict, ReadOptions], Talk]
+    tells: Callable[[dict], bool]  # whether a record, in a file that nobody has named the format of, is one of these
+
+
+# In the order in which they are tried; their names are dataset.options.FORMATS.
+FORMATS: dict[str, Format] = {
+    "finevision": Format(finevision, lambda record: "texts" in record),
+    "messages": Format(messages, lambda record: "messages" in record),
+    "llava": Format(llava, lambda record: "from" in _first_turn(record)),
+    "questions": Format(questions, lambda record: {"question", "answer"} <= record.keys()),
+    "captions": Format(captions, lambda record: "caption" in record or "text" in record and _has_picture(record)),
+    "minimind": Format(minimind, lambda record: "conversations" in record or "text" in record),
+    "text": Format(text, lambda record: False),  # of a .txt, or asked for by name; minimind reads such records, too
+}
+
+
+def recognised(record: dict) -> str | None:
+    """The name of the format that a record looks like."""
+    return next((name for name, format in FORMATS.items() if format.tells(record)), None)
+
+
+def picture_names(record: dict, separated: bool = True) -> list:
+    """What a record says of its pictures: names, bytes, or {"bytes", "path"} objects, in order. Raises Unfit.
+
+    separated: a text may name several, with commas between them.
     """
-    path, limits = Path(path), limits or PictureLimits()
-    if path.suffix not in ENDINGS:
-        lines = AS_LINES.format(path, path.with_suffix(".jsonl"))
-        cure = f": write its list as lines, {lines}" if path.suffix == ".json" else ""
-        raise DataError(f"{path}: the ending {path.suffix!r} is none of {', '.join(ENDINGS)}{cure}")
-    if not path.is_file():
-        raise DataError(
-            f"{path} does not exist: check --data_path and --val_path{did_you_mean(path).replace(':', ',')}, or make "
-            "Emoji World: python scripts/build_emoji_world.py"
-        )
-    if path.suffix == ".parquet":
-        from dataset.parquet_rows import ParquetRows  # here, as it loads pyarrow, which few runs need
-
-        samples = ParquetRows(path, copies, say, limits)
-    else:
-        samples = JsonLines(path, Path(images_path) if images_path else path.parent / "images", limits)
-    if not len(samples):
-        raise DataError(f"{path} holds no sample")
-    return samples
+    named = next((record[name] for name in PICTURE_FIELDS if record.get(name)), [])
+    names = [name.strip() for name in named.split(",")] if separated and isinstance(named, str) else named
+    names = names if isinstance(names, list) else [names]
+    if not all(name and (isinstance(name, (str, bytes)) or _is_stored(name)) for name in names):
+        said = names if isinstance(named, str) else named
+        raise Unfit(f"'image' is {shown(said)}: it must be a file name or a list of them")
+    return names
 
 
-class JsonLines(Sequence):
-    """Byte offsets of the lines; a line is parsed when it is asked for, so that a large file costs little memory."""
-
-    def __init__(self, path: Path, images_path: Path, limits: PictureLimits):
-        self.path, self.images_path, self.limits = path, images_path.resolve(), limits
-        with path.open("rb") as file:
-            self.facts = _facts(file)
-            lines = np.fromiter(_places(file), np.dtype((np.int64, 3)))  # [lines, 3]: number, offset, bytes
-        self._lines, self._rows = lines[:, 1:].copy(), len(lines)
-        is_plain = np.array_equal(lines[:, 0], np.arange(1, len(lines) + 1))
-        self.numbers = None if is_plain else lines[:, 0].copy()  # None: no line is blank
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_lines": None}  # reading processes need no lines: they are rendered
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def where(self, index: int) -> str:
-        return f"{self.path}:{index + 1 if self.numbers is None else self.numbers[index]}"
-
-    def _open(self) -> BinaryIO:
-        """The file, to read lines again. Raises DataError where it has been replaced, or written to."""
-        file = self.path.open("rb")
-        if _facts(file) != self.facts:
-            file.close()
-            raise DataError(f"{self.path} has changed since it was opened: start again when it is whole")
-        return file
-
-    def identity(self) -> list:
-        """What tells this data from other data, but for its pictures: where it lies, and every byte of it."""
-        with self._open() as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        return [str(self.path), str(self.images_path), content, *astuple(self.limits)]
-
-    def __getitem__(self, index: int) -> Sample:
-        where = self.where(index)
-        if self._lines is None:
-            with self._open() as file:
-                self._lines = np.fromiter(_places(file), np.dtype((np.int64, 3)))[:, 1:]
-        offset, size = self._lines[index].tolist()
-        if size > MAX_LINE:
-            raise BadSample(where, f"this line has {size:,} bytes, more than {MAX_LINE:,}: split or delete it")
-        with self._open() as file:
-            file.seek(offset)
-            line = file.read(size)
-        try:
-            record = parse(line.decode("utf-8" if offset else "utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise BadSample(where, f"this line is no JSON ({str(error)[:120]}): mend or delete it") from error
-        if not isinstance(record, dict):
-            raise BadSample(where, f"this line is {type(record).__name__}, it must be an object {{...}}")
-        sample = make_sample(where, record, [self._locate(where, name) for name in self._names(where, record)])
-        return replace(sample, max_pixels=self.limits.max_pixels)
-
-    @staticmethod
-    def _names(where: str, record: dict) -> list[str]:
-        names = record.get("image") or []
-        names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
-        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-            raise BadSample(where, f"'image' is {shown(names)}: it must be a file name or a list of them")
-        check_number(where, names)
-        return names
-
-    def _locate(self, where: str, name: str) -> Path:
-        """Where a picture lies, found without opening it: a regular file inside the folder, whatever links lead to.
-
-        With follow_links the name must lie inside, and links there may lead anywhere.
-
-        The path is the one that was named, so that a link that leads elsewhere tomorrow shows in the file's facts.
-        """
-        if "://" in name:
-            raise BadSample(where, f"picture {shown(name)} is an address: download it, and give its file's name")
-        try:
-            named = self.images_path / name
-            path = named.resolve()
-            exists = path.exists()
-        except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, half a surrogate pair, a loop of links
-            if isinstance(error, OSError) and error.errno not in NO_FILE:
-                raise BadSample(where, f"picture {shown(name)}: {UnreadableFile(error)}") from error
-            raise BadSample(where, f"no file can be called {name[:80]!r} ({str(error)[:80]})") from error
-        is_inside = not os.path.isabs(name) and ".." not in Path(name).parts
-        if not (is_inside if self.limits.follow_links else path.is_relative_to(self.images_path)):
-            cure = "use names inside --images_path"
-            if is_inside:
-                cure += ", or --follow_links 1 where links may lead out of it"
-            raise BadSample(where, f"picture {name[:80]!r} lies outside {self.images_path}: {cure}")
-        if exists and not path.is_file():
-            raise BadSample(where, f"picture {name[:80]!r} is no regular file")
-        return named
+def read_record(record: dict, format: str, options: ReadOptions) -> tuple[Talk, list]:
+    """What a record says, and what it says of its pictures. Raises Unfit."""
+    names = picture_names(record, separated=format == "minimind")
+    try:
+        talk = FORMATS[format].read(record, options)
+    except Unfit as error:
+        other = recognised(record)
+        if error.kind == DROPPED or other in (None, format):
+            raise
+        reason = f"{error.reason}; it looks like {other} in data of {format}: give each a file of its own"
+        raise Unfit(reason) from None
+    for said in [talk.text or "", *(message["content"] for message in talk.messages)]:
+        if len(said) > MAX_TEXT:
+            raise Unfit(f"a text of {len(said):,} letters, more than {MAX_TEXT:,}: split or delete it")
+    if talk.text is not None:
+        return talk, []
+    if names and not talk.places_pictures:
+        first = next((message for message in talk.messages if message["role"] == "user"), None)
+        if first is None:
+            raise Unfit("it has pictures, and no user's turn to show them in")
+        first["content"] = IMAGE_TAG * len(names) + "\n" + first["content"]
+    return talk, names
 
 
-def _facts(file: BinaryIO) -> tuple[int, ...]:
-    """What changes where a file is replaced or written to."""
-    facts = os.fstat(file.fileno())
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+def _is_stored(picture: object) -> bool:
+    """Whether it is a picture as the data sets library stores one."""
+    return isinstance(picture, dict) and "bytes" in picture and picture.keys() <= {"bytes", "path"}
 
 
-def _places(file: io.BufferedReader) -> Iterator[tuple[int, int, int]]:
-    """Number, offset and bytes of each line that is not blank."""
-    number = offset = 0
-    while part := file.readline(MAX_LINE):
-        number, size, blank = number + 1, len(part), not part.strip()
-        while not part.endswith(b"\n") and (part := file.readline(MAX_LINE)):
-            size, blank = size + len(part), blank and not part.strip()
-        if not blank:
-            yield number, offset, size
-        offset += size
+def _objects(record: dict, field: str, what: str) -> list[dict]:
+    """A list of objects that is not empty. Raises Unfit."""
+    found = record.get(field)
+    if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
+        raise Unfit(f"{field!r} must be a list of {what}, it is {shown(found)}")
+    return found
 
 
-def open_data(
-    path: str | Path, images_path: str | Path | None = None, limits: PictureLimits | None = None
-) -> Sequence[Sample]:
-    """The file that a command was given with --data and --images_path. Raises UserError where it cannot be used."""
-    if Path(path).suffix and not Path(path).exists():
-        raise UserError(f"{path} does not exist{did_you_mean(path) or ': check --data'}")
-    if images_path and not Path(images_path).is_dir():
-        raise UserError(f"--images_path {images_path} is no folder{did_you_mean(images_path)}")
-    return read_samples(path, images_path, limits=limits)
+def _content(content: object) -> str:
+    """Text, or typed parts as text with tags. Raises Unfit."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise Unfit(f"a message's 'content' must be text or a list of parts, it is {shown(content)}")
+    said = []
+    for part in content:
+        kind, words = part.get("type"), part.get("text")
+        if kind not in ("text", "image") or kind == "text" and not isinstance(words, str):
+            raise Unfit(f"a content part must be text or an image, it is {shown(part)}")
+        if kind == "text" and IMAGE_TAG in words:
+            raise Unfit(f"a text part holds {IMAGE_TAG}, which would be read as a picture: write it otherwise")
+        said.append(IMAGE_TAG if kind == "image" else words)
+    return "".join(said)
 
 
-def left_out(reasons: Sequence[object], count: int, things: str) -> str:
-    """One line about what could not be used, of so many. Raises UserError where that is all of them."""
-    first = "; ".join(map(str, reasons[:REASONS_SHOWN])) + ("; ..." if len(reasons) > REASONS_SHOWN else "")
-    if len(reasons) == count:
-        raise UserError(first if count == 1 else f"none of {counted(count, things)} can be used: {first}")
-    return f"left out {len(reasons):,} of {counted(count, things)}: {first}"
+def _rating(record: dict, turn: int) -> float:
+    """The lowest of a turn's ratings; what is not rated is not left out."""
+    found = [record[name][turn] for name in RATINGS if len(record.get(name) or ()) > turn]
+    return min((rating for rating in found if rating is not None), default=float("inf"))
+
+
+def _one_turn(question: str, answer: str) -> Talk:
+    talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Talk(talk, places_pictures=IMAGE_TAG in question)
+
+
+def _first_turn(record: dict) -> dict:
+    turns = record.get("conversations")
+    return turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
+
+
+def _has_picture(record: dict) -> bool:
+    return any(record.get(name) for name in PICTURE_FIELDS)

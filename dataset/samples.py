@@ -1,4 +1,4 @@
-"""What every reader gives: a Sample, or the reason why there is none; and what a record must hold to become one."""
+"""What every reader gives: a Sample, or the reason why there is none."""
 
 import io
 import json
@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from model.messages import UserError, counted, plain
+from model.messages import UserError, plain
 from model.processing import MAX_PIXELS, SampleError, TooManyPixels, open_picture
 
 BAD, DROPPED, DAMAGED = "bad", "dropped", "damaged"  # kinds of Rejected
-HELP = "docs/data_formats.md"
 MAX_PICTURES = 1000  # of a sample
 PLACEHOLDER_BYTES, PLACEHOLDER_SIDE = 4096, 16  # at most; and pixels of one colour
 MAX_TEXT = 1_000_000  # letters of a text: far more than any --max_seq_len keeps, half a second of the tokenizer's time
@@ -95,41 +94,6 @@ def _all_different(pairs: list[tuple[str, object]]) -> dict:
     return record
 
 
-def make_sample(where: str, record: dict, pictures: list[Path] | list[bytes]) -> Sample:
-    """Check what can be checked without the tokenizer. Raises BadSample."""
-    if "text" in record:
-        if not isinstance(record["text"], str) or not record["text"]:
-            raise BadSample(where, "'text' must be text that is not empty")
-        if pictures:
-            raise BadSample(
-                where,
-                f"'text' is learnt without pictures, but 'image' names {len(pictures)}: delete 'image', or give "
-                "'conversations' with an <image> for each",
-            )
-        _check_length(where, record["text"])
-        return Sample(where, [], (), record["text"])
-    messages = record.get("conversations")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise BadSample(where, f'\'conversations\' must be a list of {{"role", "content"}}, it is {shown(messages)}')
-    for message in messages:
-        if {"from", "value"} <= message.keys():
-            raise BadSample(
-                where, "these are LLaVA's or ShareGPT's turns ('from', 'value'), a turn here has 'role' and 'content': "
-                f"{HELP} has the lines that rename them"
-            )  # fmt: skip
-        if not isinstance(message.get("content"), str):
-            raise BadSample(where, f"a message's 'content' must be text, it is {shown(message.get('content'))}")
-        _check_length(where, message["content"])
-    tags = sum(message["content"].count("<image>") for message in messages)
-    if not tags and len(pictures) == 1 and isinstance(pictures[0], bytes) and is_placeholder(pictures[0]):
-        pictures = []
-    if tags != len(pictures):
-        there = counted(len(pictures), "pictures")
-        raise BadSample(where, f"the text holds {tags} <image> but the sample has {there}: make them equal")
-    extra = {name: value for name, value in record.items() if name not in ("conversations", "image")}
-    return Sample(where, messages, tuple(pictures), extra=extra)
-
-
 @lru_cache(maxsize=64)  # MiniMind's are all the same
 def is_placeholder(content: bytes) -> bool:
     """Whether a picture only fills a column: MiniMind's parquet has 8 x 8 black pixels beside talks of text alone."""
@@ -146,8 +110,3 @@ def is_placeholder(content: bytes) -> bool:
 def check_number(where: str, pictures: list) -> None:
     if len(pictures) > MAX_PICTURES:
         raise BadSample(where, f"it has {len(pictures):,} pictures, more than {MAX_PICTURES:,}: split or delete it")
-
-
-def _check_length(where: str, text: str) -> None:
-    if len(text) > MAX_TEXT:
-        raise BadSample(where, f"a text of {len(text):,} letters, more than {MAX_TEXT:,}: split or delete it")

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from dataset.batching import Row
 from dataset.check import PICTURE, Check, CheckedData, DataReport
-from dataset.limits import PictureLimits
+from dataset.options import ReadOptions
 from dataset.quarantine import Quarantine
 from dataset.samples import DAMAGED, BadSample, Rejected, Sample
 from dataset.token_cache import WORTH_KEEPING, TokenCache
@@ -137,9 +137,9 @@ class ConversationDataset(Dataset):
         numbers = self.checked.shown_in(index).tolist()
         if any(map(self.checked.is_embedded, numbers)):
             return self.samples[self.kept[index]]
-        limits = getattr(self.samples, "limits", PictureLimits())
+        options = getattr(self.samples, "options", ReadOptions())
         pictures = tuple(Path(self.checked.name(number)) for number in numbers)
-        return Sample(self.where(index), [], pictures, max_pixels=limits.max_pixels)
+        return Sample(self.where(index), [], pictures, max_pixels=options.max_pixels)
 
     def grey(self) -> torch.Tensor:
         """What stands for a picture that cannot be decoded."""

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 
-from dataset.formats import left_out, open_data
-from dataset.limits import add_limits, limits_of
+from dataset.opening import left_out, open_data
+from dataset.options import ReadOptions, add_read_flags
 from dataset.quarantine import Quarantine
 from dataset.step_batch import conversations
 from dataset.vlm_dataset import ConversationDataset
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
     try:
         if options.data:  # missing files are found before anything is measured
-            open_data(options.data, options.images_path, limits_of(options))
+            open_data(options.data, ReadOptions.from_flags(options))
         figures = report(step_of(options), options)
     except (UserError, OSError) as error:
         raise SystemExit(f"estimate: {error}") from error
@@ -69,8 +69,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tflops", type=float, default=0.0,
                         help="sustained by the machine that is meant; 0: measure this one")  # fmt: skip
     parser.add_argument("--data", help="data of a whole run, .jsonl or .parquet")
-    parser.add_argument("--images_path", help="folder of its pictures")
-    add_limits(parser)
+    add_read_flags(parser)
     parser.add_argument("--epochs", type=int, default=1, help="passes over --data")
     parser.add_argument("--check", type=int, choices=(0, 1), default=0, help="1: run such steps here, and compare")
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -185,7 +184,7 @@ def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed
 
     As in training, a step that the data does not fill is left out of each epoch. Rows are assumed to be alike.
     """
-    samples = open_data(options.data, options.images_path, limits_of(options))
+    samples = open_data(options.data, ReadOptions.from_flags(options))
     lenient = Quarantine(strict=False, max_share=1.0)
     data = ConversationDataset(samples, VLMProcessor.for_config(step.config), step.tokens, lenient)
     if data.report.bad:

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.formats import left_out, open_data
-from dataset.limits import PictureLimits, add_limits, limits_of
+from dataset.opening import left_out, open_data
+from dataset.options import ReadOptions, add_read_flags
 from dataset.samples import BadSample, DataError, Sample
 from model.command_line import CommandLine
 from model.inference.answerer import Answerer, Options, add_weight_flags
@@ -42,14 +42,12 @@ class Question:
         return self.sample.messages[-2]["content"].replace(IMAGE_TAG, "").strip()
 
 
-def read_questions(
-    path: Path, images_path: Path | None = None, limit: int | None = None, limits: PictureLimits | None = None
-) -> list[Question]:
+def read_questions(path: Path, options: ReadOptions | None = None, limit: int | None = None) -> list[Question]:
     """One question a line; `kind` and `language` are the line's own fields where it has them.
 
     Lines that cannot be read, or whose pictures cannot, are left out, and a line on stderr says so.
     """
-    samples, questions, bad = open_data(path, images_path, limits), [], []
+    samples, questions, bad = open_data(path, options), [], []
     readable: set[Path] = set()  # many questions are about one picture
     count = min(len(samples), limit or len(samples))
     for index in range(count):
@@ -215,8 +213,7 @@ def main() -> None:
     parser = CommandLine(__doc__)
     add_weight_flags(parser)
     parser.add_argument("--data", type=Path, required=True, help="held-out .jsonl or .parquet")
-    parser.add_argument("--images_path", type=Path, help="folder of a .jsonl's pictures; by default `images` beside it")
-    add_limits(parser)
+    add_read_flags(parser)
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--limit", type=int, help="only the first so many lines")
     parser.add_argument("--json", type=Path, help="write the report here")
@@ -229,7 +226,7 @@ def main() -> None:
         for path in filter(None, (options.json, options.answers, options.sheet)):
             if not path.parent.is_dir():
                 raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
-        questions = read_questions(options.data, options.images_path, options.limit, limits_of(options))
+        questions = read_questions(options.data, ReadOptions.from_flags(options), options.limit)
         report, records = score(Answerer.from_flags(options), questions, options.batch_size)
     except (UserError, OSError) as error:
         raise SystemExit(f"score: {error}") from error

@@ -9,7 +9,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from dataset.limits import FOLLOW_LINKS, MAX_MEGAPIXELS, PictureLimits
+from dataset.options import (
+    AUTO,
+    DATA_FORMAT,
+    FOLLOW_LINKS,
+    FORMATS,
+    IMAGES_PATH,
+    MAX_MEGAPIXELS,
+    MAX_SAMPLES,
+    MIN_RATING,
+    ReadOptions,
+)
 from dataset.quarantine import MAX_BAD_SHARE
 from model.command_line import CommandLine
 from model.files import ROOT
@@ -71,10 +81,13 @@ class StageConfig:
         ("language_model",), f"parts that learn, of {', '.join(PARTS)}; the tower never does"
     )
     with_vision: bool = _stage(True, "0: the bare decoder, 1: decoder, projector and tower")
-    data_path: str = _first("", "training data, .jsonl or .parquet")
-    images_path: str = _first("", "folder of a .jsonl's pictures; empty: `images` beside it")
+    data_path: str = _first("", "training data: a file or a folder, see docs/data_formats.md")
+    images_path: str = _first("", IMAGES_PATH)
+    data_format: str = _data(AUTO, DATA_FORMAT, choices=(AUTO, *FORMATS))
+    max_samples: int = _data(0, MAX_SAMPLES, at_least=0)
+    min_rating: int = _data(0, MIN_RATING, at_least=0, at_most=5)
     follow_links: int = _data(0, FOLLOW_LINKS)
-    max_megapixels: int = _data(PictureLimits().max_megapixels, MAX_MEGAPIXELS)
+    max_megapixels: int = _data(ReadOptions().max_megapixels, MAX_MEGAPIXELS)
     val_path: str = _data("", "validation data; empty: --val_samples of the training data are held back")
     val_samples: int = _data(128, "rows for the validation loss, at most a tenth of the data; 0: none", at_least=0)
     save_dir: str = _first(str(OUT), "folder for weights and runs")
@@ -168,7 +181,7 @@ class StageConfig:
             value = getattr(self, item.name)
             if value != OPEN.get(item.name) and (wrong := _what_is_wrong(value, **item.metadata)):
                 raise UserError(f"--{item.name} {value}{wrong}")
-        _ = self.limits  # which refuses what cannot be
+        _ = self.read_options  # which refuses what cannot be
         if self.shard and self.optimizer == "muon":
             raise UserError("--shard 1 cannot go with --optimizer muon, which needs each matrix whole: take adamw")
 
@@ -178,8 +191,11 @@ class StageConfig:
         return bool(self.from_resume) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
     @property
-    def limits(self) -> PictureLimits:
-        return PictureLimits(bool(self.follow_links), self.max_megapixels)
+    def read_options(self) -> ReadOptions:
+        return ReadOptions(
+            self.images_path, self.data_format, self.max_samples, self.min_rating,
+            bool(self.follow_links), self.max_megapixels,
+        )  # fmt: skip
 
     @property
     def token_budget(self) -> int:

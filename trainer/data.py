@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from dataset.batching import PackedRows
 from dataset.feature_cache import cache_features
-from dataset.formats import read_samples
+from dataset.opening import read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.samples import Sample
 from dataset.step_batch import StepBatch, StepBatches
@@ -113,7 +113,8 @@ def load_data(
 
     def read(path: str) -> ConversationDataset:
         folder = Path(config.save_dir)
-        samples = read_samples(path, config.images_path or None, folder / "rows", say, config.limits)
+        samples = read_samples(path, config.read_options, folder / "rows", say)
+        say(samples.describe())
         dataset = ConversationDataset(samples, processor, config.max_seq_len, quarantine, folder / "tokens", say)
         say(f"{path}: {dataset.report}")
         return dataset

@@ -17,9 +17,9 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from dataset import check, formats, samples
+from dataset import check, json_lines, samples
 from dataset.feature_cache import cache_features
-from dataset.formats import read_samples
+from dataset.opening import read_samples
 from dataset.quarantine import DAMAGED, LEAST, QUARANTINE, Quarantine
 from dataset.samples import DROPPED, BadSample, DataError, Rejected
 from dataset.step_batch import Counts, StepBatch, StepBatches
@@ -54,7 +54,7 @@ def written(path: Path) -> list[dict]:
 
 
 def test_every_kind_of_bad_sample_is_counted_and_named(tmp_path, processor, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_LINE", LONGEST)
+    monkeypatch.setattr(json_lines, "MAX_LINE", LONGEST)
     planted = make_zoo(tmp_path)
     opened = []
     monkeypatch.setattr(samples, "open_picture", lambda source, *_: (opened.append(source), open_picture(source))[1])

@@ -12,7 +12,8 @@ import torch
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
-from dataset.formats import read_samples
+from dataset.opening import read_samples
+from dataset.options import ReadOptions
 from dataset.samples import DataError
 from helpers.data import SOUND, TURNS, construct, make_picture, open_lines, turns, write_jsonl, write_parquet
 from model.processing import collate_training
@@ -48,7 +49,7 @@ def test_fields_of_a_line(folder):
 
 def test_pictures_of_another_folder(folder):
     path = write_jsonl(folder / "elsewhere.jsonl", [{"image": "outside.png", "conversations": TURNS}])
-    picture = read_samples(path, folder)[0].open_pictures()[0]
+    picture = read_samples(path, ReadOptions(images_path=str(folder)))[0].open_pictures()[0]
     assert np.array_equal(np.asarray(picture), np.asarray(make_picture(9)))
 
 
@@ -208,14 +209,16 @@ def test_a_row_that_is_no_utf8_leaves_the_others(folder):
         samples[1]
 
 
-@pytest.mark.parametrize("missing", ["conversations", "image_bytes"])
-def test_parquet_without_a_column(folder, missing):
+def test_parquet_without_a_column(folder):
     path = folder / "less.parquet"
-    columns = {"conversations": ["[]"], "image_bytes": [b"x"], "other": [1]}
-    del columns[missing]
-    parquet.write_table(pyarrow.table(columns), path)
-    with pytest.raises(DataError, match=rf"less\.parquet: column '{missing}' is missing; it has .*'other'"):
+    parquet.write_table(pyarrow.table({"image_bytes": [b"x"], "other": [1]}), path)
+    with pytest.raises(DataError, match=r"less\.parquet: none of its columns .*conversations.*image_bytes, other"):
         read_samples(path)
+    parquet.write_table(pyarrow.table({"conversations": [json.dumps(turns(0)), json.dumps(turns(1))]}), path)
+    samples = read_samples(path)
+    assert samples[0].messages == turns(0)
+    with pytest.raises(DataError, match=r"less\.parquet:2: the text holds 1 <image> but the sample has 0 pictures"):
+        samples[1]
 
 
 @pytest.mark.parametrize(
@@ -237,12 +240,21 @@ def test_broken_rows_are_found_before_training(folder, processor, conversations,
     assert reason in str(error.value)
 
 
-@pytest.mark.parametrize("picture", ["a.png", {"bytes": b"x", "path": "a.png"}], ids=["text", "struct"])
-def test_pictures_of_the_wrong_type_name_their_row(folder, processor, picture):
-    """The data sets library stores pictures as structs of bytes and path: common, and so worth a message."""
-    path = write_parquet(folder / "types.parquet", [json.dumps(turns(1))], [picture])
-    with pytest.raises(DataError, match=r"types\.parquet"):
-        construct(read_samples(path), processor)
+def test_parquet_with_names_of_pictures(folder):
+    samples = read_samples(write_parquet(folder / "names.parquet", [json.dumps(turns(1))], ["a.png"]))
+    assert samples[0].pictures == ((folder / "images" / "a.png").resolve(),)
+
+
+def test_parquet_with_pictures_as_the_data_sets_library_stores_them(folder, processor):
+    content = (folder / "images" / "a.png").read_bytes()
+    rows = [{"bytes": content, "path": None}, {"bytes": None, "path": "a.png"}, {"bytes": b"x", "path": "a.png"}, None]
+    samples = read_samples(write_parquet(folder / "structs.parquet", [json.dumps(turns(1))] * 4, rows))
+    assert samples[0].pictures == (content,)
+    for number, reason in ((2, "has 0 pictures"), (4, "has 0 pictures")):
+        with pytest.raises(DataError, match=rf"structs\.parquet:{number}: .*{reason}"):
+            samples[number - 1]
+    with pytest.raises(DataError, match=r"structs\.parquet:3: picture 1: it cannot be read as a picture"):
+        samples[2].open_pictures()
 
 
 # Errors before training
@@ -343,8 +355,8 @@ def test_text_that_is_not_utf8(folder, processor):
 
 
 def test_files_that_hold_nothing_or_are_not_there(folder):
-    for name in ("train.json", "train.csv", "train", "train.JSONL.gz"):
-        with pytest.raises(DataError, match=r"the ending '.*' is none of \.jsonl, \.parquet"):
+    for name in ("train.xlsx", "train", "train.JSONL.gz"):
+        with pytest.raises(DataError, match=r"the ending '.*' is none of \.jsonl, .*\.parquet.*, and it is no folder"):
             read_samples(folder / name)
     with pytest.raises(DataError, match=r"absent\.jsonl does not exist: check --data_path"):
         read_samples(folder / "absent.jsonl")

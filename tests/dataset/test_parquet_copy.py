@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from dataset import parquet_copy
-from dataset.formats import read_samples
+from dataset.opening import read_samples
 from dataset.quarantine import Quarantine
 from dataset.samples import BadSample, DataError
 from helpers.data import BLACK, encoded, make_picture, turns, write_parquet
@@ -148,7 +148,10 @@ def test_a_group_that_knows_its_column_by_no_name_at_all(path):
 
 def test_lists_of_lists_are_refused(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [json.dumps(turns(1))], [[[BLACK]]])
-    with pytest.raises(DataError, match="'image_bytes' must be bytes of pictures, or lists of them, it is list<"):
+    with pytest.raises(
+        DataError,
+        match="'image_bytes' must be bytes of pictures, names of their files, or lists of either, it is list<",
+    ):
         read_samples(path)
 
 

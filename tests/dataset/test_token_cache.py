@@ -18,7 +18,7 @@ import torch
 
 from dataset import samples, token_cache, vlm_dataset
 from dataset.check import CheckedData
-from dataset.formats import read_samples
+from dataset.opening import read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.samples import BadSample, DataError
 from dataset.vlm_dataset import ConversationDataset

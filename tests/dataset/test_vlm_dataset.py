@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dataset import check, vlm_dataset
-from dataset.formats import read_samples
+from dataset.opening import read_samples
 from dataset.samples import DataError
 from dataset.vlm_dataset import text_only
 from helpers.data import SOUND, TURNS, construct, open_lines, turns

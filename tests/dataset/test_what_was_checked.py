@@ -15,8 +15,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from dataset import feature_cache, vlm_dataset
 from dataset.feature_cache import cache_features
-from dataset.formats import read_samples
-from dataset.limits import PictureLimits
+from dataset.opening import read_samples
+from dataset.options import ReadOptions
 from dataset.quarantine import Quarantine
 from dataset.samples import BadSample, DataError
 from dataset.step_batch import StepBatches
@@ -260,23 +260,23 @@ def linked(data_folder) -> Path:
 def test_links_that_lead_out_are_followed_where_it_is_asked(linked, data_folder, processor):
     with pytest.raises(BadSample, match=r"'0_0.png' lies outside .* or --follow_links 1 where links may lead out"):
         _ = read_samples(linked)[0]
-    samples = read_samples(linked, limits=PictureLimits(follow_links=True))
+    samples = read_samples(linked, options=ReadOptions(follow_links=True))
     data = ConversationDataset(samples, processor, 400)
     assert torch.equal(data[0][1][0], processor.pixels(make_picture(0)))
     for name in ("../blobs/0_0", str(data_folder / "blobs" / "0_0"), "x/../0_0.png"):
         path = write_jsonl(data_folder / "other.jsonl", [{"image": name, "conversations": turns(1)}])
         with pytest.raises(BadSample, match="lies outside") as error:
-            _ = read_samples(path, limits=PictureLimits(follow_links=True))[0]
+            _ = read_samples(path, options=ReadOptions(follow_links=True))[0]
         assert "follow_links" not in str(error.value)
     (data_folder / "images" / "pipe.png").symlink_to("/dev/zero")
     path = write_jsonl(data_folder / "other.jsonl", [{"image": "pipe.png", "conversations": turns(1)}])
     with pytest.raises(BadSample, match="no regular file"):
-        _ = read_samples(path, limits=PictureLimits(follow_links=True))[0]
+        _ = read_samples(path, options=ReadOptions(follow_links=True))[0]
 
 
 def test_limits_have_a_part_in_what_is_kept(path):
-    limits = (PictureLimits(), PictureLimits(True), PictureLimits(max_megapixels=50))
-    assert len({json.dumps(read_samples(path, limits=limit).identity()) for limit in limits}) == 3
+    limits = (ReadOptions(), ReadOptions(follow_links=True), ReadOptions(max_megapixels=50))
+    assert len({json.dumps(read_samples(path, limit).identity()) for limit in limits}) == 3
 
 
 def test_a_run_follows_links(linked, data_folder, tower_folder):
@@ -301,14 +301,14 @@ def test_large_photographs_are_read_where_it_is_asked(photograph, data_folder, p
         BadSample, match=r"8064 x 6048 pixels, more than 25,000,000: scale .* or raise --max_megapixels"
     ):
         read_samples(photograph)[0].open_pictures()
-    limits = PictureLimits(max_megapixels=49)
-    (picture,) = read_samples(photograph, limits=limits)[0].open_pictures()
+    limits = ReadOptions(max_megapixels=49)
+    (picture,) = read_samples(photograph, limits)[0].open_pictures()
     assert picture.size == (2016, 1512)  # decoded at a quarter: 9 MB instead of 146
     pixels = processor.pixels(picture)
     assert abs(int(pixels[0, 16, 4]) - 36) <= 2 and abs(int(pixels[0, 16, 28]) - 227) <= 2
-    data = ConversationDataset(read_samples(photograph, limits=limits), processor, 400)
+    data = ConversationDataset(read_samples(photograph, limits), processor, 400)
     assert torch.equal(data[0][1][0], pixels) and data[0].rejected == ()
-    assert read_questions(photograph, limits=limits)[0].sample.open_pictures()[0].size == picture.size
+    assert read_questions(photograph, limits)[0].sample.open_pictures()[0].size == picture.size
     with pytest.raises(TooManyPixels):
         open_picture(data_folder / "images" / "large.jpg", decode=False)
 
@@ -316,7 +316,7 @@ def test_large_photographs_are_read_where_it_is_asked(photograph, data_folder, p
 @pytest.mark.parametrize("number", [0, 90, -1])
 def test_a_limit_that_cannot_be_is_refused_at_once(number, capsys):
     with pytest.raises(UserError, match=rf"--max_megapixels {number} must lie within 1 and 89"):
-        PictureLimits(max_megapixels=number)
+        ReadOptions(max_megapixels=number)
     with pytest.raises(SystemExit):
         parse_config(SFT_VLM, ["--max_megapixels", str(number)])
     assert f"--max_megapixels {number} must lie within 1 and 89" in capsys.readouterr().err

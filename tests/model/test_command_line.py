@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dataset.formats import read_samples
+from dataset.opening import read_samples
 from helpers.data import make_picture, write_jsonl
 from helpers.repository import ROOT, python_files
 from model.command_line import CommandLine

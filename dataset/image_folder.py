@@ -1,0 +1,150 @@
+"""A folder of pictures, with a metadata file, a .txt beside each picture, or names that say what it shows."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dataset.options import ReadOptions
+from dataset.pictures import PictureFolder, Pictures
+from dataset.reader import Reader
+from dataset.samples import BadSample, DataError
+from model.messages import plain
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+BY_CAMERA = re.compile(r"(img|dsc|dscn|dcim|pict?|photo|image|screenshot|p|wa|mvi)?[\W_\d]*", re.IGNORECASE)
+NOT_SAID = re.compile(r"[_\-.\s]+")  # what stands for spaces in a name
+NUMBERED = re.compile(r"[\s_\-(]*\d+\)?$")
+MAX_CAPTION = 1_000_000  # bytes of a .txt
+
+
+def image_folder(folder: Path, options: ReadOptions, read: Callable[[Path, ReadOptions, Pictures], Reader]) -> Reader:
+    """read: of a metadata file. Raises DataError where the folder holds neither that nor pictures."""
+    pictures = PictureFolder(folder, options.follow_links)
+    for name in METADATA:
+        if (folder / name).is_file():
+            return read(folder / name, options, pictures)
+    return CaptionedPictures(folder, options, pictures)
+
+
+class CaptionedPictures(Reader):
+    """Pictures in the order of their names; where any has a .txt beside it, all captions stand in those."""
+
+    def __init__(self, folder: Path, options: ReadOptions, pictures: PictureFolder):
+        super().__init__(folder, options, pictures)
+        found, texts = _files(folder, options.follow_links)
+        self.names = found[: options.max_samples or None]
+        if not self.names:
+            raise DataError(
+                f"{folder}: no picture ({', '.join(ENDINGS)}), no {', '.join(METADATA)}, no .tar and no .parquet lies "
+                "in this folder: name the data file itself"
+            )
+        self.has_texts = bool(texts)
+        self.by_folder = not self.has_texts and all("/" in name for name in found)
+        captions = "folders' names" if self.by_folder else "names"
+        self.stored_as = f"a folder of pictures, by {'the .txt beside each' if self.has_texts else f'their {captions}'}"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def where(self, index: int) -> str:
+        return str(self.path / self.names[index])
+
+    def facts(self) -> list:
+        digest = hashlib.sha256()
+        for index, name in enumerate(self.names):
+            digest.update(os.fsencode(name) + b"\0")
+            if self.has_texts:
+                digest.update(self._text(index) or b"\1")
+        return [digest.hexdigest()]
+
+    def record(self, index: int) -> dict:
+        name = self.names[index]
+        if not self.has_texts:
+            return {"file_name": [name], "text": self._named(index)}
+        content = self._text(index)
+        if content is None:
+            beside = Path(name).with_suffix(".txt").name
+            raise BadSample(self.where(index), f"no caption stands beside it: write {beside}")
+        try:
+            return {"file_name": [name], "text": content.decode("utf-8-sig").strip()}
+        except UnicodeDecodeError as error:
+            raise BadSample(self.where(index), f"its .txt is no UTF-8 ({error}): save it as UTF-8") from error
+
+    def _text(self, index: int) -> bytes | None:
+        path = (self.path / self.names[index]).with_suffix(".txt")
+        try:
+            with path.open("rb") as file:
+                return file.read(MAX_CAPTION)
+        except OSError:
+            return None
+
+    def _named(self, index: int) -> str:
+        """What the name of the picture, or of its folder, says."""
+        name = Path(self.names[index])
+        said = name.parent.name if self.by_folder or BY_CAMERA.fullmatch(name.stem) else NUMBERED.sub("", name.stem)
+        said = NOT_SAID.sub(" ", said).strip()
+        if not said:
+            raise BadSample(
+                self.where(index), f"the name {plain(name.name)!r} says nothing: rename it to what it shows, write a "
+                ".txt beside it, or a metadata.csv"
+            )  # fmt: skip
+        return said
+
+
+def _files(folder: Path, follow_links: bool) -> tuple[list[str], set[str]]:
+    """Names of pictures, relative to the folder and sorted, and those of them that a .txt stands beside."""
+    pictures, texts = [], set()
+    for place, folders, names in os.walk(folder, followlinks=follow_links):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        within = Path(place).relative_to(folder)
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in ENDINGS and not name.startswith("."):
+                pictures.append((within / name).as_posix())
+            elif ending == ".txt":
+                texts.add((within / stem).as_posix())
+    return sorted(pictures), {name for name in pictures if os.path.splitext(name)[0] in texts}
+
+
+class CsvRows(Reader):
+    """A table with a line of names on top."""
+
+    stored_as = "a table"
+
+    def __init__(self, path: Path, options: ReadOptions, pictures: Pictures | None):
+        super().__init__(path, options, pictures)
+        content, places, lines = bytearray(), [0], []
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = csv.DictReader(file)
+            try:
+                for row in rows:
+                    if len(lines) == (options.max_samples or -1):
+                        break
+                    content += json.dumps(row).encode()  # JSON takes a tenth of what objects do
+                    places.append(len(content))
+                    lines.append(rows.line_num)
+            except csv.Error as error:
+                raise DataError(f"{path}:{rows.line_num}: cannot be read as a table ({error}): mend it") from error
+        self._content, self._places, self._lines = bytes(content), np.array(places), np.array(lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def where(self, index: int) -> str:
+        return f"{self.path}:{self._lines[index]}"
+
+    def facts(self) -> list:
+        return [hashlib.sha256(self._content).hexdigest()]
+
+    def record(self, index: int) -> dict:
+        row = json.loads(self._content[self._places[index] : self._places[index + 1]])
+        if "null" in row:
+            raise BadSample(self.where(index), "it has more fields than the first line has names: quote its commas")
+        return {name: value for name, value in row.items() if value not in (None, "")}

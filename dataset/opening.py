@@ -1,0 +1,131 @@
+"""read_samples: a file, a folder, or several of one kind, to samples that are read when they are asked for."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dataset.image_folder import METADATA, CsvRows, image_folder
+from dataset.joined import Joined
+from dataset.json_lines import JsonLines
+from dataset.options import ReadOptions
+from dataset.pictures import Pictures, pictures_of
+from dataset.plain_text import PlainText
+from dataset.reader import Reader
+from dataset.samples import DataError, Sample
+from dataset.tar_shards import TarShards
+from model.files import ROOT
+from model.messages import UserError, counted, did_you_mean
+
+ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".tar")
+COPIES = ROOT / "out" / "rows"
+REASONS_SHOWN = 3  # of samples that were left out, in a line
+SEVERAL = re.compile(r"\{(\d+)\.\.(\d+)\}")  # shards: data/{000..011}.tar
+
+
+def read_samples(
+    path: str | Path, options: ReadOptions | None = None, copies: Path = COPIES, say: Callable = print
+) -> Reader | Joined:
+    """Open a data file, or a folder of them; samples are parsed when they are asked for.
+
+    copies: where a parquet's copy goes if the folder that it lies in takes none.
+
+    Raises:
+        DataError: nothing there can be read, with the reason and a cure.
+    """
+    options, path = options or ReadOptions(), Path(path)
+
+    def read(file: Path, options: ReadOptions = options, pictures: Pictures | None = None) -> Reader:
+        return _open(file, options, pictures, copies, say)
+
+    shards = _shards(path)
+    if shards and shards[0].suffix == ".tar":
+        reader = TarShards(path, shards, options)
+    elif shards:
+        reader = _in_turn(shards, options, read)
+    else:
+        reader = image_folder(path, options, read) if _is_folder(path) else read(path)
+    if not len(reader):
+        raise DataError(f"{path} holds no sample")
+    return reader.recognise()
+
+
+def _open(path: Path, options: ReadOptions, pictures: Pictures | None, copies: Path, say: Callable) -> Reader:
+    """One file, by its ending. pictures: those that it names, where options do not say."""
+    if path.suffix not in ENDINGS:
+        raise DataError(f"{path}: the ending {path.suffix!r} is none of {', '.join(ENDINGS)}, and it is no folder")
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist: check --data_path and --val_path{did_you_mean(path).replace(':', ',')}, or make "
+            "Emoji World: python scripts/build_emoji_world.py"
+        )
+    if path.suffix == ".tar":
+        return TarShards(path, [path], options)
+    if path.suffix == ".txt":
+        return PlainText(path, options)
+    pictures = pictures or pictures_of(path, options)
+    if path.suffix == ".parquet":
+        from dataset.parquet_rows import ParquetRows  # here, as it loads pyarrow, which few runs need
+
+        return ParquetRows(path, options, pictures, copies, say)
+    return (CsvRows if path.suffix == ".csv" else JsonLines)(path, options, pictures)
+
+
+def _in_turn(shards: Sequence[Path], options: ReadOptions, read: Callable[..., Reader]) -> Joined:
+    """Shards one after the other, no more of them than --max_samples needs."""
+    readers, left = [], options.max_samples
+    for shard in shards:
+        readers.append(read(shard, replace(options, max_samples=left)))
+        left -= len(readers[-1])
+        if options.max_samples and not left:
+            break
+    return Joined(readers)
+
+
+def _shards(path: Path) -> list[Path]:
+    """The .tar or .parquet files that a folder or a pattern stands for; none where it stands for itself.
+
+    Patterns are `data/{000..011}.tar` and `data/train-*.parquet`. Of a folder that has files called train the others
+    are left: they are held out. Raises DataError where one of a row is missing, or no file has such a name.
+    """
+    if several := SEVERAL.search(str(path)):
+        first, last = several.groups()
+        names = (f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1))
+        shards = [Path(SEVERAL.sub(name, str(path), count=1)) for name in names]
+        if missing := [shard for shard in shards if not shard.is_file()]:
+            raise DataError(f"{missing[0]} does not exist, one of {counted(len(shards), 'files')} of {path}")
+        return shards
+    if "*" in path.name and not path.exists():
+        found = sorted(path.parent.glob(path.name))
+        if not found:
+            raise DataError(f"{path}: no file has such a name")
+        return found
+    if not _is_folder(path) or any((path / name).is_file() for name in METADATA):
+        return []
+    for ending in (".parquet", ".tar"):
+        for folder in (path, path / "data"):  # the hub's repositories keep theirs in the second
+            if found := sorted(file for file in folder.glob(f"*{ending}") if file.is_file()):
+                return [file for file in found if file.name.startswith("train")] or found
+    return []
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and path.suffix not in ENDINGS
+
+
+def open_data(path: str | Path, options: ReadOptions | None = None) -> Sequence[Sample]:
+    """The data that a command was given with --data. Raises UserError where it cannot be used."""
+    images_path = options.images_path if options else ""
+    if Path(path).suffix and not Path(path).exists() and not set("*{") & set(str(path)):
+        raise UserError(f"{path} does not exist{did_you_mean(path) or ': check --data'}")
+    if images_path and not Path(images_path).exists():
+        raise UserError(f"--images_path {images_path} is no folder{did_you_mean(images_path)}")
+    return read_samples(path, options)
+
+
+def left_out(reasons: Sequence[object], count: int, things: str) -> str:
+    """One line about what could not be used, of so many. Raises UserError where that is all of them."""
+    first = "; ".join(map(str, reasons[:REASONS_SHOWN])) + ("; ..." if len(reasons) > REASONS_SHOWN else "")
+    if len(reasons) == count:
+        raise UserError(first if count == 1 else f"none of {counted(count, things)} can be used: {first}")
+    return f"left out {len(reasons):,} of {counted(count, things)}: {first}"
