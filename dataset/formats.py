@@ -65,7 +65,7 @@ def minimind(record: dict, options: ReadOptions) -> Talk:
 def llava(record: dict, options: ReadOptions) -> Talk:
     messages = []
     for turn in _objects(record, "conversations", '{"from", "value"}'):
-        if turn.get("from") not in SPEAKERS:
+        if not isinstance(turn.get("from"), str) or turn["from"] not in SPEAKERS:
             raise Unfit(f"a turn is 'from' {shown(turn.get('from'))}: it must be one of {', '.join(SPEAKERS)}")
         if not isinstance(turn.get("value"), str):
             raise Unfit(f"a turn's 'value' must be text, it is {shown(turn.get('value'))}")

@@ -76,9 +76,10 @@ def _in_turn(shards: Sequence[Path], options: ReadOptions, read: Callable[..., R
     readers, left = [], options.max_samples
     for shard in shards:
         readers.append(read(shard, replace(options, max_samples=left)))
-        left -= len(readers[-1])
-        if options.max_samples and not left:
-            break
+        if options.max_samples:
+            left -= len(readers[-1])
+            if not left:
+                break
     return Joined(readers)
 
 

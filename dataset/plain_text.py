@@ -12,6 +12,7 @@ from dataset.options import AUTO, ReadOptions
 from dataset.reader import Reader
 from dataset.samples import BadSample, DataError
 
+MARK = "\ufeff".encode()  # of byte order, with which some files begin
 MOST = 2048  # bytes of a sample, some 500 tokens of English: a longer paragraph becomes several, cut between lines
 PLACE = np.dtype((np.int64, 3))  # line, offset, bytes
 
@@ -54,7 +55,7 @@ def _samples(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
     """Line, offset and bytes of each sample."""
     first = start = size = offset = 0
     for number, line in enumerate(file, 1):
-        blank = not line.strip()
+        blank = not line.removeprefix(MARK if number == 1 else b"").strip()
         if size and (blank or size + len(line) > MOST):
             yield first, start, size
             size = 0

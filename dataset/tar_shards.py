@@ -100,22 +100,22 @@ def _read_text(where: str, kind: str, content: bytes) -> dict:
 
 def _records(shard: Path) -> Iterator[tuple[str, list[Part], str]]:
     """(key, members, reason to refuse it) of each record; a shard that is cut short ends with a refused one."""
-    key, parts, kinds, refused, seen = None, [], set(), "", set()
+    key, parts, endings, refused, seen = None, [], set(), "", set()
     try:
         for name, member, reason in tar_members(shard):
-            place, _, kind = PurePosixPath(name).name.partition(".")
+            place, _, ending = PurePosixPath(name).name.partition(".")  # `1.png` of `000.1.png`
             its_key = (PurePosixPath(name).parent / place).as_posix()
             if key is not None and its_key != key:
                 yield key, parts, refused
-                parts, kinds, refused = [], set(), ""
+                parts, endings, refused = [], set(), ""
             if its_key != key:
                 refused = "another record before it has this name" if its_key in seen else ""
                 seen.add(its_key)
-            key, kind = its_key, kind.lower()
+            key, kind = its_key, ending.lower().rpartition(".")[2]
             reason = reason or why_not(name, member)
-            if kind in kinds:
+            if ending in endings:
                 reason = "two members have this name"
-            kinds.add(kind)
+            endings.add(ending)
             if reason:
                 refused = refused or f"{shown(name)}: {reason}"
             elif kind in READ:
