@@ -79,8 +79,12 @@ class PackedRows(Dataset):
     Which samples share a row is decided once (fill_rows); the order shuffles the rows that come of it.
     """
 
-    def __init__(self, data: Dataset, lengths: Sequence[int], pictures: Sequence[int], length: int, most_pictures: int):
-        """lengths, pictures: of each sample, tokens and how many; most_pictures: a row.
+    def __init__(
+        self, data: Dataset, lengths: Sequence[int], pictures: Sequence[int], length: int, most_pictures: int,
+        apart: Sequence[int] = (),
+    ):  # fmt: skip
+        """lengths, pictures: of each sample, tokens and how many; most_pictures: a row; apart: how many samples, one
+        after the other, share rows only with each other.
 
         Raises:
             UserError: a sample alone is longer than a row, or has more pictures.
@@ -90,7 +94,15 @@ class PackedRows(Dataset):
                 f"--pack_tokens {length} with --pack_pictures {most_pictures} cannot hold a sample of {max(lengths)} "
                 f"tokens or {max(pictures)} pictures: make them larger, or --max_seq_len smaller"
             )
-        self.data, self.contents = data, fill_rows(lengths, pictures, length, most_pictures)
+        self.data, self.contents = data, []
+        self.sizes: list[int] = []  # rows of each part
+        start = 0
+        for samples in apart or [len(lengths)]:
+            part = slice(start, start + samples)
+            rows = fill_rows(lengths[part], pictures[part], length, most_pictures)
+            self.contents += [[start + number for number in row] for row in rows]
+            self.sizes.append(len(rows))
+            start += samples
         self.lengths = torch.tensor([sum(lengths[number] for number in row) for row in self.contents])
         self.filled = float(self.lengths.sum()) / (length * len(self.contents))
 

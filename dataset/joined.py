@@ -1,46 +1,48 @@
-"""Several sources read as one, in turn."""
+"""Several readers as one: their samples are numbered through, one reader after the other."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
-
-import numpy as np
+from itertools import accumulate
 
 from dataset.reader import Reader
 from dataset.samples import Sample
 
 
 class Joined(Sequence):
-    """bounds: the number of each source's first sample, and after the last; sources keep their own formats."""
+    """parts: opened with the same options; each keeps its own format."""
 
-    def __init__(self, sources: Sequence[Reader]):
-        self.sources, self.options = list(sources), sources[0].options
-        self.bounds = np.cumsum([0, *map(len, self.sources)])
-
-    def _at(self, index: int) -> tuple[Reader, int]:
-        """The source of a sample, and its number there."""
-        number = int(np.searchsorted(self.bounds, index, "right")) - 1
-        return self.sources[number], int(index - self.bounds[number])
+    def __init__(self, parts: Sequence[Reader]):
+        self.parts, self.options = parts, parts[0].options
+        self.bounds = list(accumulate(map(len, parts), initial=0))  # of each the first number; at the end all
 
     def __len__(self) -> int:
-        return int(self.bounds[-1])
+        return self.bounds[-1]
+
+    def _place(self, index: int) -> tuple[Reader, int]:
+        """The part that a sample is of, and its number there."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self.bounds, index) - 1
+        return self.parts[part], int(index) - self.bounds[part]
 
     def __getitem__(self, index: int) -> Sample:
-        if index >= len(self):
-            raise IndexError(index)
-        source, number = self._at(index)
-        return source[number]
+        part, number = self._place(index)
+        return part[number]
 
     def where(self, index: int) -> str:
-        source, number = self._at(index)
-        return source.where(number)
+        part, number = self._place(index)
+        return part.where(number)
 
     def identity(self) -> list:
-        return [source.identity() for source in self.sources]
+        """What tells this data from other data."""
+        return ["joined", *(part.identity() for part in self.parts)]
 
     def recognise(self) -> "Joined":
-        for source in self.sources:
-            source.recognise()
+        """Settle each part's format. Raises DataError where nothing tells one."""
+        for part in self.parts:
+            part.recognise()
         return self
 
     def describe(self) -> str:
-        first, *others = [source.describe() for source in self.sources]
+        first, *others = [part.describe() for part in self.parts]
         return first + (f", and {len(others):,} more such files" if others else "")

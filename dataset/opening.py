@@ -1,5 +1,6 @@
 """read_samples: a file, a folder, or several of one kind, to samples that are read when they are asked for."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -81,6 +82,11 @@ def _in_turn(shards: Sequence[Path], options: ReadOptions, read: Callable[..., R
             if not left:
                 break
     return Joined(readers)
+
+
+def is_there(path: str) -> bool:
+    """Whether something that read_samples opens has this name, as far as can be told at once."""
+    return os.path.exists(path) or bool(SEVERAL.search(path)) or "*" in os.path.basename(path)
 
 
 def _shards(path: Path) -> list[Path]:

@@ -81,7 +81,9 @@ class StageConfig:
         ("language_model",), f"parts that learn, of {', '.join(PARTS)}; the tower never does"
     )
     with_vision: bool = _stage(True, "0: the bare decoder, 1: decoder, projector and tower")
-    data_path: str = _first("", "training data: a file or a folder, see docs/data_formats.md")
+    data_path: str = _first(
+        "", "training data, a file or a folder; several: a.jsonl,b.parquet, or a.jsonl:0.7,b.parquet:0.3 with weights"
+    )
     images_path: str = _first("", IMAGES_PATH)
     data_format: str = _data(AUTO, DATA_FORMAT, choices=(AUTO, *FORMATS))
     max_samples: int = _data(0, MAX_SAMPLES, at_least=0)

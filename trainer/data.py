@@ -1,6 +1,6 @@
 """The data of a stage: samples checked and rendered before the first step, then one batch a step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from dataset.feature_cache import cache_features
 from dataset.opening import read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.samples import Sample
+from dataset.sources import open_sources
 from dataset.step_batch import StepBatch, StepBatches
 from dataset.vlm_dataset import ConversationDataset
 from model.messages import UserError, counted
@@ -23,6 +24,7 @@ from trainer.distributed import Runtime
 from trainer.guard.run_folder import RunFolder
 from trainer.guard.signals import ignore_stopping
 from trainer.guard.workers import POLL, ErrorsAsItems, resilient_batches
+from trainer.mix import Mix, how_often, rows_of_sources, weights_of
 from trainer.order import Order, micro_batches
 from trainer.run import Run
 
@@ -52,7 +54,9 @@ class StageData:
         rows, lengths = rows_of(config, train, runtime)
         quarantine.samples_a_row = len(train) / len(rows)
         split = (config.batch_size, config.accumulation_steps, runtime.world_size)
-        order = Order(lengths, *split, config.epochs, config.seed)
+        order = Order(lengths, *split, config.epochs, config.seed, Mix.of(train, rows))
+        for line in how_often(train, order.mix, order.rows_per_epoch):
+            runtime.print0(line)
         steps, step = counted(order.total_steps, "steps"), counted(order.global_batch, "rows")
         runtime.print0(f"{steps} of {step} in passes of {config.token_budget:,} tokens at most")
         for line in worth_of_a_step(train, len(rows), order.global_batch):
@@ -111,17 +115,22 @@ def load_data(
 ) -> tuple[Subset, Subset | None]:
     """Training and validation samples, all checked and rendered."""
 
-    def read(path: str) -> ConversationDataset:
-        folder = Path(config.save_dir)
+    folder = Path(config.save_dir)
+
+    def open_one(path: str) -> Sequence[Sample]:
         samples = read_samples(path, config.read_options, folder / "rows", say)
         say(samples.describe())
+        return samples
+
+    def read(path: str, flag: str) -> ConversationDataset:
+        samples = open_sources(path, open_one, flag)
         dataset = ConversationDataset(samples, processor, config.max_seq_len, quarantine, folder / "tokens", say)
         say(f"{path}: {dataset.report}")
         return dataset
 
-    data = read(config.data_path)
+    data = read(config.data_path, "--data_path")
     if config.val_path:
-        validation = read(config.val_path)
+        validation = read(config.val_path, "--val_path")
         return Subset(data, range(len(data))), Subset(validation, range(len(validation)))
     held_back = min(config.val_samples, len(data) // 10)
     shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -135,7 +144,8 @@ def rows_of(config: StageConfig, data: Subset, runtime: Runtime) -> tuple[Datase
     if not config.pack_tokens:
         return data, torch.from_numpy(lengths)
     pictures = data.dataset.pictures_a_row[numbers]
-    packed = PackedRows(data, lengths.tolist(), pictures.tolist(), config.pack_tokens, config.pack_pictures)
+    apart = rows_of_sources(data) if weights_of(data) else ()
+    packed = PackedRows(data, lengths.tolist(), pictures.tolist(), config.pack_tokens, config.pack_pictures, apart)
     rows = counted(len(packed), "packed rows")
     runtime.print0(f"{rows} of {config.pack_tokens} tokens, {100 * packed.filled:.1f} % filled")
     return packed, packed.lengths

@@ -4,7 +4,7 @@ A step takes the next `global_batch` = batch_size * accumulation_steps * ranks r
 same rows fall into the same step however they are split over ranks and micro-batches. Rows of like length share a step,
 so that little is padded: the permutation is sorted by length in pools of a few dozen steps, and the steps are shuffled
 again. What does not fill a last step is left out of that epoch, other rows each time; all ranks therefore take equally
-many steps.
+many steps. With weights an epoch has as many rows, which trainer/mix.py chooses instead of a permutation of all.
 """
 
 import itertools
@@ -15,6 +15,7 @@ import torch
 
 from model.messages import UserError, counted
 from trainer.distributed import Runtime
+from trainer.mix import Mix
 
 Bounds = list[tuple[int, int]]  # first row and the row after the last of each pass
 POOL = 16  # steps whose rows are sorted together: fewer pad more, more make steps too alike
@@ -38,6 +39,7 @@ class Order:
     world_size: int
     epochs: int
     seed: int
+    mix: Mix | None = None  # None: every row once an epoch
     first_batch: int = 0  # rows a step when the run began; 0: as many as now
     first_step: int = 0  # from which on a step has global_batch rows
     first_position: int = 0  # rows of the run that the steps before took
@@ -52,6 +54,8 @@ class Order:
                 f"{len(self.lengths)} rows do not fill one step of {self.first_batch} ({flags}): make one of these "
                 "smaller"
             )
+        if self.mix is not None:
+            self.mix.shares(self.rows_per_epoch)  # which refuses what cannot be
         left = self.total_rows - self.first_position
         if left % self.global_batch:
             raise UserError(
@@ -100,7 +104,11 @@ class Order:
         Returns [rows_per_epoch / first_batch, first_batch].
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        shuffled = torch.randperm(len(self.lengths), generator=generator)[: self.rows_per_epoch]
+        if self.mix is None:
+            shuffled = torch.randperm(len(self.lengths), generator=generator)[: self.rows_per_epoch]
+        else:
+            rows = self.mix.rows(epoch, self.rows_per_epoch, self.seed)
+            shuffled = rows[torch.randperm(len(rows), generator=generator)]
         pools = [pool[self.lengths[pool].argsort(stable=True)] for pool in shuffled.split(POOL * self.first_batch)]
         steps = torch.cat(pools).view(-1, self.first_batch)
         return steps[torch.randperm(len(steps), generator=generator)]

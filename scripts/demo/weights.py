@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from dataset.sources import short_names
 from model.messages import plain
 from scripts.demo.text import TEXT, translate
 
@@ -67,7 +68,7 @@ def _read_weight(path: Path, changed: int) -> Weight | None:
         changed,
         facts.get("stage", ""),
         (config.get("vision_config") or {}).get("image_size"),
-        data="/".join(Path(str(data)).parts[-SHOWN_PARTS:]),
+        data=short_names(str(data), SHOWN_PARTS),
         steps=facts.get("step", ""),
         val_loss=facts.get("val_loss", ""),
         tower=Path(str(config.get("vision_source") or "")).name,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from dataset import emoji_world
+from dataset.sources import short_names
 from scripts.export.formats import Exported, Source, portable_name
 
 STAGE_FACTS = ("data_path", "epochs", "batch_size", "learning_rate", "projector_learning_rate", "max_seq_len", "seed")
@@ -62,7 +63,7 @@ def _training(source: Source, facts: dict[str, str]) -> str:
     rows = [("stage", facts["stage"]), ("steps", facts.get("step", "?"))]
     for name in STAGE_FACTS:
         if settings.get(name):
-            value = Path(settings[name]).name if name == "data_path" else settings[name]
+            value = short_names(settings[name]) if name == "data_path" else settings[name]
             rows.append((name.replace("_", " "), value))
     if settings.get("from_weight"):
         rows.append(("started from", Path(settings["from_weight"]).name))

@@ -17,6 +17,7 @@ from model.weights import decoder_arguments
 from trainer.checkpoint.files import differences
 from trainer.config import OPEN, StageConfig
 from trainer.distributed import Runtime
+from trainer.mix import weights_of
 
 # Flags that change where or how fast a run goes, not what is learnt; how a step is split has its own rule (order.py).
 # Paths are free because what lies there is compared by content.
@@ -76,12 +77,14 @@ def _weights_fingerprint(model: nn.Module, learning: bool) -> str:
 
 def fingerprints(config: StageConfig, model: nn.Module, processor: VLMProcessor, data: Subset) -> dict:
     """Everything that a checkpoint compares before a run goes on from it, most telling first."""
+    weights = ", ".join(f"{weight:.6g}" for weight in weights_of(data))
     return {
         "stage": config.name,
         "tokenizer": processor.fingerprint(),
         "frozen weights": frozen_fingerprint(model),
         "data": data_fingerprint(data),
         "samples": len(data),
+        **({"weights in --data_path": weights} if weights else {}),  # so that older checkpoints, too, have the same
         **{f"--{name}": value for name, value in binding_flags(config).items()},
     }
 

@@ -1,12 +1,13 @@
 """What a stage needs and does not find, told all at once, with a command that works from what ships."""
 
 import functools
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from dataset.opening import is_there
+from dataset.sources import parse_sources
 from model.files import find_folder
 from model.messages import UserError
 from model.tower_folder import SHIPPED_TOWER, lacks_tower
@@ -32,11 +33,14 @@ def check_needs(config: StageConfig) -> None:
     What is absent alone is told, with its own cure, by whoever opens it.
     """
     absent, cures = [], []
-    data, tower = Path(config.data_path), config.with_vision and lacks_tower(config.vision_model)
-    if not os.path.isfile(data):  # a Path would raise where the folder may not be read
-        absent.append(f"{shown(data)} does not exist (--data_path)")
-        if data.parent == ROOT / "dataset/data":
-            cures.append(command("scripts/build_emoji_world.py"))
+    tower = config.with_vision and lacks_tower(config.vision_model)
+    sources = [Path(source.path) for source in parse_sources(config.data_path)]
+    lacking = [path for path in sources if not is_there(str(path))]
+    if lacking:
+        does_not = "does not exist" if len(lacking) == 1 else "do not exist"
+        absent.append(f"{' and '.join(map(shown, lacking))} {does_not} (--data_path)")
+    if any(path.parent == ROOT / "dataset/data" for path in lacking):
+        cures.append(command("scripts/build_emoji_world.py"))
     base = _lacks_base(config)
     if base:
         absent.append(f"{shown(config.save_dir)} has no {config.from_weight}_<hidden_size>.safetensors (--from_weight)")

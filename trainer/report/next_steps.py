@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dataset.samples import Sample
+from dataset.sources import parse_sources
 from trainer.config import ROOT, StageConfig
 from trainer.report.commands import command, python, shown, stage_command
 from trainer.report.loss_curve import draw_losses
@@ -35,7 +36,7 @@ def next_steps(config: StageConfig, example: Sample | None) -> str:
     if following is None:
         return "\n".join(f"{name:<7}{line}" for name, line in _answers(config, example).items())
     flags: list = ["--from_weight", config.weight_path, "--data_path", _data(config, DATA[following])]
-    if config.images_path and flags[-1] == Path(config.data_path):
+    if config.images_path and str(flags[-1]) == config.data_path:
         flags += ["--images_path", config.images_path]
     if config.with_vision:
         flags += ["--vision_model", config.vision_model]
@@ -44,11 +45,15 @@ def next_steps(config: StageConfig, example: Sample | None) -> str:
     return f"next: {stage_command(following, *flags)}"
 
 
-def _data(config: StageConfig, name: str) -> Path:
+def _data(config: StageConfig, name: str) -> Path | str:
     """The file of this name beside this stage's data; else the data itself, but for texts, which show no pictures."""
-    own = Path(config.data_path)
-    beside = own.with_name(name)
-    return own if config.with_vision and not beside.is_file() else beside
+    beside = _first(config.data_path).with_name(name)
+    return config.data_path if config.with_vision and not beside.is_file() else beside
+
+
+def _first(text: str) -> Path:
+    """Of the files that a flag names."""
+    return Path(parse_sources(text)[0].path)
 
 
 def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:
@@ -57,14 +62,14 @@ def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:
     flags: list = ["--image", pictures[0]] if pictures else []
     if pictures and asked:
         flags += ["--prompt", asked[0].replace("<image>", "").strip()]
-    held_out = config.val_path or Path(config.data_path).with_name(HELD_OUT)
+    held_out = _first(config.val_path) if config.val_path else _first(config.data_path).with_name(HELD_OUT)
     lines = {"ask:": command("eval_vlm.py", "--weight", config.weight_path, *flags)}
-    if Path(held_out).is_file():
+    if held_out.is_file():
         sheet = config.run_dir / "sheet.png"
         score = ("--weight", config.weight_path, "--data", held_out, "--sheet", sheet)
         lines["score:"] = command("scripts/score.py", *score)
     else:
-        lines["score:"] = f"put lines that it has not seen into {shown(Path(held_out))}, then scripts/score.py"
+        lines["score:"] = f"put lines that it has not seen into {shown(held_out)}, then scripts/score.py"
     folder = Path(config.save_dir).resolve()
     elsewhere = () if ROOT / "out" in (folder, folder.parent) else ("--", folder)  # the demo looks there by itself
     lines["chat:"] = python("-m", "streamlit", "run", ROOT / "web_demo.py", *elsewhere)
