@@ -34,7 +34,7 @@ class DataReport:
     conversations: int = 0  # that can be used, or plain texts
     rows: int = 0  # fewer where neighbours share one
     pictures: int = 0
-    trained_tokens: list[int] = field(default_factory=list)  # of each conversation
+    trained_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), compare=False)  # a conversation
     dropped: list[Rejected] = field(default_factory=list)
     bad: list[Rejected] = field(default_factory=list)
 
@@ -49,13 +49,13 @@ class DataReport:
         if not len(checked.kept):
             raise DataError(f"no sample of {self.samples} can be used; {self}")
         self.conversations, self.rows = len(checked.counts), len(checked.kept)
-        self.trained_tokens, self.pictures = checked.counts[:, 0].tolist(), int(checked.counts[:, 1].sum())
+        self.trained_tokens, self.pictures = checked.counts[:, 0], int(checked.counts[:, 1].sum())
 
     def __str__(self) -> str:
-        counts = self.trained_tokens or [0]
+        counts = self.trained_tokens if len(self.trained_tokens) else np.zeros(1, np.int64)
         line = (
             f"{counted(self.conversations, 'conversations')}, {counted(self.pictures, 'pictures')}, "
-            f"trained tokens a conversation {min(counts)} to {max(counts)}, mean {sum(counts) / len(counts):.1f}"
+            f"trained tokens a conversation {counts.min()} to {counts.max()}, mean {counts.mean():.1f}"
         )
         if self.rows < self.conversations:
             line += f"; {counted(self.rows, 'rows')}, as neighbours with the same beginning are computed together"
@@ -104,9 +104,9 @@ class CheckedData:
 
     def change(self, samples: Sequence[Sample]) -> str | None:
         """What the check would see otherwise today: a picture, or a reason to reject a sample; None: nothing."""
-        for name, stamp in zip(self.names.tolist(), self.stamps.tolist(), strict=True):
-            if tuple(stamp) not in (EMBEDDED, stamp_of(name)):
-                return f"{os.fsdecode(name)} has changed"
+        for number in np.flatnonzero((self.stamps != EMBEDDED).any(1)):
+            if tuple(self.stamps[number].tolist()) != stamp_of(self.names[number]):
+                return f"{self.name(number)} has changed"
         for rejected, number in zip(self.rejections(), self.to_recheck.tolist(), strict=True):
             if number >= 0 and not _is_rejected_again(rejected, samples, number):
                 return f"{rejected.where} has changed"
@@ -204,27 +204,29 @@ class PicturesSeen:
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}  # by path, or the sha256 of the bytes
-        self.stamps: list[tuple[int, int]] = []
-        self.sound: set[int] = set()  # numbers of those that could be opened
+        self.stamps = array("q")  # two numbers a picture
+        self.sound = bytearray()  # 1: it could be opened
 
     def number(self, picture: Path | bytes) -> int:
         embedded = isinstance(picture, bytes)
         name = hashlib.sha256(picture).hexdigest() if embedded else str(picture)
         if name not in self.numbers:
             self.numbers[name] = len(self.numbers)
-            self.stamps.append(EMBEDDED if embedded else stamp_of(name))
+            self.stamps.extend(EMBEDDED if embedded else stamp_of(name))
+            self.sound.append(False)
         return self.numbers[name]
 
     def open(self, sample: Sample, numbers: Sequence[int], decode: bool) -> None:
         """Open a sample's pictures, but those that were sound already. Raises BadSample."""
         for place, number in enumerate(numbers):
-            if number not in self.sound:  # questions about one picture open it once
+            if not self.sound[number]:  # questions about one picture open it once
                 sample.open_picture(place, decode)
-                self.sound.add(number)
+                self.sound[number] = True
 
     def columns(self) -> dict[str, np.ndarray]:
         """Of CheckedData."""
-        names = np.array([os.fsencode(name) for name in self.numbers], np.bytes_)
+        longest = max((len(os.fsencode(name)) for name in self.numbers), default=1)
+        names = np.fromiter(map(os.fsencode, self.numbers), f"S{longest}", len(self.numbers))
         return {"names": names, "stamps": np.array(self.stamps, np.int64).reshape(-1, 2)}
 
 

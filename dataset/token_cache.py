@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -34,6 +35,7 @@ FORMAT = 1  # of what is kept; raise it with any change of how samples are read,
 WORTH_KEEPING = 200  # samples; fewer are rendered sooner than a file is made safe
 ALIGNED = 64  # bytes, where each column begins
 DIGEST = 32  # bytes
+AT_ONCE = 1 << 20  # bytes read together
 FULLEST = 0.5  # of the free disk space: checkpoints need theirs
 
 
@@ -117,10 +119,11 @@ class TokenCache:
 
 def _map(path: Path, verify: bool = False) -> MappedData:
     """verify: compare the sha256, too, and not the size alone. Raises OSError, ValueError saying what is wrong."""
-    raw = np.memmap(path, np.uint8, "r").view(np.ndarray)
-    digest = raw[-DIGEST:].tobytes()
-    if verify and hashlib.sha256(raw[:-DIGEST]).digest() != digest:
-        raise ValueError("it differs from its sha256")
+    with path.open("rb") as file:
+        raw = np.memmap(file, np.uint8, "r").view(np.ndarray)
+        digest = raw[-DIGEST:].tobytes()
+        if verify and _sha256(file, len(raw) - DIGEST) != digest:
+            raise ValueError("it differs from its sha256")
     size = int.from_bytes(raw[:8].tobytes(), "little")
     columns, start = {}, 8 + size
     for name, kind, shape in json.loads(raw[8 : 8 + size].tobytes()):
@@ -132,6 +135,16 @@ def _map(path: Path, verify: bool = False) -> MappedData:
     mapped = MappedData(**columns)
     mapped.path, mapped.digest = path, digest
     return mapped
+
+
+def _sha256(file: BinaryIO, size: int) -> bytes:
+    """Of the first bytes of a file, read: of a map every page would count as this process's memory from then on."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size and (part := file.read(min(size, AT_ONCE))):
+        digest.update(part)
+        size -= len(part)
+    return digest.digest()
 
 
 def _write(path: Path, checked: CheckedData) -> None:

@@ -200,7 +200,7 @@ def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed
     pictures = int(data.pictures_a_row.sum()) if step.sees else 0
     count = StepFlops(model)
     flops = steps * batch / len(data) * count.count(
-        float(data.lengths.sum()), squared_lengths, sum(data.report.trained_tokens), pictures,
+        float(data.lengths.sum()), squared_lengths, int(data.report.trained_tokens.sum()), pictures,
         0 if step.cached else pictures,
     )  # fmt: skip
     if step.cached:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -133,13 +134,14 @@ def load_data(
         validation = read(config.val_path, "--val_path")
         return Subset(data, range(len(data))), Subset(validation, range(len(validation)))
     held_back = min(config.val_samples, len(data) // 10)
-    shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    return Subset(data, sorted(shuffled[held_back:])), Subset(data, shuffled[:held_back]) if held_back else None
+    shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).numpy()
+    # Arrays: of a list every reader would get its own copy, a page with each number that it looks at.
+    return Subset(data, np.sort(shuffled[held_back:])), Subset(data, shuffled[:held_back]) if held_back else None
 
 
 def rows_of(config: StageConfig, data: Subset, runtime: Runtime) -> tuple[Dataset, torch.Tensor]:
     """What a batch is made of, and how many tokens each has: the data's rows, or longer ones packed with them."""
-    numbers = list(data.indices)
+    numbers = np.asarray(data.indices)
     lengths = data.dataset.lengths[numbers]
     if not config.pack_tokens:
         return data, torch.from_numpy(lengths)

@@ -124,8 +124,9 @@ class Order:
         """Row numbers of the whole run, one by one, from a position on."""
         for epoch in range(position // self.rows_per_epoch, self.epochs):
             start = max(0, position - epoch * self.rows_per_epoch)
-            for step in self.steps(epoch).flatten()[start:].split(self.first_batch):
-                yield from step.tolist()
+            rows = self.steps(epoch).flatten()
+            for place in range(start, len(rows), self.first_batch):  # split() would make a tensor of every step at once
+                yield from rows[place : place + self.first_batch].tolist()
 
 
 # ---- a rank's part of a step, cut into passes through the model: by tokens, so that short rows go in fewer ones.

@@ -5,6 +5,7 @@ import json
 import socket
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
@@ -51,10 +52,10 @@ def data_fingerprint(data: Subset) -> str:
     """
     dataset, digest = data.dataset, hashlib.sha256()
     for array in (dataset.ids, dataset.trained, dataset.branch, dataset.offsets):
-        digest.update(array.tobytes())
-    digest.update(torch.as_tensor(list(data.indices), dtype=torch.int64).numpy().tobytes())
+        digest.update(array.data)
+    digest.update(np.asarray(data.indices, np.int64).data)
     stride = -(-len(data.indices) // SAMPLED_PICTURES)
-    for index in list(data.indices)[::stride]:
+    for index in data.indices[::stride]:
         for picture in dataset.pictured(index).pictures:
             content = file_sha256(picture) if isinstance(picture, Path) else hashlib.sha256(picture).hexdigest()
             digest.update(content.encode())
