@@ -4,6 +4,7 @@ What can be used becomes the rows of CheckedData; what cannot is rejected, with 
 """
 
 import hashlib
+import io
 import json
 import os
 from array import array
@@ -22,6 +23,7 @@ from model.processing import Rendered, SampleError, UnreadableFile, VLMProcessor
 FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
 PICTURE = np.uint16(65535)  # stands for a picture's placeholders in the stored ids
 SIGN_OF_LIFE = 100  # samples between two
+BLOCK = 4096  # bytes of a picture that are read for its print, three times
 ABSENT, EMBEDDED = (-1, -1), (-2, -2)  # stamps of pictures that are no files
 
 
@@ -85,6 +87,7 @@ class CheckedData:
     counts: np.ndarray  # int64 [samples that can be used, 2]: trained tokens, pictures
     names: np.ndarray  # bytes [pictures that were looked at]: the path of each, or the sha256 of its content
     stamps: np.ndarray  # int64 [pictures that were looked at, 2]: bytes and time of change; ABSENT, EMBEDDED
+    prints: np.ndarray  # uint64 [pictures that were looked at]: print_of each; 0 where it could not be opened
     rejected: np.ndarray  # uint8: JSON, the fields of a Rejected each
     to_recheck: np.ndarray  # int64 [rejected], the sample, where its reason may go away by itself; else -1
 
@@ -205,6 +208,7 @@ class PicturesSeen:
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}  # by path, or the sha256 of the bytes
         self.stamps = array("q")  # two numbers a picture
+        self.prints = array("Q")  # 0 until it is open
         self.sound = bytearray()  # 1: it could be opened
 
     def number(self, picture: Path | bytes) -> int:
@@ -213,6 +217,7 @@ class PicturesSeen:
         if name not in self.numbers:
             self.numbers[name] = len(self.numbers)
             self.stamps.extend(EMBEDDED if embedded else stamp_of(name))
+            self.prints.append(0)
             self.sound.append(False)
         return self.numbers[name]
 
@@ -221,13 +226,39 @@ class PicturesSeen:
         for place, number in enumerate(numbers):
             if not self.sound[number]:  # questions about one picture open it once
                 sample.open_picture(place, decode)
+                self.prints[number] = _print(sample, place)
                 self.sound[number] = True
 
     def columns(self) -> dict[str, np.ndarray]:
         """Of CheckedData."""
         longest = max((len(os.fsencode(name)) for name in self.numbers), default=1)
         names = np.fromiter(map(os.fsencode, self.numbers), f"S{longest}", len(self.numbers))
-        return {"names": names, "stamps": np.array(self.stamps, np.int64).reshape(-1, 2)}
+        stamps = np.array(self.stamps, np.int64).reshape(-1, 2)
+        return {"names": names, "stamps": stamps, "prints": np.array(self.prints, np.uint64)}
+
+
+def _print(sample: Sample, place: int) -> int:
+    """Of a picture that could be opened a moment ago. Raises BadSample where it no longer can."""
+    try:
+        return print_of(sample.pictures[place])
+    except OSError as error:
+        unreadable = UnreadableFile(error)
+        raise BadSample(sample.where, f"{sample.pictures[place]}: {unreadable}") from unreadable
+
+
+def print_of(picture: Path | bytes) -> int:
+    """64 bits of a hash of a picture's size and of its first, middle and last BLOCK: cheap, however large it is.
+
+    The same bytes always have the same print. Different ones may share one, where they differ only in between: they
+    are then kept together, which does no harm. Raises OSError.
+    """
+    with picture.open("rb") if isinstance(picture, Path) else io.BytesIO(picture) as file:
+        size = file.seek(0, io.SEEK_END)
+        digest = hashlib.sha256(str(size).encode())
+        for place in (0, (size - BLOCK) // 2, size - BLOCK):
+            file.seek(max(0, place))
+            digest.update(file.read(BLOCK))
+    return int.from_bytes(digest.digest()[:8], "little")
 
 
 def stamp_of(file: str | bytes | int) -> tuple[int, int]:

@@ -91,7 +91,9 @@ class StageConfig:
     follow_links: int = _data(0, FOLLOW_LINKS)
     max_megapixels: int = _data(ReadOptions().max_megapixels, MAX_MEGAPIXELS)
     val_path: str = _data("", "validation data; empty: --val_samples of the training data are held back")
-    val_samples: int = _data(128, "rows for the validation loss, at most a tenth of the data; 0: none", at_least=0)
+    val_samples: int = _data(
+        128, "rows held back for it with all of their pictures, at most a tenth; 0: none", at_least=0
+    )
     save_dir: str = _first(str(OUT), "folder for weights and runs")
     from_weight: str = _first(
         "none", "weights to start from: a file, a stage's name looked up in save_dir (llm: else what ships), or none"

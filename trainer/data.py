@@ -15,6 +15,7 @@ from dataset.opening import read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
 from dataset.samples import Sample
 from dataset.sources import open_sources
+from dataset.split import split_rows
 from dataset.step_batch import StepBatch, StepBatches
 from dataset.vlm_dataset import ConversationDataset
 from model.messages import UserError, counted
@@ -133,10 +134,8 @@ def load_data(
     if config.val_path:
         validation = read(config.val_path, "--val_path")
         return Subset(data, range(len(data))), Subset(validation, range(len(validation)))
-    held_back = min(config.val_samples, len(data) // 10)
-    shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed)).numpy()
-    # Arrays: of a list every reader would get its own copy, a page with each number that it looks at.
-    return Subset(data, np.sort(shuffled[held_back:])), Subset(data, shuffled[:held_back]) if held_back else None
+    train, validation = split_rows(data.checked, config.val_samples, config.seed, say)
+    return Subset(data, train), Subset(data, validation) if len(validation) else None
 
 
 def rows_of(config: StageConfig, data: Subset, runtime: Runtime) -> tuple[Dataset, torch.Tensor]:
