@@ -70,7 +70,7 @@ class Quarantine:
         at_least: what the message says before their number while there may be more.
         """
         if bad > self.max_share * seen:
-            named = f"; {QUARANTINE} in the run's folder names them" if self.path else ""
+            named = f"; {self.path} names them" if self.path else ""
             raise DataError(
                 f"{at_least}{bad:,} of {seen:,} samples are bad, more than --max_bad_share {self.max_share:g} allows. "
                 f"The first: {'; '.join(map(str, first[:SHOWN]))}. Mend or delete them, or allow more{named}"

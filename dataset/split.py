@@ -17,9 +17,9 @@ from model.messages import counted
 MOST = 10  # at most one row of so many is held back
 
 
-def print_of_tokens(ids: np.ndarray) -> int:
-    """Of a row without pictures: the same tokens, the same print."""
-    return int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "little")
+def print_of_text(text: bytes) -> int:
+    """Of a row without pictures, 64 bits: the same text or tokens, the same print."""
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
 
 
 def split_rows(
@@ -53,7 +53,7 @@ def contents_of(checked: CheckedData) -> tuple[np.ndarray, np.ndarray]:
     shows = pictures > 0
     contents[shows.repeat(np.diff(starts))] = checked.prints[checked.shown]
     for row in np.flatnonzero(~shows).tolist():
-        contents[starts[row]] = print_of_tokens(checked.ids[checked.offsets[row] : checked.offsets[row + 1]])
+        contents[starts[row]] = print_of_text(checked.ids[checked.offsets[row] : checked.offsets[row + 1]].tobytes())
     return contents, starts
 
 
@@ -81,7 +81,7 @@ def hold_back(
     """
     sizes = np.bincount(groups)
     keys = np.full(len(sizes), np.iinfo(np.uint64).max)
-    np.minimum.at(keys, groups.repeat(np.diff(starts)), _mixed(contents, seed))  # the least of a group's contents
+    np.minimum.at(keys, groups.repeat(np.diff(starts)), mixed(contents, seed))  # the least of a group's contents
     chosen, held = np.zeros(len(sizes), bool), 0
     for group in np.argsort(keys, kind="stable").tolist():
         if held >= wanted:
@@ -92,8 +92,8 @@ def hold_back(
     return chosen[groups]
 
 
-def _mixed(values: np.ndarray, seed: int) -> np.ndarray:
-    """Hashes of 64 bits, by splitmix64; the same on every machine."""
+def mixed(values: np.ndarray, seed: int) -> np.ndarray:
+    """Hashes of uint64 values and a seed, uint64 of the same shape, by splitmix64: the same on every machine."""
     values = values + np.uint64(seed * 0x9E3779B97F4A7C15 & (1 << 64) - 1)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         values = (values ^ values >> np.uint64(shift)) * np.uint64(factor)

@@ -92,7 +92,9 @@ class StageConfig:
     max_megapixels: int = _data(ReadOptions().max_megapixels, MAX_MEGAPIXELS)
     val_path: str = _data("", "validation data; empty: --val_samples of the training data are held back")
     val_samples: int = _data(
-        128, "rows held back for it with all of their pictures, at most a tenth; 0: none", at_least=0
+        128,
+        "rows for the validation loss, with all that are about their pictures; at most a tenth; 0: none",
+        at_least=0,
     )
     save_dir: str = _first(str(OUT), "folder for weights and runs")
     from_weight: str = _first(
