@@ -148,7 +148,7 @@ class Preparation:
                 path.unlink()
         missing = [shard for shard in plan.shards if shard.name not in whole]
         if whole:
-            print(f"{counted(len(whole), 'shards')} of {len(plan.shards):,} are there and whole")
+            print(f"there and whole: {len(whole):,} of {counted(len(plan.shards), 'shards')}")
         self._require_room(missing)
         with Progress(sum(len(shard.rows) for shard in missing), "writing", "sample") as progress:
             for number, shard in enumerate(missing):

@@ -241,3 +241,62 @@ class _Context:
 
 def said_by(config, rank: int) -> str:
     return (Path(config.save_dir).parent / f"rank_{rank}.log").read_text()
+
+
+class FaultyDisk:
+    """Every call that changes the disk, in order; a fault can be put on the n-th, on a write when half is written."""
+
+    def __init__(self, patch, fault_at: int = -1, fault: Callable[[], None] = lambda: None):
+        self.trace: list[str] = []
+        self.fault_at, self.fault = fault_at, fault
+        for name in ("mkdir", "replace", "unlink", "fsync"):
+            patch.setattr(os, name, self._wrapped(name, getattr(os, name)))
+        opened = Path.open
+
+        def open_path(path: Path, mode: str = "r", *arguments, **options):
+            file = opened(path, mode, *arguments, **options)
+            return FaultyFile(self, file) if "w" in mode else file
+
+        patch.setattr(Path, "open", open_path)
+
+    def worth_a_try(self) -> list[int]:
+        """Of the calls that do the same with the same file the first, one in the middle and the last."""
+        alike: dict[str, list[int]] = {}
+        for number, what in enumerate(self.trace):
+            alike.setdefault(what, []).append(number)
+        return sorted(
+            {place for all_of in alike.values() for place in (all_of[0], all_of[len(all_of) // 2], all_of[-1])}
+        )
+
+    def happens(self, what: str) -> bool:
+        self.trace.append(what)
+        return len(self.trace) - 1 == self.fault_at
+
+    def _wrapped(self, name: str, function: Callable) -> Callable:
+        def call(path, *arguments, **options):
+            if self.happens(f"{name} {path}"):
+                self.fault()
+            return function(path, *arguments, **options)
+
+        return call
+
+
+class FaultyFile:
+    def __init__(self, disk: FaultyDisk, file):
+        self.disk, self.file = disk, file
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, content):
+        if self.disk.happens(f"write {self.file.name}"):
+            self.file.write(content[: len(content) // 2])
+            self.file.flush()
+            self.disk.fault()
+        return self.file.write(content)

@@ -1,7 +1,7 @@
-"""A hub on this machine, for what downloads and uploads."""
+"""A hub on this machine, for what downloads and uploads; samples, and a folder of shards that is made of them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -9,7 +9,9 @@ import modelscope_hub
 import pytest
 
 from helpers.hub import CLIP_FILES, NO_TOKENS, HubStandIn, environment
-from scripts import download
+from helpers.prepared import write_source
+from scripts import download, prepare_data
+from scripts.data import survey
 from scripts.hub.clients import SOURCES
 
 
@@ -41,3 +43,20 @@ def clip(hub: HubStandIn) -> HubStandIn:
     for source in SOURCES:
         hub.add(f"models/{download.CLIP.repo_ids[source]}", dict(CLIP_FILES))
     return hub
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_source(tmp_path / "source")
+
+
+@pytest.fixture
+def prepare(source: Path, tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """prepare("--shuffle", ...): the folder that scripts/prepare_data.py made; path and output may be given."""
+    monkeypatch.setattr(survey, "load_tokenizer", lambda: tokenizer)
+
+    def run(*flags: object, path: Path = source, output: Path = tmp_path / "prepared") -> Path:
+        prepare_data.main([str(path), "--output", str(output), *map(str, flags)])
+        return output
+
+    return run
