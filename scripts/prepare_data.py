@@ -10,8 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.formats import open_data
 from dataset.limits import add_limits, limits_of
+
+from dataset.formats import open_data
 from dataset.quarantine import MAX_BAD_SHARE
 from model.command_line import CommandLine
 from model.messages import UserError

@@ -15,7 +15,6 @@ from dataset.samples import DataError
 from helpers.data import make_picture, turns, write_jsonl
 from helpers.faults import KILLED, FaultyDisk, in_child
 from helpers.prepared import contents, refusal, shards_of, words_of
-from scripts.data import survey
 from scripts.data.plan import Shard
 from scripts.data.shards import Shards
 
