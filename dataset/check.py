@@ -172,7 +172,7 @@ class Check:
             try:
                 sample = self.samples[number]
                 shown = tuple(map(self.pictures.number, sample.pictures))
-                rendered = self._render(sample)
+                rendered = fitted(render_whole(sample, self.processor), sample.where, self.max_seq_len)
                 self.pictures.open(sample, shown, decode=len(self.shown) + len(shown) <= FULLY_DECODED)
             except BadSample as error:
                 # Links and rights are mended without a trace in the data file or in the pictures that it names.
@@ -185,21 +185,26 @@ class Check:
             self.shown.extend(shown)
             yield number, shown, rendered
 
-    def _render(self, sample: Sample) -> Rendered:
-        """A sample's tokens, cut to their length. Raises BadSample."""
-        try:
-            is_text = sample.text is not None
-            rendered = self.processor.render_text(sample.text) if is_text else self.processor.render(sample.messages)
-        except SampleError as error:
-            raise BadSample(sample.where, str(error)) from error
-        try:
-            if len(rendered) > self.max_seq_len:
-                rendered = rendered.truncated(self.max_seq_len)
-        except SampleError as error:
-            raise BadSample(sample.where, str(error), DROPPED) from error
-        if not rendered.trained[1:].any():
-            raise BadSample(sample.where, f"no token of an answer within {self.max_seq_len} tokens", DROPPED)
-        return rendered
+
+def render_whole(sample: Sample, processor: VLMProcessor) -> Rendered:
+    """All of a sample's tokens. Raises BadSample."""
+    try:
+        is_text = sample.text is not None
+        return processor.render_text(sample.text) if is_text else processor.render(sample.messages)
+    except SampleError as error:
+        raise BadSample(sample.where, str(error)) from error
+
+
+def fitted(rendered: Rendered, where: str, max_seq_len: int) -> Rendered:
+    """A sample's tokens cut to their length. Raises BadSample, DROPPED, where nothing to learn would be left."""
+    try:
+        if len(rendered) > max_seq_len:
+            rendered = rendered.truncated(max_seq_len)
+    except SampleError as error:
+        raise BadSample(where, str(error), DROPPED) from error
+    if not rendered.trained[1:].any():
+        raise BadSample(where, f"no token of an answer within {max_seq_len} tokens", DROPPED)
+    return rendered
 
 
 class PicturesSeen:

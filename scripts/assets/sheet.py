@@ -1,6 +1,7 @@
 """Draw scenes with questions, answers and truths on one picture, right and wrong ones alike."""
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
     records: as scripts/score.py writes them (pictures, question, right, truth). Pictures are taken in order, not by
     whether the answers are right. credit: whose pictures they are, a line at the bottom.
     """
-    font, chinese = ImageFont.load_default(FONT_SIZE), _chinese_font()
+    font, chinese = ImageFont.load_default(FONT_SIZE), chinese_font()
     scenes: dict[str, list[dict]] = {}
     for record in records:
         if record["pictures"] and (chinese or not _is_chinese(record)):
@@ -60,7 +61,9 @@ def _is_chinese(record: dict) -> bool:
     return any(letter >= "\u2e80" for name in ("question", "right", "truth") for letter in record[name] or "")
 
 
-def _chinese_font() -> ImageFont.FreeTypeFont | None:
+@functools.cache
+def chinese_font() -> ImageFont.FreeTypeFont | None:
+    """Of FONT_SIZE; None where the machine has none."""
     for name in CHINESE_FONTS:
         with contextlib.suppress(OSError):  # not on this machine: the next
             return ImageFont.truetype(name, FONT_SIZE)

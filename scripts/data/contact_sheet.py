@@ -1,0 +1,139 @@
+"""A sheet of samples to look at: what was found first, where it can be shown, then samples from all over the file."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from dataset.samples import BadSample, Sample
+from model.processing import IMAGE_TAG
+from scripts.assets.sheet import BLACK, GREEN, GREY, RED, chinese_font
+from scripts.data.findings import TITLES, Finding
+from scripts.data.findings import TOLD as LEARNT_FROM
+
+COLUMNS, MARGIN, LINE, FONT_SIZE = 4, 16, 17, 13  # pixels
+WIDTH, HEIGHT, TEXT_LINES = 280, 200, 6  # of a card: its pictures, and the lines below them
+FOUND, OF_A_KIND, SAMPLES = 16, 2, 12  # cards
+PALE, ORANGE = (238, 238, 238), (190, 100, 0)
+FOLDERS = re.compile(r"(?:[^\s/:]*/)+(?=[^\s/])")  # in a reason; a card has no room for them
+
+
+@dataclass
+class Card:
+    title: str
+    colour: tuple[int, int, int]
+    pictures: list[Image.Image] = field(default_factory=list)
+    texts: list[tuple[str, tuple[int, int, int]]] = field(default_factory=list)  # and the colour of each
+
+
+def draw_contact_sheet(findings: Sequence[Finding], samples: Sequence[Sample], held_out: Sequence[Sample]) -> Image:
+    """findings: of `samples`; those about repeated pictures show both."""
+    found = [_card_of(finding, samples, held_out) for finding in _chosen(findings)]
+    spread = _spread(samples)
+    groups = [("What was found", found), ("Samples from all over the file", spread)]
+    groups = [(title, cards) for title, cards in groups if cards]
+    card_height = HEIGHT + TEXT_LINES * LINE + MARGIN
+    rows = [-(-len(cards) // COLUMNS) for _, cards in groups]
+    size = COLUMNS * (WIDTH + MARGIN) + MARGIN, sum(rows) * card_height + len(groups) * 2 * LINE + MARGIN
+    sheet, y = Image.new("RGB", size, "white"), MARGIN
+    for (title, cards), lines in zip(groups, rows, strict=True):
+        ImageDraw.Draw(sheet).text((MARGIN, y), title, BLACK, ImageFont.load_default(FONT_SIZE + 3))
+        y += 2 * LINE
+        for number, card in enumerate(cards):
+            place = MARGIN + number % COLUMNS * (WIDTH + MARGIN), y + number // COLUMNS * card_height
+            _draw(card, sheet, place)
+        y += lines * card_height
+    return sheet
+
+
+def _chosen(findings: Sequence[Finding]) -> list[Finding]:
+    """The first of each kind, then the second, until the sheet is full; kinds in the order of TITLES."""
+    order, met, ranked = list(TITLES), Counter(), []
+    for finding in findings:
+        met[finding.kind] += 1
+        if met[finding.kind] <= OF_A_KIND:
+            ranked.append((met[finding.kind], -order.index(finding.kind), finding))
+    chosen = sorted(ranked, key=lambda entry: entry[:2])[:FOUND]
+    return [finding for _, _, finding in sorted(chosen, key=lambda entry: (-entry[1], entry[0]))]
+
+
+def _card_of(finding: Finding, samples: Sequence[Sample], held_out: Sequence[Sample]) -> Card:
+    card = Card(TITLES[finding.kind], ORANGE if finding.kind in LEARNT_FROM else RED)
+    card.pictures += _picture(samples, finding.number, finding.picture)
+    if finding.like:
+        source = held_out if finding.kind.startswith("held-out") else samples
+        card.pictures += _picture(source, finding.like.number, finding.like.picture)
+    line = finding.where.rpartition("/")[2]
+    card.texts.append((FOLDERS.sub("", f"{line}: {finding.reason}"), BLACK))
+    return card
+
+
+def _picture(samples: Sequence[Sample], number: int, place: int) -> list[Image.Image]:
+    """One picture, or none where it cannot be shown."""
+    try:
+        return [samples[number].open_picture(place)]
+    except (BadSample, IndexError):
+        return []
+
+
+def _spread(samples: Sequence[Sample]) -> list[Card]:
+    """Sound samples at even distances, each with its first question and answer."""
+    cards, count = [], min(SAMPLES, len(samples))
+    for number in (len(samples) * place // count for place in range(count)):
+        try:
+            sample = samples[number]
+            pictures = sample.open_pictures()
+        except BadSample:
+            continue  # shown among what was found
+        card = Card(sample.where.rpartition("/")[2], GREY, pictures[:4])
+        if len(pictures) > 4:
+            card.title += f" (4 of its {len(pictures):,} pictures)"
+        if sample.text:
+            card.texts.append((sample.text, BLACK))
+        for message in sample.messages[:4]:
+            colour = GREEN if message.get("role") == "assistant" else BLACK
+            card.texts.append((message["content"].replace(IMAGE_TAG, "").strip(), colour))
+        cards.append(card)
+    return cards
+
+
+def _draw(card: Card, sheet: Image.Image, place: tuple[int, int]) -> None:
+    draw, (x, y) = ImageDraw.Draw(sheet), place
+    draw.rectangle((x, y, x + WIDTH - 1, y + HEIGHT - 1), PALE)
+    if not card.pictures:
+        draw.text((x + WIDTH // 2, y + HEIGHT // 2), "no picture to show", GREY, _font(""), anchor="mm")
+    each = WIDTH // max(1, len(card.pictures))
+    for number, picture in enumerate(card.pictures):
+        fitted = ImageOps.contain(picture, (each - 4, HEIGHT - 4))
+        corner = x + number * each + (each - fitted.width) // 2, y + (HEIGHT - fitted.height) // 2
+        sheet.paste(fitted, corner)
+    y += HEIGHT + 4
+    left = TEXT_LINES - 1
+    draw.text((x, y), _wrapped(card.title, 1)[0], card.colour, _font(card.title))
+    for text, colour in card.texts:
+        for line in _wrapped(text, left):
+            y, left = y + LINE, left - 1
+            draw.text((x, y), line, colour, _font(line))
+
+
+def _font(text: str) -> ImageFont.FreeTypeFont:
+    """Pillow's own has little more than English letters."""
+    return ImageFont.load_default(FONT_SIZE) if text.isascii() else chinese_font() or ImageFont.load_default(FONT_SIZE)
+
+
+def _wrapped(text: str, most: int) -> list[str]:
+    """Lines of a card, at most so many; a last one that ends in … where there would be more."""
+    font, lines, rest = _font(text), [], " ".join(text.split())
+    while rest and len(lines) < most:
+        end = len(rest)
+        while font.getlength(rest[:end]) > WIDTH:
+            end -= max(1, (end - 20) // 8)
+        if end < len(rest) and " " in rest[:end]:
+            end = max(end // 2, rest[: end + 1].rfind(" "))
+        line, rest = rest[:end].strip(), rest[end:].strip()
+        lines.append(line)
+    if rest and lines:
+        lines[-1] = lines[-1][:-1] + "…"
+    return lines
