@@ -96,10 +96,10 @@ def check(
     for look, facts in looks(Surveyor(samples, processor, options.max_seq_len), "checking", options):
         tally.add(look, facts)
     refusal = tally.refusal(options.max_bad_share, bool(options.strict_data))
-    sentence = f"training would refuse: {refusal}" if refusal else "training would start"
+    sentence = f"Training would refuse: {refusal}." if refusal else "Training would start."
     figures = {
         "path": options.path,
-        "verdict": {"refuses": bool(refusal), "sentence": sentence[0].upper() + sentence[1:]},
+        "verdict": {"refuses": bool(refusal), "sentence": sentence},
         "flags": {name: getattr(options, name) for name in FLAGS},
         "image_tokens": processor.image_tokens,
         **figures_of(tally),

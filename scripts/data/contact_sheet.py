@@ -13,7 +13,7 @@ from scripts.assets.sheet import BLACK, GREEN, GREY, RED, chinese_font
 from scripts.data.findings import TITLES, Finding
 from scripts.data.findings import TOLD as LEARNT_FROM
 
-COLUMNS, MARGIN, LINE, FONT_SIZE = 4, 16, 17, 13  # pixels
+COLUMNS, MARGIN, LINE, FONT_SIZE = 4, 16, 18, 13  # pixels
 WIDTH, HEIGHT, TEXT_LINES = 280, 200, 6  # of a card: its pictures, and the lines below them
 FOUND, OF_A_KIND, SAMPLES = 16, 2, 12  # cards
 PALE, ORANGE = (238, 238, 238), (190, 100, 0)
@@ -28,23 +28,28 @@ class Card:
     texts: list[tuple[str, tuple[int, int, int]]] = field(default_factory=list)  # and the colour of each
 
 
-def draw_contact_sheet(findings: Sequence[Finding], samples: Sequence[Sample], held_out: Sequence[Sample]) -> Image:
+def draw_contact_sheet(
+    findings: Sequence[Finding], samples: Sequence[Sample], held_out: Sequence[Sample]
+) -> Image.Image:
     """findings: of `samples`; those about repeated pictures show both."""
     found = [_card_of(finding, samples, held_out) for finding in _chosen(findings)]
-    spread = _spread(samples)
-    groups = [("What was found", found), ("Samples from all over the file", spread)]
-    groups = [(title, cards) for title, cards in groups if cards]
-    card_height = HEIGHT + TEXT_LINES * LINE + MARGIN
-    rows = [-(-len(cards) // COLUMNS) for _, cards in groups]
-    size = COLUMNS * (WIDTH + MARGIN) + MARGIN, sum(rows) * card_height + len(groups) * 2 * LINE + MARGIN
-    sheet, y = Image.new("RGB", size, "white"), MARGIN
-    for (title, cards), lines in zip(groups, rows, strict=True):
-        ImageDraw.Draw(sheet).text((MARGIN, y), title, BLACK, ImageFont.load_default(FONT_SIZE + 3))
-        y += 2 * LINE
-        for number, card in enumerate(cards):
-            place = MARGIN + number % COLUMNS * (WIDTH + MARGIN), y + number // COLUMNS * card_height
-            _draw(card, sheet, place)
-        y += lines * card_height
+    groups = [("What was found", found), ("Samples from all over the file", _spread(samples))]
+    rows = [  # of a group, or of its cards
+        row
+        for title, cards in groups
+        if cards
+        for row in (title, *(cards[start : start + COLUMNS] for start in range(0, len(cards), COLUMNS)))
+    ]
+    heights = [2 * LINE if isinstance(row, str) else HEIGHT + max(map(_lines, row)) * LINE + MARGIN for row in rows]
+    sheet = Image.new("RGB", (COLUMNS * (WIDTH + MARGIN) + MARGIN, MARGIN + sum(heights)), "white")
+    y = MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        if isinstance(row, str):
+            ImageDraw.Draw(sheet).text((MARGIN, y), row, BLACK, ImageFont.load_default(FONT_SIZE + 3))
+        else:
+            for column, card in enumerate(row):
+                _draw(card, sheet, (MARGIN + column * (WIDTH + MARGIN), y))
+        y += height
     return sheet
 
 
@@ -109,13 +114,20 @@ def _draw(card: Card, sheet: Image.Image, place: tuple[int, int]) -> None:
         fitted = ImageOps.contain(picture, (each - 4, HEIGHT - 4))
         corner = x + number * each + (each - fitted.width) // 2, y + (HEIGHT - fitted.height) // 2
         sheet.paste(fitted, corner)
-    y += HEIGHT + 4
-    left = TEXT_LINES - 1
-    draw.text((x, y), _wrapped(card.title, 1)[0], card.colour, _font(card.title))
+    for line, colour in _text_of(card):
+        y += LINE
+        draw.text((x, y + HEIGHT), line, colour, _font(line), anchor="ls")  # fonts agree on where the letters stand
+
+
+def _lines(card: Card) -> int:
+    return len(_text_of(card))
+
+
+def _text_of(card: Card) -> list[tuple[str, tuple[int, int, int]]]:
+    lines = [(line, card.colour) for line in _wrapped(card.title, 1)]
     for text, colour in card.texts:
-        for line in _wrapped(text, left):
-            y, left = y + LINE, left - 1
-            draw.text((x, y), line, colour, _font(line))
+        lines += [(line, colour) for line in _wrapped(text, TEXT_LINES - len(lines))]
+    return lines
 
 
 def _font(text: str) -> ImageFont.FreeTypeFont:

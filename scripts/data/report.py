@@ -69,7 +69,7 @@ def as_markdown(figures: dict) -> str:
 
 def _head(figures: dict) -> str:
     samples, flags = figures["samples"], figures["flags"]
-    lines = [f"# {figures['path']}", f"**{figures['verdict']['sentence']}**"]
+    lines = [f"# {_plain(figures['path'])}", f"**{_plain(figures['verdict']['sentence'])}**"]
     share = f"{100 * samples['used'] / max(1, samples['all']):.1f} %"
     lines.append(
         f"{samples['used']:,} of {counted(samples['all'], 'samples')} ({share}) are learnt from, with "
@@ -82,7 +82,7 @@ def _head(figures: dict) -> str:
     )
     if held_out := figures.get("held_out"):
         lines.append(
-            f"Compared with the held-out file {held_out['path']}: {held_out['used']:,} of "
+            f"Compared with the held-out file {_plain(held_out['path'])}: {held_out['used']:,} of "
             f"{counted(held_out['samples'], 'samples')} can be used there."
         )
     return "\n\n".join(lines)
@@ -118,7 +118,9 @@ def _examples(findings: Sequence[dict]) -> str:
     for kind in (kind for kind in TITLES if kind in by_kind):
         found = by_kind[kind]
         lines += ["", f"**{_plain(TITLES[kind])}**", ""]
-        lines += [f"- `{entry['where']}`: {_plain(entry['reason'][:LONG])}" for entry in found[:EXAMPLES]]
+        lines += [
+            f"- `{entry['where'].replace('`', '?')}`: {_plain(entry['reason'][:LONG])}" for entry in found[:EXAMPLES]
+        ]
         if len(found) > EXAMPLES:
             lines.append(f"- and {counted(len(found) - EXAMPLES, 'more places')}: see report.json")
     return "\n".join(lines)
@@ -132,7 +134,7 @@ def _plain(text: str) -> str:
 def _lengths(figures: dict) -> str:
     tokens, samples, trained = figures["tokens"], figures["samples"], figures["trained_tokens"]
     most, lost = figures["flags"]["max_seq_len"], trained["lost"]
-    lines = [f"## Lengths, in tokens\n\n{_words_of(tokens)}. `--max_seq_len {tokens['most']}` holds every sample."]
+    lines = [f"## Lengths, in tokens\n\n{_words_of(tokens)}. `--max_seq_len {tokens['most']}` would hold every sample."]
     if samples["cut"] or figures["found"].get("too-long") or figures["found"].get("nothing-to-learn"):
         share = f"{100 * lost / max(1, lost + trained['all']):.1f} %"
         lines.append(
@@ -153,6 +155,8 @@ def _be(number: int) -> str:
 
 
 def _words_of(spread: dict) -> str:
+    if spread["least"] == spread["most"]:
+        return f"{spread['most']:,} each"
     return f"{spread['least']:,} to {spread['most']:,}, median {spread['median']:,}, mean {spread['mean']:,}"
 
 
@@ -180,6 +184,6 @@ def _pictures(figures: dict) -> str:
     different, shown = counted(pictures["different"], "different ones"), counted(pictures["shown"], "times")
     return (
         f"## Pictures\n\n{different}, shown {shown}: "
-        f"{formats}. Width {_words_of(pictures['width'])} pixels; height {_words_of(pictures['height'])}.\n\n"
+        f"{formats}. Width in pixels: {_words_of(pictures['width'])}; height: {_words_of(pictures['height'])}.\n\n"
         "![A sheet of samples, the odd ones first](sheet.png)"
     )

@@ -141,7 +141,7 @@ def survey(surveyor: Surveyor, workers: int) -> Iterator[tuple[list[Look], dict[
     """Every sample of the file, CHUNK at a time, in order. Raises UserError where a process dies."""
     count = len(surveyor.samples)
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    if workers == 1 or len(chunks) == 1:
+    if workers == 1 or len(chunks) < 2:
         yield from map(surveyor.look_at, chunks)
         return
     # Forked processes share the lines' places with their parent; elsewhere each process reads those anew.

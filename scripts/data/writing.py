@@ -4,7 +4,7 @@ import re
 
 LETTERS = {
     "Korean": "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3",
-    "Japanese": "\u3041-\u3096\u30a1-\u30fa\u31f0-\u31ff\uff66-\uff9d",  # kana; with Chinese characters or without
+    "Japanese": "\u3041-\u3096\u30a1-\u30fa\u30fc\u31f0-\u31ff\uff66-\uff9d",  # kana
     "Chinese": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
     "Latin": "A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff\uff21-\uff3a\uff41-\uff5a",
     "Cyrillic": "\u0400-\u052f",
