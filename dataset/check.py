@@ -203,7 +203,8 @@ def fitted(rendered: Rendered, where: str, max_seq_len: int) -> Rendered:
     except SampleError as error:
         raise BadSample(where, str(error), DROPPED) from error
     if not rendered.trained[1:].any():
-        raise BadSample(where, f"no token of an answer within {max_seq_len} tokens", DROPPED)
+        cure = "raise --max_seq_len, or give it an answer"
+        raise BadSample(where, f"no token of an answer within {max_seq_len} tokens: {cure}", DROPPED)
     return rendered
 
 

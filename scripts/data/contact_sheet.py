@@ -108,7 +108,7 @@ def _draw(card: Card, sheet: Image.Image, place: tuple[int, int]) -> None:
     draw, (x, y) = ImageDraw.Draw(sheet), place
     draw.rectangle((x, y, x + WIDTH - 1, y + HEIGHT - 1), PALE)
     if not card.pictures:
-        draw.text((x + WIDTH // 2, y + HEIGHT // 2), "no picture to show", GREY, _font(""), anchor="mm")
+        draw.text((x + WIDTH // 2, y + HEIGHT // 2), "no picture", GREY, _font(""), anchor="mm")
     each = WIDTH // max(1, len(card.pictures))
     for number, picture in enumerate(card.pictures):
         fitted = ImageOps.contain(picture, (each - 4, HEIGHT - 4))

@@ -19,18 +19,18 @@ REJECTED = {
     "line-too-long": ("a line too long to be read", r"this line has [\d,]+ bytes"),
     "no-json": ("a line that is no JSON", r"is no JSON|is no UTF-8"),
     "no-object": ("a line that is no object", r"it must be an object"),
-    "picture-name": ("no name of a picture", r"'image' is|no file can be called"),
+    "picture-name": ("'image' names no file", r"'image' is|no file can be called"),
     "picture-address": ("an address instead of a picture", r"is an address"),
     "picture-outside": ("a picture outside of the folder", r"lies outside"),
     "picture-no-file": ("a picture that is no regular file", r"is no regular file"),
     "many-pictures": ("too many pictures in one sample", r"pictures, more than"),
     "text-with-picture": ("a plain text with a picture", r"'text' is learnt without pictures"),
-    "text": ("a plain text that is none", r"'text' must be text"),
+    "text": ("'text' is no text", r"'text' must be text"),
     "foreign-turns": ("turns of another format", r"\('from', 'value'\)"),
-    "no-turns": ("no list of turns", r"'conversations' must be a list"),
-    "content": ("a turn without text", r"'content' must be text"),
+    "no-turns": ("'conversations' is no list of turns", r"'conversations' must be a list"),
+    "content": ("a turn whose 'content' is no text", r"'content' must be text"),
     "text-too-long": ("a text too long to be rendered", r"a text of [\d,]+ letters"),
-    "tags": ("<image> against pictures", r"<image> but"),
+    "tags": ("not as many <image> as pictures", r"<image> but"),
     "role": ("a turn of an unknown role", r"needs a role"),
     "no-unicode": ("text that is no Unicode", r"half a surrogate pair"),
     "rows-damaged": ("damaged rows of a parquet", r"row group \d+ cannot be read"),
@@ -38,8 +38,8 @@ REJECTED = {
     "picture-unreadable": ("a picture that the disk or its rights keep back", r"file could not be read"),
     "picture-size": ("a picture of a size that is refused", r"it has \d+ x \d+ pixels"),
     "picture-broken": ("a picture that cannot be decoded", r"cannot be read as a picture"),
-    "too-long": ("too long for its pictures", r"its last picture ends at token"),
-    "nothing-to-learn": ("nothing to learn within --max_seq_len", r"no token of an answer within"),
+    "too-long": ("no room for all of its pictures", r"its last picture ends at token"),
+    "nothing-to-learn": ("no answer within --max_seq_len", r"no token of an answer within"),
     "other": ("something else", r""),
 }
 TOLD = {  # of samples that are learnt from
@@ -180,7 +180,7 @@ class Tally:
             similar = own.similar(facts.thumbnail)
             own.add_picture(facts.sha256, place, facts.thumbnail, similar)
             if similar:
-                reason = f"{place.name} looks like {similar.name} of {similar.where}: keep one, or both in one split"
+                reason = f"{place.name} looks like {similar.name} of {similar.where}: keep one, or keep both on one side of a split"
                 self._tell("similar-picture", look, reason, number, similar)
         elif look.names[number] and look.names[number] not in own.names:
             reason = f"{place.name} is, byte for byte, {first.name} of {first.where}: name one file in both places"

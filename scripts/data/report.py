@@ -1,5 +1,21 @@
-"""The report of a check: one dictionary of figures, which is report.json, and the same for a person to read."""
+"""The report of a check: one dictionary of figures, which is report.json, and the same for a person to read.
 
+path, held_out      the data files; of held_out also how many samples it has, and how many of them can be used
+verdict             refuses: whether training would; sentence: why
+flags, image_tokens what it was checked with; tokens of a picture
+samples             all, used, and what is not used as dataset.quarantine tells it apart: bad, dropped, damaged; cut:
+                    of those that are used, how many lose their end
+pictures            shown: how often; different: how many; formats; width and height in pixels
+tokens              of all samples that can be rendered, before they are cut: least, median, mean, most, all of them;
+                    histogram: [first, last, samples] a line
+trained_tokens      the same of the samples that are used, after they were cut; lost: by cutting
+languages           by their letters: in how many of the samples that are used
+found               places by kind, see scripts.data.findings
+findings            each place: kind, where (file:line), reason; like: which picture a repeated one repeats
+"""
+
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,10 +28,11 @@ from scripts.data.findings import REJECTED, TITLES, Finding, Tally
 EXAMPLES = 3  # places that report.md names of each kind; report.json names all
 BARS, WIDTH = 10, 30  # of a histogram: lines, letters of the longest
 LONG = 1000  # letters of a reason in a list
+MARKS = re.compile(r"[\\`*\[\]<>|~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def figures_of(tally: Tally) -> dict:
-    """All that was found, as JSON takes it. docs/data_formats.md explains the keys."""
+    """All that was found, as JSON takes it; the keys are explained above."""
     kinds = Counter(finding.kind for finding in tally.findings)
     left_out = {kind: len(tally.rejected[kind]) for kind in (BAD, DROPPED, DAMAGED)}
     tokens, trained = np.array(tally.tokens, np.int64), np.array(tally.trained, np.int64)
@@ -64,7 +81,10 @@ def as_markdown(figures: dict) -> str:
     """figures: of figures_of, with `path`, `flags`, `verdict` and, where there is one, `held_out` beside them."""
     parts = [_head(figures), _table_of_found(figures), _examples(figures["findings"]), _lengths(figures)]
     parts += [_languages(figures), _pictures(figures)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    folder = os.path.dirname(figures["path"])
+    names = {re.escape(spelt) for name in (os.path.abspath(folder), folder) for spelt in (name, _plain(name)) if name}
+    return re.sub(rf"(?<![^\s`'(])(?:{'|'.join(sorted(names))})/", "", text)
 
 
 def _head(figures: dict) -> str:
@@ -80,6 +100,13 @@ def _head(figures: dict) -> str:
         + counted(figures["image_tokens"], "tokens")
         + "."
     )
+    if folder := os.path.dirname(figures["path"]):
+        lines[-1] += f" Names of files are those in the folder {_plain(folder)}."
+    if samples[DAMAGED]:
+        lines.append(
+            f"Training would find out only on its way that {counted(samples[DAMAGED], 'samples')} cannot be learnt "
+            "from: at its start it looks at the headers of most pictures, and no further."
+        )
     if held_out := figures.get("held_out"):
         lines.append(
             f"Compared with the held-out file {_plain(held_out['path'])}: {held_out['used']:,} of "
@@ -93,7 +120,9 @@ def _what_training_does(kind: str, figures: dict) -> str:
         return "leaves it out, and does not mind"
     if kind in REJECTED:
         return "leaves it out, as a bad sample"
-    return {"cut": "learns from what is left"}.get(kind, "learns from it")
+    if kind.startswith("held-out"):
+        return "learns from it, and is scored on it"
+    return "learns from what is left" if kind == "cut" else "learns from it"
 
 
 def _table_of_found(figures: dict) -> str:
@@ -127,8 +156,8 @@ def _examples(findings: Sequence[dict]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#~$" else letter for letter in text)
+    """Text that Markdown shows as it is; a _ within a word needs no help."""
+    return MARKS.sub(r"\\\g<0>", text)
 
 
 def _lengths(figures: dict) -> str:

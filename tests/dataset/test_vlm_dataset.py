@@ -80,9 +80,9 @@ def test_samples_too_long_for_their_pictures_are_dropped_and_counted(folder, pro
     data = construct(samples, processor, max_seq_len=18)  # 15 tokens stand before an answer, 19 with one picture
     assert [str(rejected) for rejected in data.report.dropped] == [
         f"{path}:2: its last picture ends at token 20 and would be cut: raise --max_seq_len above 18",
-        f"{path}:3: no token of an answer within 18 tokens",
-        f"{path}:5: no token of an answer within 18 tokens",
-        f"{path}:6: no token of an answer within 18 tokens",
+        f"{path}:3: no token of an answer within 18 tokens: raise --max_seq_len, or give it an answer",
+        f"{path}:5: no token of an answer within 18 tokens: raise --max_seq_len, or give it an answer",
+        f"{path}:6: no token of an answer within 18 tokens: raise --max_seq_len, or give it an answer",
     ]
     assert data.kept.tolist() == [0, 3, 6]
     assert data.report.pictures == 0

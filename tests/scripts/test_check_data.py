@@ -12,7 +12,7 @@ from dataset.formats import read_samples
 from dataset.quarantine import Quarantine
 from dataset.samples import BAD, DAMAGED, DROPPED, DataError
 from dataset.vlm_dataset import ConversationDataset
-from helpers.data import make_picture, write_jsonl
+from helpers.data import encoded, make_picture, write_jsonl, write_parquet
 from helpers.zoo import LINES, LONGEST, as_bytes, lenient, make_zoo, turns, with_picture, write_lines
 from model.processing import VLMProcessor
 from scripts import check_data
@@ -259,6 +259,18 @@ def test_the_report_of_sound_data(data_folder, tower_folder, capsys):
         rows = found[name]["histogram"]
         assert sum(count for *_, count in rows) == 24 and rows[0][0] <= found[name]["least"] <= rows[0][1]
     assert f"`--max_seq_len {found['tokens']['most']}` would hold every sample" in text
+
+
+def test_pictures_of_a_parquet(tmp_path):
+    """They have no names: one that several rows show is no finding, one that was encoded anew is."""
+    picture, other = smooth_picture(1), encoded(smooth_picture(2))
+    pictures = [encoded(picture), encoded(picture), encoded(picture, "JPEG", quality=80), other, other[:99]]
+    texts = [json.dumps(turns(f"<image>What is {n}?")["conversations"]) for n in range(5)]
+    path = write_parquet(tmp_path / "train.parquet", texts, pictures)
+    status, folder = run(path, "--max_bad_share", 0.5, "--workers", 1)
+    found = [(finding["where"], finding["kind"]) for finding in figures(folder)["findings"]]
+    assert status == 0 and found == [(f"{path}:3", "similar-picture"), (f"{path}:5", "picture-broken")]
+    assert "train.parquet:3`: picture 1 looks like picture 1 of train.parquet:1" in (folder / "report.md").read_text()
 
 
 def test_names_cannot_steer_the_report(tmp_path):
