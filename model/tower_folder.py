@@ -56,3 +56,11 @@ def lacks_tower(folder: str | Path) -> str | None:
         return "the folder does not exist"
     complete = any((folder / name).is_file() for name in WEIGHT_NAMES) and (folder / "config.json").is_file()
     return None if complete else "no weights in it"
+
+
+def tower_sizes(folder: str | Path) -> dict:
+    """What a tower's config.json says, without its weights. Raises UserError where the folder has none."""
+    folder = find_folder(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--vision_model {folder} has no config.json: leave it out for CLIP-ViT-B/16's sizes")
+    return CLIPVisionConfig.from_pretrained(folder, local_files_only=True).to_dict()

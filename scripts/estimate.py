@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig
 
 from dataset.opening import left_out, open_data
 from dataset.options import ReadOptions, add_read_flags
@@ -23,10 +22,10 @@ from dataset.vlm_dataset import ConversationDataset
 from model.command_line import CommandLine
 from model.config import MiniMindConfig, VLMConfig
 from model.device import choose_dtype
-from model.files import find_folder
 from model.flops import StepFlops
 from model.messages import UserError, counted
 from model.processing import VLMProcessor
+from model.tower_folder import tower_sizes
 from scripts.measure.memory import AFTER_START, DEVICES, FREE, Step, StepMemory, largest_batch, step_memory
 from scripts.measure.real_step import Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
 from scripts.measure.stages import STAGES, choices_of
@@ -88,7 +87,7 @@ def step_of(options: argparse.Namespace) -> Step:
     config = MiniMindConfig(**sizes)
     before = 1  # tokens that cannot be learnt: nothing stands before the first that could predict it
     if options.stage != "llm":
-        config = VLMConfig(**sizes, vision_config=tower_config(options.vision_model) if options.vision_model else None)
+        config = VLMConfig(**sizes, vision_config=tower_sizes(options.vision_model) if options.vision_model else None)
         before = AFTER_START + config.image_tokens
     tokens = options.max_seq_len or STAGES[options.stage].max_seq_len
     supervised = options.supervised or tokens - before
@@ -105,14 +104,6 @@ def step_of(options: argparse.Namespace) -> Step:
         cached=options.cache_features in ("float16", "int8"), dtype=choose_dtype(dtype, torch.device("cpu")),
         optimizer=options.optimizer, accumulates=options.accumulation_steps > 1, device=device,
     )  # fmt: skip
-
-
-def tower_config(folder: str) -> dict:
-    """The sizes of a tower. Raises UserError where the folder holds none."""
-    folder = find_folder(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"--vision_model {folder} has no config.json: leave it out for CLIP-ViT-B/16's sizes")
-    return CLIPVisionConfig.from_pretrained(folder, local_files_only=True).to_dict()
 
 
 def report(step: Step, options: argparse.Namespace) -> dict:

@@ -1,0 +1,176 @@
+"""One sample as a step of training takes it: its row, with the neighbours that share it, or why it is left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataset.check import Check, DataReport
+from dataset.quarantine import Quarantine
+from dataset.samples import BadSample, Sample
+from dataset.vlm_dataset import ConversationDataset
+from model.messages import UserError, counted, plain
+from model.processing import Rendered, SampleError, VLMProcessor
+
+
+@dataclass(frozen=True)
+class SeenPicture:
+    """One of a row's pictures."""
+
+    name: str  # its file's, or a number where its bytes stand in the data
+    first: int  # of its tokens in the row, counted from 0
+    last: int
+    pixels: torch.Tensor | None  # uint8 [3, image_size, image_size]; None: it cannot be opened
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """What a step gets of a sample; of one that is left out, what it would have got but for that."""
+
+    where: str  # file:line of the sample
+    rendered: Rendered  # the whole row
+    pictures: list[SeenPicture]
+    conversations: list[str]  # file:line of each that shares the row, in the order of its branches
+    max_seq_len: int
+    refusal: str | None = None  # why training leaves the sample out
+    cut: int = 0  # tokens of the sample's end that have no room
+
+    @property
+    def branch(self) -> int:
+        """The number of the sample's own branch; 0 where it has the row for itself."""
+        return self.conversations.index(self.where) + 1 if len(self.conversations) > 1 else 0
+
+
+class Neighbours(Sequence):
+    """Samples from one number to another of a data file."""
+
+    def __init__(self, samples: Sequence[Sample], start: int, stop: int):
+        self.samples, self.numbers = samples, range(max(0, start), min(stop, len(samples)))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[self.numbers[index]]
+
+    def where(self, index: int) -> str:
+        return where_of(self.samples, self.numbers[index])
+
+    def __getattr__(self, name: str) -> object:
+        """What else a reader knows, as of the pictures that it takes."""
+        return getattr(self.samples, name)
+
+
+def where_of(samples: Sequence[Sample], index: int) -> str:
+    return plain(samples.where(index))
+
+
+def find_sample(samples: Sequence[Sample], path: str | Path, number: int) -> int:
+    """The index of the sample that messages call `path:number`. Raises UserError where there is none.
+
+    Where they name something else than numbers of one file, as with several files, samples are counted from 1.
+    """
+    name, _, last = where_of(samples, len(samples) - 1).rpartition(":")
+    if name != plain(str(path)) or not last.isdigit():
+        if 1 <= number <= len(samples):
+            return number - 1
+    else:
+        for index in range(min(number, len(samples)) - 1, -1, -1):  # blank lines count, and are no samples
+            if where_of(samples, index) == f"{name}:{number}":
+                return index
+    raise UserError(
+        f"{path} has no sample {number}: it has {counted(len(samples), 'samples')}, from {where_of(samples, 0)} to "
+        f"{where_of(samples, len(samples) - 1)}"
+    )
+
+
+def read_row(samples: Sequence[Sample], index: int, processor: VLMProcessor, max_seq_len: int) -> SampleRow:
+    """What training makes of a sample."""
+    report = lenient(1)
+    Check(Neighbours(samples, index, index + 1), processor, max_seq_len, report).run()
+    if rejected := [*report.bad, *report.dropped]:
+        return left_out(samples, index, processor, max_seq_len, rejected[0].reason)
+    where, sample = where_of(samples, index), samples[index]
+    data, number, conversations = row_with_neighbours(samples, index, processor, max_seq_len)
+    row = data[number]
+    return SampleRow(
+        where, row.rendered, seen_pictures(sample, row.rendered, row.pictures, processor), conversations, max_seq_len,
+        refusal=row.rejected[0].reason if row.rejected else None,
+        cut=max(0, len(render(sample, processor)) - max_seq_len),
+    )  # fmt: skip
+
+
+def lenient(samples: int) -> DataReport:
+    """One that leaves bad samples out, however many there are."""
+    return DataReport(samples, Quarantine(strict=False, max_share=1.0))
+
+
+def render(sample: Sample, processor: VLMProcessor) -> Rendered:
+    """The whole sample, before anything is cut. Raises SampleError."""
+    return processor.render(sample.messages) if sample.text is None else processor.render_text(sample.text)
+
+
+def row_with_neighbours(
+    samples: Sequence[Sample], index: int, processor: VLMProcessor, max_seq_len: int
+) -> tuple[ConversationDataset, int, list[str]]:
+    """A data set of the sample's neighbourhood, the number of its row there, and where that row's samples stand.
+
+    Rows are filled from the start of a file. They are the same from a later start on where a row before the sample's
+    shows other pictures, as no row goes on there; so the neighbourhood grows until it holds such a row, and one behind.
+    """
+    before = after = 1
+    while True:
+        near = Neighbours(samples, index - before, index + 1 + after)
+        data = ConversationDataset(near, processor, max_seq_len, lenient(len(near)).quarantine)
+        row, conversations = row_of(data, where_of(samples, index))
+        shown = [tuple(data.checked.shown_in(number)) for number in range(row + 1)]
+        begins_exactly = near.numbers.start == 0 or len(set(shown)) > 1
+        ends_exactly = near.numbers.stop == len(samples) or row < len(data) - 1
+        if begins_exactly and ends_exactly:
+            return data, row, conversations
+        before, after = (before if begins_exactly else 2 * before), (after if ends_exactly else 2 * after)
+
+
+def row_of(data: ConversationDataset, where: str) -> tuple[int, list[str]]:
+    """The number of the row that holds a sample, and where all of the row's samples stand."""
+    rejected = {one.where for one in data.checked.rejections()}
+    usable = [place for place in map(data.samples.where, range(len(data.samples))) if place not in rejected]
+    ends = np.cumsum(data.conversations_a_row)
+    row = int(np.searchsorted(ends, usable.index(where), side="right"))
+    return row, usable[ends[row] - data.conversations_a_row[row] : ends[row]]
+
+
+def left_out(
+    samples: Sequence[Sample], index: int, processor: VLMProcessor, max_seq_len: int, reason: str
+) -> SampleRow:
+    """As much of a sample as can be shown that training leaves out; nothing of it is cut."""
+    where = where_of(samples, index)
+    try:
+        sample = samples[index]
+        rendered = render(sample, processor)
+    except (BadSample, SampleError):
+        return SampleRow(where, Rendered.of([]), [], [where], max_seq_len, reason)
+    pixels = []
+    for place in range(len(sample.pictures)):
+        try:
+            pixels.append(processor.pixels(sample.open_picture(place)))
+        except BadSample:
+            pixels.append(None)
+    return SampleRow(where, rendered, seen_pictures(sample, rendered, pixels, processor), [where], max_seq_len, reason)
+
+
+def seen_pictures(
+    sample: Sample, rendered: Rendered, pixels: Sequence[torch.Tensor | None], processor: VLMProcessor
+) -> list[SeenPicture]:
+    """Each picture with its span: neighbouring spans touch, so they are told apart by their length."""
+    spans = np.flatnonzero(rendered.image_mask).reshape(-1, processor.image_tokens)
+    names = [
+        plain(str(source)) if isinstance(source, Path) else f"picture {number} of {plain(sample.where)}"
+        for number, source in enumerate(sample.pictures, 1)
+    ]
+    return [
+        SeenPicture(name, int(span[0]), int(span[-1]), picture)
+        for name, span, picture in zip(names, spans, pixels, strict=True)
+    ]
