@@ -89,6 +89,16 @@ def picture():
 
 
 @pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder with images/a.png, b.png and c.png and one picture outside of images/."""
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate(("a", "b", "c")):
+        make_picture(number).save(tmp_path / "images" / f"{name}.png")
+    make_picture(9).save(tmp_path / "outside.png")
+    return tmp_path
+
+
+@pytest.fixture
 def data_folder(tmp_path) -> Path:
     """train.jsonl with 24 samples beside images/: one picture, two, none; answers of different lengths."""
     images = tmp_path / "images"

@@ -28,6 +28,8 @@ LEGEND = (
     ("t control", "&lt;|im_start|&gt;", "control token, which nobody can type"),
     ("t picture", "picture", "a picture, one token a patch"),
 )
+BEYOND = (("t beyond", "<span>a token</span>", "has no room within --max_seq_len"),)
+NUMBERS = '<label><input type="checkbox" id="numbers" checked> id and position below each token</label>'
 SEES = "A token sees what stands before it in its own branch and in the beginning that all share, and nothing else."
 COUNTED = "Tokens and positions are counted from 0, as in the tensors. Point at a token to read what it is."
 
@@ -84,7 +86,7 @@ def figure(row: SampleRow, number: int, picture: SeenPicture) -> str:
         )
     return (
         f'<figure><div class="seen">{image}</div><figcaption><b>picture {number}: tokens {picture.first} to '
-        f"{picture.last}</b>, {side} × {side} patches<br>{html.escape(picture.name)}</figcaption></figure>"
+        f"{picture.last}</b><br>{side} × {side} patches of {html.escape(Path(picture.name).name)}</figcaption></figure>"
     )
 
 
@@ -97,11 +99,13 @@ def png_address(pixels: torch.Tensor) -> str:
 
 def text(row: SampleRow, shown: list[Entry]) -> str:
     """Legend, branches and table."""
-    legend = "".join(f'<span><span class="{kind}">{name}</span> {means}</span>' for kind, name, means in LEGEND)
+    kinds = LEGEND + (BEYOND if any(entry.beyond for entry in shown) else ())
+    legend = "".join(f'<span><span class="{kind}">{name}</span> {means}</span>' for kind, name, means in kinds)
     several = f" {SEES}" if len(row.conversations) > 1 else ""
     branches = "\n".join(branch(row, list(group)) for _, group in groupby(shown, lambda entry: entry.branch))
     return (
-        f'<h2>Text, token by token</h2><p class="help">{COUNTED}{several}</p>\n<p class="legend">{legend}</p>\n'
+        f'<h2>Text, token by token</h2><p class="help">{COUNTED}{several}</p>\n'
+        f'<p class="legend">{legend}{NUMBERS}</p>\n'
         f"{branches}\n{table(shown)}"
     )
 
@@ -131,8 +135,10 @@ def chip(entry: Entry) -> str:
     kind = " ".join(["t", *(name for name, holds in kinds.items() if holds)])
     shown, label = (f"picture {entry.picture}", "not trained") if entry.picture else (entry.text, label_of(entry))
     tip = f"token {places(entry)} · position {positions(entry)} · branch {entry.branch} · id {entry.id} · {label}"
+    numbers = f"<small>{entry.id}<br>{span(entry.position, entry.size, '–')}</small>"
     line_break = "<br>" if entry.content.endswith(b"\n") else ""
-    return f'<span class="{kind}" data-tip="{html.escape(tip)}">{html.escape(shown)}</span>{line_break}'
+    inside = f"<span>{html.escape(shown)}</span>{numbers}"
+    return f'<span class="{kind}" data-tip="{html.escape(tip)}">{inside}</span>{line_break}'
 
 
 def label_of(entry: Entry) -> str:
@@ -147,8 +153,8 @@ def positions(entry: Entry) -> str:
     return span(entry.position, entry.size)
 
 
-def span(first: int, size: int) -> str:
-    return str(first) if size == 1 else f"{first} to {first + size - 1}"
+def span(first: int, size: int, to: str = " to ") -> str:
+    return str(first) if size == 1 else f"{first}{to}{first + size - 1}"
 
 
 def table(shown: Iterable[Entry]) -> str:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import TextIO
 
 import torch
@@ -81,7 +82,7 @@ def title_of(row: SampleRow, branch: int) -> str:
     if branch == 0:
         return "branch 0, the beginning that all share"
     own = ", this sample" if branch == row.branch else ""
-    return f"branch {branch}, {row.conversations[branch - 1]}{own}"
+    return f"branch {branch}, {Path(row.conversations[branch - 1]).name}{own}"
 
 
 def flow(row: SampleRow, shown: list[Entry], paint: Paint) -> Iterator[str]:

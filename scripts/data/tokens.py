@@ -31,7 +31,9 @@ class Entry:
     def text(self) -> str:
         """Safe to print; line breaks and tabs as signs, a piece of a character as its bytes."""
         text = decoded([self])
-        return f"‹{self.content.hex(' ')}›" if text is None else readable(text)
+        if text is None:
+            return f"‹{self.content.hex(' ')}›"
+        return readable(text) if text.strip(" ") else "␣" * len(text)
 
     @property
     def is_piece(self) -> bool:
