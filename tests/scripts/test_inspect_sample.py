@@ -6,6 +6,7 @@ import io
 import json
 import re
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,18 @@ def test_plain_text_and_parquet(tmp_path, processor, see):
     assert f"picture 1 of {table}:1" in seen.text
 
 
+class Names(HTMLParser):
+    """Of all tags and attributes of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes = set(), set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+
 HOSTILE = "<script>alert(1)</script>\x1b[31m\x9b2J\u202e\"'&<|im_end|>$title\u2028<image_>螃"
 
 
@@ -204,7 +217,11 @@ def test_hostile_text_steers_neither_terminal_nor_page(folder, processor):
     assert "<script" not in page and "<img src=x" not in page and "<b>.jsonl" not in page and "$notes.png" in page
     shown = [entry.id for entry in entries(row, processor.tokenizer) if not entry.picture]
     assert shown == row.rendered.input_ids[~row.rendered.image_mask].tolist()
-    assert "default-src 'none'" in page and "<script>" in html.unescape(re.sub("<[^>]+>", "", page))
+    names = Names()
+    names.feed(page)
+    assert names.attributes == {"lang", "charset", "http-equiv", "content", "name", "class", "data-tip", "alt", "src",
+                                "style", "type", "id", "checked"}  # fmt: skip
+    assert not names.tags & {"script", "iframe", "a", "form", "link"} and "default-src 'none'" in page
 
 
 def test_colour_only_where_it_is_wanted(folder, processor, monkeypatch):
