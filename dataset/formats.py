@@ -19,7 +19,8 @@ from dataset.options import ReadOptions
 from dataset.samples import BAD, DROPPED, MAX_TEXT, shown
 from model.processing import IMAGE_TAG
 
-PICTURE_FIELDS = ("image", "images", "image_bytes", "file_name")  # the first that a record has names its pictures
+PICTURE_FIELDS = ("image", "images", "file_name")
+EMBEDDED_PICTURES = "image_bytes"  # of any format: pictures that are stored with the record
 TEXT_FIELDS = ("conversations", "messages", "texts", "text", "caption", "question", "answer")
 RATINGS = ("relevance_ratings", "image_correspondence_ratings", "visual_dependency_ratings", "formatting_ratings")
 EXTRA_FIELDS = ("id", "kind", "language", "source", "extra")  # kept beside a sample where a parquet has them
@@ -49,7 +50,7 @@ class Talk(NamedTuple):
 
 def minimind(record: dict, options: ReadOptions) -> Talk:
     if "text" in record:
-        if names := picture_names(record):
+        if names := picture_names(record, "minimind"):
             raise Unfit(
                 f"'text' is learnt without pictures, but 'image' names {len(names)}: delete 'image', or give "
                 "'conversations' with an <image> for each"
@@ -117,7 +118,8 @@ def text(record: dict, options: ReadOptions) -> Talk:
 
 class Format(NamedTuple):
     read: Callable[[dict, ReadOptions], Talk]
-    tells: Callable[[dict], bool]  # whether a record, in a file that nobody has named the format of, is one of these
+    tells: Callable[[dict], bool]  # whether a record, in data that nobody has named the format of, is one of these
+    pictures: tuple[str, ...] = ("image", "images", "file_name")  # fields; the first that a record has names its own
 
 
 # In the order in which they are tried; their names are dataset.options.FORMATS.
@@ -127,7 +129,7 @@ FORMATS: dict[str, Format] = {
     "llava": Format(llava, lambda record: "from" in _first_turn(record)),
     "questions": Format(questions, lambda record: {"question", "answer"} <= record.keys()),
     "captions": Format(captions, lambda record: "caption" in record or "text" in record and _has_picture(record)),
-    "minimind": Format(minimind, lambda record: "conversations" in record or "text" in record),
+    "minimind": Format(minimind, lambda record: "conversations" in record or "text" in record, ("image",)),
     "text": Format(text, lambda record: False),  # of a .txt, or asked for by name; minimind reads such records, too
 }
 
@@ -137,23 +139,23 @@ def recognised(record: dict) -> str | None:
     return next((name for name, format in FORMATS.items() if format.tells(record)), None)
 
 
-def picture_names(record: dict, separated: bool = True) -> list:
-    """What a record says of its pictures: names, bytes, or {"bytes", "path"} objects, in order. Raises Unfit.
-
-    separated: a text may name several, with commas between them.
-    """
-    named = next((record[name] for name in PICTURE_FIELDS if record.get(name)), [])
-    names = [name.strip() for name in named.split(",")] if separated and isinstance(named, str) else named
+def picture_names(record: dict, format: str) -> list:
+    """What a record says of its pictures: names, bytes, or {"bytes", "path"} objects, in order. Raises Unfit."""
+    fields = (EMBEDDED_PICTURES, *FORMATS[format].pictures)
+    field = next((field for field in fields if record.get(field)), None)
+    named = record[field] if field else []
+    several = format == "minimind" and isinstance(named, str)  # with commas between them
+    names = [name.strip() for name in named.split(",")] if several else named
     names = names if isinstance(names, list) else [names]
     if not all(name and (isinstance(name, (str, bytes)) or _is_stored(name)) for name in names):
         said = names if isinstance(named, str) else named
-        raise Unfit(f"'image' is {shown(said)}: it must be a file name or a list of them")
+        raise Unfit(f"{field!r} is {shown(said)}: it must be a file name or a list of them")
     return names
 
 
 def read_record(record: dict, format: str, options: ReadOptions) -> tuple[Talk, list]:
     """What a record says, and what it says of its pictures. Raises Unfit."""
-    names = picture_names(record, separated=format == "minimind")
+    names = picture_names(record, format)
     try:
         talk = FORMATS[format].read(record, options)
     except Unfit as error:
@@ -222,4 +224,4 @@ def _first_turn(record: dict) -> dict:
 
 
 def _has_picture(record: dict) -> bool:
-    return any(record.get(name) for name in PICTURE_FIELDS)
+    return any(record.get(name) for name in (EMBEDDED_PICTURES, *PICTURE_FIELDS))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow
 
+from dataset.formats import EMBEDDED_PICTURES
 from dataset.options import ReadOptions
 from dataset.parquet_copy import BYTES, DAMAGE, PICTURES, SHOWS, arrow_copy
 from dataset.pictures import Pictures
@@ -71,5 +72,5 @@ class ParquetRows(Reader):
         numbers = self.columns[SHOWS][index].as_py()
         check_number(where, numbers)
         if numbers:
-            record["image_bytes"] = [self.columns[PICTURES][number].as_py() for number in numbers]
+            record[EMBEDDED_PICTURES] = [self.columns[PICTURES][number].as_py() for number in numbers]
         return record

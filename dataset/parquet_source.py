@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet, types
 
-from dataset.formats import EXTRA_FIELDS, PICTURE_FIELDS, RATINGS, TEXT_FIELDS
+from dataset.formats import EMBEDDED_PICTURES, EXTRA_FIELDS, PICTURE_FIELDS, RATINGS, TEXT_FIELDS
 from dataset.samples import DataError, shown
 from model.messages import plain
 
@@ -42,7 +42,7 @@ class ParquetSource:
         except UNREADABLE as error:
             why = plain(str(error)[:200])
             raise DataError(f"{path}: cannot be read as parquet ({why}): download it again") from error
-        named = [name for name in PICTURE_FIELDS if name in schema]
+        named = [name for name in (EMBEDDED_PICTURES, *PICTURE_FIELDS) if name in schema]
         self.picture_column = next((name for name in named if _holds(_BYTES, schema[name])), None)
         if named and not any(_holds(_TEXT, schema[name]) or _holds(_BYTES, schema[name]) for name in named):
             raise DataError(

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.formats import PICTURE_FIELDS, TEXT_FIELDS, Unfit, read_record, recognised
+from dataset.formats import EMBEDDED_PICTURES, FORMATS, TEXT_FIELDS, Unfit, read_record, recognised
 from dataset.options import AUTO, ReadOptions
 from dataset.pictures import Pictures
 from dataset.samples import BadSample, DataError, Sample, check_number, is_placeholder, shown
@@ -88,7 +88,7 @@ class Reader(Sequence):
         if tags != len(pictures) and talk.text is None:
             there = counted(len(pictures), "pictures")
             raise BadSample(where, f"the text holds {tags} <image> but the sample has {there}: make them equal")
-        used = (*TEXT_FIELDS, *PICTURE_FIELDS)
+        used = (*TEXT_FIELDS, *FORMATS[self.format].pictures, EMBEDDED_PICTURES)
         extra = {name: value for name, value in record.items() if name not in used}
         return Sample(where, talk.messages, tuple(pictures), talk.text, extra, self.options.max_pixels)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.archives import STORED, Member, read_member, tar_members, why_not
+from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS
 from dataset.image_folder import ENDINGS
 from dataset.options import ReadOptions
 from dataset.reader import Reader
@@ -80,8 +81,9 @@ class TarShards(Reader):
                 pictures.append(content)
             else:
                 record |= _read_text(where, kind, content)
-        names = ("image", "images", "file_name")  # a .json may name what stands beside it
-        return {name: value for name, value in record.items() if name not in names} | {"images": pictures}
+        # What a .json names stands beside it.
+        fields = {name: value for name, value in record.items() if name not in PICTURE_FIELDS}
+        return fields | {EMBEDDED_PICTURES: pictures}
 
 
 def _read_text(where: str, kind: str, content: bytes) -> dict:

@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dataset.formats import open_data
-from dataset.limits import add_limits, limits_of
+from dataset.opening import open_data
+from dataset.options import ReadOptions, add_read_flags
 from dataset.quarantine import MAX_BAD_SHARE
 from dataset.samples import Sample
 from model.command_line import CommandLine
@@ -23,11 +23,11 @@ from model.files import ROOT, written_aside
 from model.messages import UserError, counted
 from model.processing import VLMProcessor, load_tokenizer
 from model.progress import Progress
+from model.tower_folder import tower_sizes
 from scripts.data.contact_sheet import draw_contact_sheet
 from scripts.data.findings import TITLES, Seen, Tally
 from scripts.data.report import as_markdown, figures_of
 from scripts.data.survey import Facts, Look, Surveyor, survey
-from scripts.estimate import tower_config
 
 REFUSED, UNCHECKED = 1, 2  # exit statuses
 FLAGS = ("max_seq_len", "max_bad_share", "strict_data")  # that decide what training does, and stand in the report
@@ -36,8 +36,7 @@ FLAGS = ("max_seq_len", "max_bad_share", "strict_data")  # that decide what trai
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = CommandLine(__doc__)
     parser.add_argument("path", help="data file, as training's --data_path")
-    parser.add_argument("--images_path", help="folder of a .jsonl's pictures; by default `images` beside it")
-    add_limits(parser)
+    add_read_flags(parser)
     parser.add_argument("--max_seq_len", type=int, default=640, help="tokens a row, as in training")
     parser.add_argument("--max_bad_share", type=float, default=MAX_BAD_SHARE, help="of the samples, as in training")
     parser.add_argument("--strict_data", type=int, choices=(0, 1), default=0, help="1: one bad sample is too many")
@@ -75,13 +74,13 @@ def end(status: int, sentence: str) -> None:
 
 def open_file(path: str, options: argparse.Namespace) -> Sequence[Sample]:
     """Raises UserError where training could not open it."""
-    return open_data(path, options.images_path, limits_of(options))
+    return open_data(path, ReadOptions.from_flags(options))
 
 
 def processor_of(options: argparse.Namespace) -> VLMProcessor:
     if not options.vision_model:
         return VLMProcessor(load_tokenizer())
-    return VLMProcessor.for_config(VLMConfig(vision_config=tower_config(options.vision_model)))
+    return VLMProcessor.for_config(VLMConfig(vision_config=tower_sizes(options.vision_model)))
 
 
 def check(

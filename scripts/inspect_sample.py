@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from dataset.formats import open_data
-from dataset.limits import add_limits, limits_of
+from dataset.opening import open_data
+from dataset.options import ReadOptions, add_read_flags
 from model.command_line import CommandLine
 from model.config import VLMConfig
 from model.files import ROOT, written_aside
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """0, or 1 where training would leave the sample out."""
     options = parse_options(arguments)
     try:
-        samples = open_data(options.path, options.images_path, limits_of(options))
+        samples = open_data(options.path, ReadOptions.from_flags(options))
         tower = tower_sizes(options.vision_model) if options.vision_model else None
         processor = VLMProcessor.for_config(VLMConfig(vision_config=tower))
         index = find_sample(samples, options.path, options.number)
@@ -54,8 +54,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = CommandLine(__doc__)
     parser.add_argument("path", type=Path, help="training data, .jsonl or .parquet")
     parser.add_argument("number", type=int, help="of the sample, counted from 1")
-    parser.add_argument("--images_path", type=Path, help="folder of a .jsonl's pictures; by default `images` beside it")
-    add_limits(parser)
+    add_read_flags(parser)
     parser.add_argument("--max_seq_len", type=int, default=SFT_VLM.max_seq_len,
                         help=f"tokens a row, as in training; {SFT_VLM.max_seq_len}")  # fmt: skip
     parser.add_argument("--vision_model", help="folder with the tower's config.json; CLIP-ViT-B/16's sizes without")

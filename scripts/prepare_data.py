@@ -10,9 +10,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.limits import add_limits, limits_of
-
-from dataset.formats import open_data
+from dataset.opening import open_data
+from dataset.options import ReadOptions, add_read_flags
 from dataset.quarantine import MAX_BAD_SHARE
 from model.command_line import CommandLine
 from model.messages import UserError
@@ -24,8 +23,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = CommandLine(__doc__)
     parser.add_argument("path", metavar="PATH", help="the data: anything that training reads")
     parser.add_argument("--output", type=Path, required=True, help="folder for the shards: new, empty, or to go on in")
-    parser.add_argument("--images_path", help="folder of a JSONL's pictures; `images` beside it without")
-    add_limits(parser)
+    add_read_flags(parser)
     parser.add_argument("--shuffle", action="store_true", help="samples about the same pictures stay together")
     parser.add_argument("--seed", type=int, default=42, help="of --shuffle and --split; 42")
     parser.add_argument("--split", type=float, default=0.0, help="share of the samples for held_out-*.parquet, by "
@@ -51,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = Options(flags.shuffle, flags.seed, flags.split, flags.dedup, flags.shard_mb)
     try:
         refuse_inside(flags.output, [flags.path, flags.images_path or Path(flags.path).parent / "images"])
-        samples = open_data(flags.path, flags.images_path, limits_of(flags))
+        samples = open_data(flags.path, ReadOptions.from_flags(flags))
         with Preparation(flags.output, samples, options, flags.max_bad_share) as preparation:
             preparation.run(flags.replace)
     except (UserError, OSError) as error:

@@ -26,7 +26,7 @@ REJECTED = {
     "many-pictures": ("too many pictures in one sample", r"pictures, more than"),
     "text-with-picture": ("a plain text with a picture", r"'text' is learnt without pictures"),
     "text": ("'text' is no text", r"'text' must be text"),
-    "foreign-turns": ("turns of another format", r"\('from', 'value'\)"),
+    "foreign-turns": ("a record of another format", r"it looks like \w+ in data of"),
     "no-turns": ("'conversations' is no list of turns", r"'conversations' must be a list"),
     "content": ("a turn whose 'content' is no text", r"'content' must be text"),
     "text-too-long": ("a text too long to be rendered", r"a text of [\d,]+ letters"),

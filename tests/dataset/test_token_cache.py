@@ -30,7 +30,7 @@ from model.processing import VLMProcessor
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
 
-FORMAT_AND_DIGEST = (2, "8c6a987e92ad094f")
+FORMAT_AND_DIGEST = (2, "670ffa16c46da62e")
 COLUMNS = [column.name for column in dataclasses.fields(CheckedData)]
 
 

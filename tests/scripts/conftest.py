@@ -11,6 +11,7 @@ import pytest
 from helpers.hub import CLIP_FILES, NO_TOKENS, HubStandIn, environment
 from helpers.prepared import write_source
 from scripts import download, prepare_data
+from scripts.data import first_look
 from scripts.hub.clients import SOURCES
 
 
@@ -52,7 +53,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def prepare(source: Path, tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """prepare("--shuffle", ...): the folder that scripts/prepare_data.py made; path and output may be given."""
-    monkeypatch.setattr(survey, "load_tokenizer", lambda: tokenizer)
+    monkeypatch.setattr(first_look, "load_tokenizer", lambda: tokenizer)
 
     def run(*flags: object, path: Path = source, output: Path = tmp_path / "prepared") -> Path:
         prepare_data.main([str(path), "--output", str(output), *map(str, flags)])

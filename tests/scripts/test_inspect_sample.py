@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.formats import read_samples
+from dataset.opening import read_samples
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import SOUND, TURNS, encoded, make_picture, turns, write_jsonl, write_parquet
 from helpers.models import IMAGE_TOKENS

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dataset.formats import read_samples
+from dataset.opening import read_samples
 from dataset.samples import DataError
 from helpers.data import make_picture, turns, write_jsonl
 from helpers.faults import KILLED, FaultyDisk, in_child
 from helpers.prepared import contents, refusal, shards_of, words_of
+from scripts.data import first_look
 from scripts.data.plan import Shard
 from scripts.data.shards import Shards
 
@@ -70,7 +71,7 @@ def test_finished_shards_are_kept_and_nothing_is_looked_at_again(prepare, tmp_pa
     folder = tmp_path / "prepared"
     times = {path.name: path.stat().st_mtime_ns for path in shards_of(folder)}
     assert len(times) == 2 and not (folder / "index.json").exists()
-    monkeypatch.setattr(survey.Surveyor, "run", lambda _: pytest.fail("looked at again"))
+    monkeypatch.setattr(first_look.Surveyor, "run", lambda _: pytest.fail("looked at again"))
     prepare("--shard_mb", 1)
     assert "there and whole: 2 of 3 shards" in capsys.readouterr().out
     assert {name: (folder / name).stat().st_mtime_ns for name in times} == times
@@ -151,7 +152,7 @@ def test_other_options_or_data_are_refused_by_name_and_replaced_on_demand(prepar
 
 def test_pictures_that_change_on_the_way_are_refused(prepare, source, tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.data.plan.MEGABYTE", 20_000)
-    run = survey.Surveyor.run
+    run = first_look.Surveyor.run
 
     def run_and_change(self):
         found = run(self)
@@ -159,7 +160,7 @@ def test_pictures_that_change_on_the_way_are_refused(prepare, source, tmp_path, 
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(survey.Surveyor, "run", run_and_change)
+        patched.setattr(first_look.Surveyor, "run", run_and_change)
         sentence = refusal(prepare, "--shard_mb", 1)
     assert f"{source}:58 has changed since it was looked at: start again with --replace" in sentence
     assert "9.png has changed since it was looked at: start again with --replace" in refusal(prepare, "--shard_mb", 1)
