@@ -180,7 +180,8 @@ class Tally:
             similar = own.similar(facts.thumbnail)
             own.add_picture(facts.sha256, place, facts.thumbnail, similar)
             if similar:
-                reason = f"{place.name} looks like {similar.name} of {similar.where}: keep one, or keep both on one side of a split"
+                cure = "keep one, or keep both on one side of a split"
+                reason = f"{place.name} looks like {similar.name} of {similar.where}: {cure}"
                 self._tell("similar-picture", look, reason, number, similar)
         elif look.names[number] and look.names[number] not in own.names:
             reason = f"{place.name} is, byte for byte, {first.name} of {first.where}: name one file in both places"
