@@ -1,5 +1,6 @@
 """A sheet of samples to look at: what was found first, where it can be shown, then samples from all over the file."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from scripts.data.findings import TOLD as LEARNT_FROM
 COLUMNS, MARGIN, LINE, FONT_SIZE = 4, 16, 18, 13  # pixels
 WIDTH, HEIGHT, TEXT_LINES = 280, 200, 6  # of a card: its pictures, and the lines below them
 FOUND, OF_A_KIND, SAMPLES = 16, 2, 12  # cards
+NEAR = 32  # samples among which one with other pictures is looked for
+PICTURES, TURNS = 4, 4  # of a sample
 PALE, ORANGE = (238, 238, 238), (190, 100, 0)
 FOLDERS = re.compile(r"(?:[^\s/:]*/)+(?=[^\s/])")  # in a reason; a card has no room for them
 
@@ -84,24 +87,38 @@ def _picture(samples: Sequence[Sample], number: int, place: int) -> list[Image.I
 
 
 def _spread(samples: Sequence[Sample]) -> list[Card]:
-    """Sound samples at even distances, each with its first question and answer."""
-    cards, count = [], min(SAMPLES, len(samples))
-    for number in (len(samples) * place // count for place in range(count)):
-        try:
-            sample = samples[number]
-            pictures = sample.open_pictures()
-        except BadSample:
-            continue  # shown among what was found
-        card = Card(sample.where.rpartition("/")[2], GREY, pictures[:4])
-        if len(pictures) > 4:
-            card.title += f" (4 of its {len(pictures):,} pictures)"
-        if sample.text:
-            card.texts.append((sample.text, BLACK))
-        for message in sample.messages[:4]:
-            colour = GREEN if message.get("role") == "assistant" else BLACK
-            card.texts.append((message["content"].replace(IMAGE_TAG, "").strip(), colour))
-        cards.append(card)
+    """Samples at even distances, each with the first of its turns; not two about the same pictures, if others are near.
+
+    What cannot be read is not among them: it is shown among what was found.
+    """
+    cards, shown, count = [], set(), min(SAMPLES, len(samples))
+    starts = [len(samples) * place // count for place in range(count + 1)]
+    for start, end in itertools.pairwise(starts):
+        for number in range(start, min(end, start + NEAR)):
+            try:
+                sample = samples[number]
+                if sample.pictures and sample.pictures in shown:
+                    continue
+                cards.append(_card_of_sample(sample))
+            except BadSample:
+                continue
+            shown.add(sample.pictures)
+            break
     return cards
+
+
+def _card_of_sample(sample: Sample) -> Card:
+    """Raises BadSample where a picture cannot be shown."""
+    shown = min(len(sample.pictures), PICTURES)
+    card = Card(sample.where.rpartition("/")[2], GREY, [sample.open_picture(place) for place in range(shown)])
+    if shown < len(sample.pictures):
+        card.title += f" ({shown} of its {len(sample.pictures):,} pictures)"
+    if sample.text:
+        card.texts.append((sample.text, BLACK))
+    for message in sample.messages[:TURNS]:
+        colour = GREEN if message.get("role") == "assistant" else BLACK
+        card.texts.append((message["content"].replace(IMAGE_TAG, "").strip(), colour))
+    return card
 
 
 def _draw(card: Card, sheet: Image.Image, place: tuple[int, int]) -> None:

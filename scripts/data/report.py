@@ -164,23 +164,17 @@ def _lengths(figures: dict) -> str:
     tokens, samples, trained = figures["tokens"], figures["samples"], figures["trained_tokens"]
     most, lost = figures["flags"]["max_seq_len"], trained["lost"]
     lines = [f"## Lengths, in tokens\n\n{_words_of(tokens)}. `--max_seq_len {tokens['most']}` would hold every sample."]
-    if samples["cut"] or figures["found"].get("too-long") or figures["found"].get("nothing-to-learn"):
+    told = []
+    if samples["cut"]:
         share = f"{100 * lost / max(1, lost + trained['all']):.1f} %"
-        lines.append(
-            f"With `--max_seq_len {most}`, {counted(samples['cut'], 'samples')} {_be(samples['cut'])} cut, which loses "
-            f"{counted(lost, 'trained tokens')} ({share}), and {counted(samples[DROPPED], 'samples')} "
-            f"{_be(samples[DROPPED])} left out, for want of room or of an answer."
-        )
-    else:
-        lines.append(f"With `--max_seq_len {most}` nothing is cut and nothing left out.")
+        told.append(f"cuts {counted(samples['cut'], 'samples')}, which loses {lost:,} trained tokens ({share})")
+    if samples[DROPPED]:
+        told.append(f"leaves out {counted(samples[DROPPED], 'samples')}, for want of room or of an answer")
+    lines.append(f"`--max_seq_len {most}` {', and '.join(told) or 'cuts nothing, and leaves nothing out'}.")
     lines.append(_table(tokens["histogram"], "tokens"))
     lines.append(f"## Trained tokens of a sample\n\n{_words_of(trained)}, {trained['all']:,} in all.")
     lines.append(_table(trained["histogram"], "trained tokens"))
     return "\n\n".join(lines)
-
-
-def _be(number: int) -> str:
-    return "is" if number == 1 else "are"
 
 
 def _words_of(spread: dict) -> str:
