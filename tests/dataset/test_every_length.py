@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -23,7 +23,8 @@ IMAGE_TOKENS, IMAGE_SIZE, PATCH = 196, 28, 2  # as many tokens as CLIP-ViT-B/16'
 PICTURE, MOST_PICTURES = "<image>", 4
 WORDS = ["a cat ", "What", "猫", "螃", "@", "@@@@", " ", "\n", "<|im_end|>", "😀", "long " * 20, "very long " * 60]
 CONTENT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=5)
-CHANCE = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+CHANCE = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck),
+          "phases": [Phase.generate]}  # fmt: skip  # a failure at 551 lengths would be shrunk for minutes
 
 
 @st.composite
@@ -37,8 +38,8 @@ def conversations(draw) -> list[dict]:
     return [{"role": role, "content": "".join(words)} for role, words in zip(roles, contents, strict=False)]
 
 
-# A file whose neighbours often begin alike: a question is asked again, with another answer.
-FILES = st.lists(st.tuples(conversations(), st.booleans()), min_size=2, max_size=4)
+# A file whose neighbours often begin alike: another question at the end, or another answer.
+FILES = st.lists(st.tuples(conversations(), st.integers(0, 2)), min_size=1, max_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +64,13 @@ def vlm(tmp_path_factory):
     return build_vlm(SIZES, folder).eval()
 
 
-def samples_of(file: list[tuple[list[dict], bool]], pictures: list[Path]) -> list[Sample]:
+def samples_of(file: list[tuple[list[dict], int]], pictures: list[Path]) -> list[Sample]:
     conversations = []
-    for turns, again in file:
-        conversations += [turns, [*turns[:-1], {**turns[-1], "content": "no" + turns[-1]["content"]}]][: 1 + again]
+    for turns, more in file:
+        *start, question, answer = turns
+        other_question = [*start, {**question, "content": question["content"] + " or?"}, answer]
+        other_answer = [*start, question, {**answer, "content": "no" + answer["content"]}]
+        conversations += [turns, other_question, other_answer][: 1 + more]
     tags = [sum(turn["content"].count(PICTURE) for turn in turns) for turns in conversations]
     return [
         Sample(f"train.jsonl:{number}", turns, tuple(pictures[:count]))
@@ -115,7 +119,7 @@ def test_every_length(pictures, processor):
     """All lengths of 150 to 700, for each of the files."""
     seen = {"cut": 0, "dropped": 0, "shared": 0, "pictures": set()}
 
-    @settings(max_examples=12, **CHANCE)
+    @settings(max_examples=8, **CHANCE)
     @given(FILES)
     def check(file):
         samples = samples_of(file, pictures)
