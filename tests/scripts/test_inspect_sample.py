@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dataset.opening import read_samples
@@ -23,7 +24,7 @@ from model.processing import Rendered
 from scripts import inspect_sample
 from scripts.data.sample_row import find_sample, read_row
 from scripts.data.token_page import as_html
-from scripts.data.token_text import as_text, wants_colour
+from scripts.data.token_text import as_text, drawn, wants_colour
 from scripts.data.tokens import entries
 
 LENGTH = 64
@@ -238,6 +239,16 @@ def test_colour_only_where_it_is_wanted(folder, processor, monkeypatch):
     assert wants_colour(Terminal()) and not wants_colour(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
     assert not wants_colour(Terminal())
+
+
+def test_a_picture_in_blocks_has_its_colours():
+    pixels = torch.zeros(3, 28, 28, dtype=torch.uint8)
+    pixels[0, :, :14], pixels[2, :14, 14:] = 255, 255  # left red; right blue over black
+    lines = list(drawn(pixels))
+    assert len(lines) == 24 and {line.count("▀") for line in lines} == {48}
+    corners = [(line.split("▀")[0], line.split("▀")[-2]) for line in (lines[0], lines[-1])]
+    codes = [[re.findall("5;([0-9]+)", block) for block in pair] for pair in corners]
+    assert codes == [[["196", "196"], ["21", "21"]], [["196", "196"], ["16", "16"]]]
 
 
 def test_characters_of_several_tokens_are_shown_whole(folder, processor, see):
