@@ -9,6 +9,7 @@ out, the reason is what it would say, and the exit code is 1.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from dataset.opening import open_data
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         tower = tower_sizes(options.vision_model) if options.vision_model else None
         processor = VLMProcessor.for_config(VLMConfig(vision_config=tower))
         index = find_sample(samples, options.path, options.number)
-        row = read_row(samples, index, processor, options.max_seq_len)
+        row = read_row(samples, index, processor, options.max_seq_len, partial(print, file=sys.stderr))
         page = options.html or PAGES / f"{options.path.stem}-{options.number}.html"
         if not options.html:
             PAGES.mkdir(parents=True, exist_ok=True)

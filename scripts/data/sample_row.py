@@ -1,6 +1,6 @@
 """One sample as a step of training takes it: its row, with the neighbours that share it, or why it is left out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from dataset.samples import BadSample, Sample
 from dataset.vlm_dataset import ConversationDataset
 from model.messages import UserError, counted, plain
 from model.processing import Rendered, SampleError, VLMProcessor
+
+MANY = 4000  # neighbours: beyond so many, somebody waits
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,16 @@ def find_sample(samples: Sequence[Sample], path: str | Path, number: int) -> int
     )
 
 
-def read_row(samples: Sequence[Sample], index: int, processor: VLMProcessor, max_seq_len: int) -> SampleRow:
-    """What training makes of a sample."""
+def read_row(
+    samples: Sequence[Sample], index: int, processor: VLMProcessor, max_seq_len: int, say: Callable = print
+) -> SampleRow:
+    """What training makes of a sample. say: gets a line where that takes long."""
     report = lenient(1)
     Check(Neighbours(samples, index, index + 1), processor, max_seq_len, report).run()
     if rejected := [*report.bad, *report.dropped]:
         return left_out(samples, index, processor, max_seq_len, rejected[0].reason)
     where, sample = where_of(samples, index), samples[index]
-    data, number, conversations = row_with_neighbours(samples, index, processor, max_seq_len)
+    data, number, conversations = row_with_neighbours(samples, index, processor, max_seq_len, say)
     row = data[number]
     return SampleRow(
         where, row.rendered, seen_pictures(sample, row.rendered, row.pictures, processor), conversations, max_seq_len,
@@ -113,7 +117,7 @@ def render(sample: Sample, processor: VLMProcessor) -> Rendered:
 
 
 def row_with_neighbours(
-    samples: Sequence[Sample], index: int, processor: VLMProcessor, max_seq_len: int
+    samples: Sequence[Sample], index: int, processor: VLMProcessor, max_seq_len: int, say: Callable
 ) -> tuple[ConversationDataset, int, list[str]]:
     """A data set of the sample's neighbourhood, the number of its row there, and where that row's samples stand.
 
@@ -130,6 +134,8 @@ def row_with_neighbours(
         ends_exactly = near.numbers.stop == len(samples) or row < len(data) - 1
         if begins_exactly and ends_exactly:
             return data, row, conversations
+        if len(near) > MANY:
+            say(f"{counted(len(near), 'samples')} rendered to find the row's ends, as all show the same; going on")
         before, after = (before if begins_exactly else 2 * before), (after if ends_exactly else 2 * after)
 
 

@@ -22,6 +22,7 @@ from helpers.zoo import lenient
 from model.config import IGNORE_INDEX
 from model.processing import Rendered
 from scripts import inspect_sample
+from scripts.data import sample_row
 from scripts.data.sample_row import find_sample, read_row
 from scripts.data.token_page import as_html
 from scripts.data.token_text import as_text, drawn, wants_colour
@@ -280,3 +281,10 @@ def test_refusals_are_one_sentence(folder, see):
         assert sentence is None or sentence in str(stopped.value)
     with pytest.raises(SystemExit, match="does not exist"):
         inspect_sample.main([str(folder / "trian.jsonl"), "1"])
+
+
+def test_who_waits_is_told_why(tmp_path, processor, monkeypatch):
+    monkeypatch.setattr(sample_row, "MANY", 20)
+    samples, said = read_samples(write_jsonl(tmp_path / "texts.jsonl", [{"text": "a cat"}] * 60)), []
+    row = read_row(samples, 50, processor, LENGTH, said.append)
+    assert row.where.endswith(":51") and said and all("samples rendered to find the row's ends" in s for s in said)
