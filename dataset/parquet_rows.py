@@ -1,6 +1,7 @@
 """Parquet of any schema: rows in any order, out of a copy that is mapped into memory."""
 
 import functools
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from dataset.reader import Reader
 from dataset.samples import BadSample, check_number, parse
 
 NESTED = ("conversations", "messages", "texts")  # which some files hold as JSON text
+
+KEPT_MAPPED = 500  # rows that are read before their pages are given back, 64 KB or more each
 
 
 class ParquetRows(Reader):
@@ -29,18 +32,31 @@ class ParquetRows(Reader):
         """copies: the folder for the copy where it cannot lie beside the parquet."""
         super().__init__(path, options, pictures)
         self.copy = arrow_copy(path, options.max_samples, copies, say)
+        self._read = 0  # rows, since pages were given back
+
+    @functools.cached_property
+    def _map(self) -> mmap.mmap:
+        with self.copy.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def _give_back_pages(self) -> None:
+        """Until then what was read counts as memory of this process: in the end the whole file."""
+        self._read = 0
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     @functools.cached_property
     def columns(self) -> dict[str, pyarrow.ChunkedArray]:
         """The copy's columns; PICTURES is flattened, so that a picture's number is its index."""
-        table = pyarrow.ipc.open_file(pyarrow.memory_map(str(self.copy))).read_all()
+        table = pyarrow.ipc.open_file(pyarrow.py_buffer(self._map)).read_all()
+        self._give_back_pages()
         columns = dict(zip(table.column_names, table.columns, strict=True))
         pictures = [chunk.values for chunk in columns[PICTURES].chunks]
         return columns | {PICTURES: pyarrow.chunked_array(pictures, BYTES)}
 
     def __getstate__(self) -> dict:
         """For a process that is not forked: it maps the file itself."""
-        return {name: value for name, value in vars(self).items() if name != "columns"}
+        return {name: value for name, value in vars(self).items() if name not in ("columns", "_map")}
 
     def __len__(self) -> int:
         return len(self.columns[DAMAGE])
@@ -54,6 +70,9 @@ class ParquetRows(Reader):
 
     def record(self, index: int) -> dict:
         where, record = self.where(index), {}
+        self._read += 1
+        if self._read > KEPT_MAPPED:
+            self._give_back_pages()
         for name, column in self.columns.items():
             if name in (PICTURES, SHOWS, DAMAGE):
                 continue

@@ -14,7 +14,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from dataset import parquet_copy
+from dataset import parquet_copy, parquet_rows
 from dataset.opening import read_samples
 from dataset.quarantine import Quarantine
 from dataset.samples import BadSample, DataError
@@ -299,3 +299,20 @@ def test_a_writer_shows_that_it_lives(path, monkeypatch):
     monkeypatch.setattr(ProcessLock, "show_life", lambda lock: signs.append(lock))
     read_samples(path)
     assert signs
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="memory as Linux tells it")
+def test_rows_that_were_read_do_not_stay_mapped(tmp_path, monkeypatch):
+    """Else memory would grow by the whole file, in every process that reads."""
+    monkeypatch.setattr(parquet_rows, "KEPT_MAPPED", 4)
+    pictures = [bytes([number]) * 200_000 for number in range(60)]
+    path = write_parquet(tmp_path / "train.parquet", [json.dumps(turns(1))] * 60, pictures)
+    samples = read_samples(path, say=lambda _: None)
+    assert [sample.pictures for sample in samples] == [(picture,) for picture in pictures]
+
+    def mapped() -> int:
+        """Bytes."""
+        maps = Path("/proc/self/smaps").read_text().partition(samples.copy.name)[2]
+        return 1024 * int(maps.partition("Rss:")[2].split()[0])
+
+    assert mapped() < 3_000_000 < samples.copy.stat().st_size
