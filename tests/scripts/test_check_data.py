@@ -24,8 +24,9 @@ MOST = 300  # tokens: a picture takes 196
 KINDS = {  # of the zoo's lines; its pictures tell by their reason
     "line-too-long": ["too long a line"],
     "no-object": ["a list", "a text", "null", "a number"],
-    "no-turns": ["nothing", "other names", "no turns", "turns as text", "turns as an object", "turns of text",
+    "no-turns": ["nothing", "no turns", "turns as text", "turns as an object", "turns of text",
                  "900 deep"],
+    "foreign-turns": ["other names"],
     "content": ["no content", "content null", "content a number", "content parts"],
     "role": ["unknown role", "no role", "role a list"],
     "text": ["empty text", "text null", "text a number"],
