@@ -12,10 +12,10 @@ from dataset.batching import Row
 from dataset.check import PICTURE, Check, CheckedData, DataReport
 from dataset.options import ReadOptions
 from dataset.quarantine import Quarantine
-from dataset.samples import DAMAGED, BadSample, Rejected, Sample
+from dataset.samples import DAMAGED, BadSample, DataError, Rejected, Sample
 from dataset.token_cache import WORTH_KEEPING, TokenCache
 from model.config import IMAGE_TOKEN_ID
-from model.processing import Rendered, VLMProcessor, collate_training
+from model.processing import Rendered, SampleError, VLMProcessor, collate_training
 
 GREY = 128  # of every pixel of a picture that cannot be decoded
 
@@ -124,6 +124,10 @@ class ConversationDataset(Dataset):
             except BadSample as error:
                 pictures = [self.grey()] * len(self.checked.shown_in(index))
                 rejected = error.rejected._replace(kind=DAMAGED)
+        try:
+            self.processor.check_pictures(rendered, len(pictures))
+        except SampleError as error:  # its source has changed since it was checked
+            raise DataError(f"{self.where(index)}: {error}; start again with data that stay as they are") from error
         if rejected is None:
             return Row(rendered, pictures)
         return Row(replace(rendered, trained=np.zeros_like(rendered.trained)), pictures, (rejected,))

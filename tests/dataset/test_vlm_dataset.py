@@ -1,5 +1,6 @@
 """ConversationDataset: stored rows are rendered rows, what is dropped is counted, workers give the same batches."""
 
+import dataclasses
 import json
 import pickle
 import warnings
@@ -15,7 +16,7 @@ from dataset import check, vlm_dataset
 from dataset.opening import read_samples
 from dataset.samples import DataError
 from dataset.vlm_dataset import text_only
-from helpers.data import SOUND, TURNS, construct, open_lines, turns
+from helpers.data import SOUND, TURNS, construct, encoded, make_picture, open_lines, turns, write_parquet
 from helpers.models import IMAGE_SIZE
 from model.config import END_OF_TEXT_ID, IGNORE_INDEX
 from model.processing import VLMProcessor, collate_training
@@ -173,3 +174,13 @@ def test_the_data_set_crosses_to_a_process_started_afresh(mixed, processor):
         assert rendered == wanted
         assert all(map(torch.equal, pixels, wanted_pixels))
     assert sent.processor.encode("a cat") == data.processor.encode("a cat")
+
+
+def test_a_source_that_gives_fewer_pictures_than_it_did_is_told(folder, processor):
+    """Places and pictures that do not match would shift every patch behind the gap, and nobody would see it."""
+    contents = [[encoded(make_picture(number), "PNG") for number in range(2)]]
+    data = construct(read_samples(write_parquet(folder / "a.parquet", [json.dumps(turns(2))], contents)), processor)
+    sample = data.samples[0]
+    data.samples = [dataclasses.replace(sample, pictures=sample.pictures[:1])]
+    with pytest.raises(DataError, match=r"a\.parquet:1: the text holds 2 <image> but there is 1 picture; start again"):
+        data[0]
