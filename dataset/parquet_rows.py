@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pyarrow
 
-from dataset.formats import EMBEDDED_PICTURES
+from dataset.formats import EMBEDDED_PICTURES, EXTRA
 from dataset.options import ReadOptions
 from dataset.parquet_copy import BYTES, DAMAGE, PICTURES, SHOWS, arrow_copy
 from dataset.pictures import Pictures
 from dataset.reader import Reader
 from dataset.samples import BadSample, check_number, parse
 
-NESTED = ("conversations", "messages", "texts")  # which some files hold as JSON text
+NESTED = ("conversations", "messages", "texts", EXTRA)  # which some files hold as JSON text
 
 KEPT_MAPPED = 500  # rows that are read before their pages are given back, 64 KB or more each
 
@@ -88,6 +88,8 @@ class ParquetRows(Reader):
                     record[name] = parse(record[name])
                 except (ValueError, RecursionError) as error:
                     raise BadSample(where, f"{name!r} is no JSON ({str(error)[:120]})") from error
+        if isinstance(extra := record.get(EXTRA), dict):  # fields that have no column: scripts/prepare_data.py
+            record = {**extra, **{name: value for name, value in record.items() if name != EXTRA}}
         numbers = self.columns[SHOWS][index].as_py()
         check_number(where, numbers)
         if numbers:
