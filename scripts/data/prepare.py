@@ -6,8 +6,10 @@ left_out.jsonl  {"kind", "where", "reason"} a line, as a run's quarantine.jsonl
 index.json      what there is, and what it was made of; written last
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -156,7 +158,7 @@ class Preparation:
                     shards.write(shard, progress.update)
                 except OSError as error:
                     if error.errno in NO_ROOM:
-                        raise self._no_room(missing[number:]) from error
+                        raise self._no_room(missing[number:], error.errno) from error
                     raise
         return [self._facts_of(shard) for shard in plan.shards]
 
@@ -167,13 +169,15 @@ class Preparation:
 
     def _require_room(self, missing: Sequence[Shard]) -> None:
         if sum(shard.size for shard in missing) * MARGIN > shutil.disk_usage(self.folder).free:
-            raise self._no_room(missing)
+            raise self._no_room(missing, errno.ENOSPC)
 
-    def _no_room(self, missing: Sequence[Shard]) -> UserError:
+    def _no_room(self, missing: Sequence[Shard], number: int) -> UserError:
+        """number: of the error that the system gives."""
         needed, free = sum(shard.size for shard in missing) * MARGIN, shutil.disk_usage(self.folder).free
         return UserError(
-            f"{self.folder} needs about {needed / 1e6:,.1f} MB more, and its disk has {free / 1e6:,.1f} MB free: make "
-            "room and give the same command, which keeps what is done; or name a folder on another disk"
+            f"{self.folder} cannot take it ({os.strerror(number)}): about {needed / 1e6:,.1f} MB are still needed, "
+            f"{free / 1e6:,.1f} MB are free. Make room and give the same command, which keeps what is done; or name a "
+            "folder on another disk"
         )
 
     def _index(self, survey: Survey, plan: Plan, shards: list[dict]) -> dict:

@@ -185,7 +185,10 @@ def test_a_full_disk_is_told_with_what_is_needed_and_free(prepare, tmp_path, mon
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000))
         sentence = refusal(prepare)
-    assert "needs about 0.1 MB more, and its disk has 0.1 MB free: make room" in sentence
+    assert (
+        "cannot take it (No space left on device): about 0.1 MB are still needed, 0.1 MB are free. Make room"
+        in sentence
+    )
     assert sorted(contents(tmp_path / "prepared")) == ["left_out.jsonl", "survey.npz"]
 
 
@@ -204,6 +207,6 @@ def test_a_disk_that_becomes_full_leaves_nothing_broken(prepare, tmp_path, monke
         with monkeypatch.context() as patched:
             FaultyDisk(patched, number, full)
             sentence = refusal(prepare, output=folder)
-        assert "MB more, and its disk has" in sentence
+        assert "(No space left on device): about " in sentence
         assert sorted(contents(folder)) == ["left_out.jsonl", "survey.npz"]
         assert contents(prepare(output=folder)) == whole
