@@ -45,7 +45,7 @@ class Preparation:
         self.folder, self.samples, self.options, self.max_bad_share = folder, samples, options, max_bad_share
         facts = {"format": FORMAT, "data": samples.identity(), **{f"--{k}": v for k, v in asdict(options).items()}}
         self.facts = json.loads(json.dumps(facts))
-        self.lock = ProcessLock(folder / LOCK)
+        self.lock, self.needed = ProcessLock(folder / LOCK), 0.0  # bytes, about; 0: not known yet
 
     def __enter__(self) -> "Preparation":
         """Raises UserError where the folder is another's: nothing in it is changed."""
@@ -79,8 +79,16 @@ class Preparation:
 
         replace: after deleting everything that an earlier run has made. Raises UserError, DataError, OSError.
         """
-        if replace:
-            self._clear()
+        try:
+            if replace:
+                self._clear()
+            self._make()
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise self._no_room(error) from error
+            raise
+
+    def _make(self) -> None:
         index = self.index()
         if index is not None:
             self._refuse_others(index["made_by"])
@@ -151,15 +159,13 @@ class Preparation:
         missing = [shard for shard in plan.shards if shard.name not in whole]
         if whole:
             print(f"there and whole: {len(whole):,} of {counted(len(plan.shards), 'shards')}")
-        self._require_room(missing)
+        self.needed = _bytes_of(missing)
+        if self.needed > shutil.disk_usage(self.folder).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with Progress(sum(len(shard.rows) for shard in missing), "writing", "sample") as progress:
             for number, shard in enumerate(missing):
-                try:
-                    shards.write(shard, progress.update)
-                except OSError as error:
-                    if error.errno in NO_ROOM:
-                        raise self._no_room(missing[number:], error.errno) from error
-                    raise
+                self.needed = _bytes_of(missing[number:])
+                shards.write(shard, progress.update)
         return [self._facts_of(shard) for shard in plan.shards]
 
     def _facts_of(self, shard: Shard) -> dict:
@@ -167,17 +173,12 @@ class Preparation:
         facts = {"rows": len(shard.rows), "bytes": path.stat().st_size, "sha256": file_sha256(path)}
         return {"file": shard.name, **facts}
 
-    def _require_room(self, missing: Sequence[Shard]) -> None:
-        if sum(shard.size for shard in missing) * MARGIN > shutil.disk_usage(self.folder).free:
-            raise self._no_room(missing, errno.ENOSPC)
-
-    def _no_room(self, missing: Sequence[Shard], number: int) -> UserError:
-        """number: of the error that the system gives."""
-        needed, free = sum(shard.size for shard in missing) * MARGIN, shutil.disk_usage(self.folder).free
+    def _no_room(self, error: OSError) -> UserError:
+        free = f"{shutil.disk_usage(self.folder).free / 1e6:,.1f} MB are free"
+        needed = f"about {self.needed / 1e6:,.1f} MB are still needed, " if self.needed else ""
         return UserError(
-            f"{self.folder} cannot take it ({os.strerror(number)}): about {needed / 1e6:,.1f} MB are still needed, "
-            f"{free / 1e6:,.1f} MB are free. Make room and give the same command, which keeps what is done; or name a "
-            "folder on another disk"
+            f"{self.folder} cannot take it ({os.strerror(error.errno)}): {needed}{free}. Make room and give the same "
+            "command, which keeps what is done; or name a folder on another disk"
         )
 
     def _index(self, survey: Survey, plan: Plan, shards: list[dict]) -> dict:
@@ -201,6 +202,10 @@ class Preparation:
             for place, first in survey.numbers[plan.duplicates].tolist():
                 reason = f"it says and shows the same as {self.samples.where(first)}"
                 yield Rejected(self.samples.where(place), reason, DUPLICATE)
+
+
+def _bytes_of(shards: Sequence[Shard]) -> float:
+    return sum(shard.size for shard in shards) * MARGIN
 
 
 def summary(index: dict) -> str:

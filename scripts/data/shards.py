@@ -50,14 +50,14 @@ class Shards:
             OSError: nothing of it is left behind.
             DataError: a sample is no longer what was looked at.
         """
-        path = self.folder / shard.name
-        with (
-            written_aside(path) as aside,
-            aside.open("wb") as file,
-            parquet.ParquetWriter(file, self.schema, **self._storage()) as writer,
-        ):
-            for group in self._groups(shard, on_row):
-                writer.write_table(pyarrow.Table.from_pylist(group, self.schema), row_group_size=len(group))
+        with written_aside(self.folder / shard.name) as aside, pyarrow.OSFile(str(aside), "wb") as file:
+            writer = parquet.ParquetWriter(file, self.schema, **self._storage())
+            try:
+                for group in self._groups(shard, on_row):
+                    writer.write_table(pyarrow.Table.from_pylist(group, self.schema), row_group_size=len(group))
+                writer.close()
+            finally:
+                writer.is_open = False  # or it would try to end the file once more, when that is gone
 
     def _storage(self) -> dict:
         """Pictures are compressed already. A picture that rows of a group share is stored once, in a dictionary."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+from pyarrow import parquet
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -244,13 +245,19 @@ def said_by(config, rank: int) -> str:
 
 
 class FaultyDisk:
-    """Every call that changes the disk, in order; a fault can be put on the n-th, on a write when half is written."""
+    """Every call that changes the disk, in order; a fault can be put on the n-th, on a write when half is written.
+
+    Of a parquet the calls that write a row group, or the end.
+    """
 
     def __init__(self, patch, fault_at: int = -1, fault: Callable[[], None] = lambda: None):
         self.trace: list[str] = []
         self.fault_at, self.fault = fault_at, fault
         for name in ("mkdir", "replace", "unlink", "fsync"):
             patch.setattr(os, name, self._wrapped(name, getattr(os, name)))
+        for name in ("write_table", "close"):
+            method = getattr(parquet.ParquetWriter, name)
+            patch.setattr(parquet.ParquetWriter, name, self._wrapped(f"parquet {name}", method))
         opened = Path.open
 
         def open_path(path: Path, mode: str = "r", *arguments, **options):
@@ -274,7 +281,7 @@ class FaultyDisk:
 
     def _wrapped(self, name: str, function: Callable) -> Callable:
         def call(path, *arguments, **options):
-            if self.happens(f"{name} {path}"):
+            if self.happens(f"{name} {path if isinstance(path, str | Path) else ''}"):
                 self.fault()
             return function(path, *arguments, **options)
 
