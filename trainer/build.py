@@ -102,5 +102,5 @@ def check_start(config: StageConfig, model: MiniMindForCausalLM, data: StageData
     if loss > 0.8 * guess:
         say(
             f"these words are new to this decoder: text loss {loss:.1f} (a uniform guess has {guess:.1f}); it will "
-            "learn them, and forget others unless old data is mixed in: docs/own_pictures.md"
+            "learn them, and forget others unless old data is mixed in: docs/your_own_data.md"
         )

@@ -32,7 +32,7 @@ SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "
          "use_moe": 0, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
 OPEN = {**dict.fromkeys(SIZES, 0), "dropout": -1.0}  # values that leave it to the file to start from
 GROUPS = {  # of flags, in the order of --help
-    "first": "the ten that people use first",
+    "first": "what people use first",
     "stage": "the stage",
     "data": "data",
     "model": "the decoder; 0, for dropout -1: as the file of --from_weight says, and without one MiniMind2-Small's",
@@ -52,12 +52,18 @@ def _batch_of(rows: int) -> dict[str, int]:
     return {"batch_size": rows, "accumulation_steps": STEP // rows}
 
 
-PRESETS: dict[str, dict[str, dict[str, int]]] = {  # rows of 640 tokens in pretrain_vlm, of 1024 in sft_vlm
+CARDS: dict[str, dict[str, dict[str, int]]] = {  # rows of 640 tokens in pretrain_vlm, of 1024 in sft_vlm
     "4gb": {"pretrain_vlm": _batch_of(16), "sft_vlm": _batch_of(8)},  # at most 26 and 10 rows fit
     "8gb": {"pretrain_vlm": _batch_of(32), "sft_vlm": _batch_of(16)},  # 55 and 23
     "12gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(32)},  # 84 and 36
     "24gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(64)},  # 171 and 75
 }
+# `--preset few`: tens to thousands of pictures of one's own, learnt by what ships: many small steps, large rates.
+FEW = {
+    "from_weight": "llm", "vision_model": str(ROOT / "model/vision_model/emoji-clip"), "optimizer": "muon",
+    "learning_rate": 2e-3, "projector_learning_rate": 4e-3, "epochs": 12,
+}  # fmt: skip
+PRESETS: dict[str, dict[str, dict[str, object]]] = {"few": {"sft_vlm": FEW}, **CARDS}
 
 
 def flag(
@@ -261,8 +267,8 @@ def parse_config(stage: StageConfig, arguments: list[str] | None = None) -> Stag
     """The stage's values, each replaced by --preset's where that has one, and by the flag of its name if given."""
     parser = CommandLine(usage="%(prog)s [--flag value ...]", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
-    groups["speed"].add_argument(
-        "--preset", choices=PRESETS, help="batch_size and accumulation_steps for a card of this size"
+    groups["first"].add_argument(
+        "--preset", choices=PRESETS, help="few: flags for a few pictures of your own; others: batches for such a card"
     )
     for item in dataclasses.fields(stage):
         default = getattr(stage, item.name)
@@ -290,11 +296,12 @@ def _bit(text: str) -> bool:
     return text == "1"
 
 
-def preset_values(preset: str, stage: str) -> dict[str, int]:
+def preset_values(preset: str, stage: str) -> dict[str, object]:
     """The flags that a preset sets for a stage. Raises UserError where it has none for that stage."""
     if stage not in PRESETS[preset]:
-        raise UserError(
-            f"--preset {preset} is for {', '.join(PRESETS[preset])}, not for {stage}: find its --batch_size with "
-            f"`python scripts/estimate.py --stage {stage} --memory_gb {preset.removesuffix('gb')}`"
-        )
+        cure = "start from what it trains, or set the flags one by one"
+        if preset in CARDS:
+            size = preset.removesuffix("gb")
+            cure = f"find its --batch_size with `python scripts/estimate.py --stage {stage} --memory_gb {size}`"
+        raise UserError(f"--preset {preset} is for {', '.join(PRESETS[preset])}, not for {stage}: {cure}")
     return PRESETS[preset][stage]

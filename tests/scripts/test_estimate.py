@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from scripts import estimate
 from scripts.measure import stages
 from scripts.measure.memory import Account, Step, largest_batch, step_memory
 from scripts.measure.real_step import RealStep, Speed, flops_of
-from trainer.config import PRESETS, STEP, StageConfig, parse_config
+from trainer.config import CARDS, FEW, STEP, StageConfig, parse_config
 from trainer.optim import build_optimizer, freeze_all_but
 from trainer.report.meter import Meter, useful_flops
 from trainer.stage import run_stage
@@ -111,7 +112,7 @@ def peak_of(stage: str, rows: int, accumulates: bool, cached: bool = True) -> in
 
 
 @pytest.mark.parametrize("stage", ["pretrain_vlm", "sft_vlm"])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", CARDS)
 def test_presets_fit_their_cards_and_twice_would_not(preset, stage):
     config = parse_config(STAGES[stage], ["--preset", preset])
     assert config.batch_size * config.accumulation_steps == STEP
@@ -125,13 +126,22 @@ def test_presets_fit_their_cards_and_twice_would_not(preset, stage):
 
 def test_flags_win_over_the_preset_and_a_stage_without_one_says_so(capsys):
     assert parse_config(SFT_VLM, ["--preset", "8gb", "--batch_size", "3"]) == replace(
-        SFT_VLM, batch_size=3, accumulation_steps=PRESETS["8gb"]["sft_vlm"]["accumulation_steps"]
+        SFT_VLM, batch_size=3, accumulation_steps=CARDS["8gb"]["sft_vlm"]["accumulation_steps"]
     )
     assert parse_config(SFT_VLM, []) == SFT_VLM
     assert "preset" not in StageConfig.__dataclass_fields__
     with pytest.raises(SystemExit):
         parse_config(LLM, ["--preset", "8gb"])
     assert "scripts/estimate.py --stage llm --memory_gb 8" in capsys.readouterr().err
+
+
+def test_a_few_pictures_are_learnt_by_what_ships_in_one_flag(capsys):
+    few = parse_config(SFT_VLM, ["--data_path", "mine", "--preset", "few", "--epochs", "3"])
+    assert few == replace(SFT_VLM, data_path="mine", **{**FEW, "epochs": 3})
+    assert few.from_weight == "llm" and (Path(few.vision_model) / "model.safetensors").is_file()
+    with pytest.raises(SystemExit):
+        parse_config(LLM, ["--preset", "few"])
+    assert "--preset few is for sft_vlm, not for llm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "cached"), [("none", False), ("float16", True), ("int8", True), ("pixels", False)])
