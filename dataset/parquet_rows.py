@@ -14,7 +14,7 @@ from dataset.pictures import Pictures
 from dataset.reader import Reader
 from dataset.samples import BadSample, check_number, parse
 
-NESTED = ("conversations", "messages", "texts", EXTRA)  # which some files hold as JSON text
+NESTED = ("conversations", "messages", "texts")  # which some files hold as JSON text
 
 KEPT_MAPPED = 500  # rows that are read before their pages are given back, 64 KB or more each
 
@@ -88,10 +88,18 @@ class ParquetRows(Reader):
                     record[name] = parse(record[name])
                 except (ValueError, RecursionError) as error:
                     raise BadSample(where, f"{name!r} is no JSON ({str(error)[:120]})") from error
-        if isinstance(extra := record.get(EXTRA), dict):  # fields that have no column: scripts/prepare_data.py
-            record = {**extra, **{name: value for name, value in record.items() if name != EXTRA}}
+        record = {**_fields(record.pop(EXTRA, None)), **record}
         numbers = self.columns[SHOWS][index].as_py()
         check_number(where, numbers)
         if numbers:
             record[EMBEDDED_PICTURES] = [self.columns[PICTURES][number].as_py() for number in numbers]
         return record
+
+
+def _fields(extra: object) -> dict:
+    """What scripts/prepare_data.py keeps in a column of this name; another's stays what it is."""
+    try:
+        fields = parse(extra) if isinstance(extra, str) else None
+    except (ValueError, RecursionError):
+        fields = None
+    return fields if isinstance(fields, dict) else {} if extra is None else {EXTRA: extra}
