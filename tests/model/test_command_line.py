@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import subprocess
 import sys
 
 import pytest
@@ -146,23 +145,11 @@ def test_a_mistyped_tower_is_not_told_to_fetch_clip_into_it(tower_folder):
 TURNS = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A cup of tea."}]
 
 
-def test_other_formats_are_told_the_way_and_the_way_works(tmp_path):
-    """The line in the message, and the lines in the docs, as they stand."""
+def test_what_needed_a_program_to_be_read_is_read_as_it_is(tmp_path):
     (tmp_path / "images").mkdir()
     make_picture(1).save(tmp_path / "images" / "a.png")
     (tmp_path / "llava.json").write_text(json.dumps([{"id": "1", "image": "a.png", "conversations": TURNS}]))
-    with pytest.raises(
-        ValueError, match="the ending '.json' is none of .jsonl, .parquet: write its list as lines, "
-    ) as e:
-        read_samples(tmp_path / "llava.json")
-    line = str(e.value).partition("as lines, ")[2].replace("python ", f"{sys.executable} ", 1)
-    subprocess.run(["bash", "-c", line], check=True)
-    with pytest.raises(ValueError, match="jsonl:1: these are LLaVA's or ShareGPT's turns .*docs/data_formats.md"):
-        list(read_samples(tmp_path / "llava.jsonl"))
-    code = (ROOT / "docs/data_formats.md").read_text().partition("```python\n")[2].partition("```")[0]
-    (tmp_path / "rename.py").write_text(code)
-    subprocess.run([sys.executable, "rename.py"], cwd=tmp_path, check=True)
-    (sample,) = read_samples(tmp_path / "llava.jsonl")
+    (sample,) = read_samples(tmp_path / "llava.json")
     assert [turn["role"] for turn in sample.messages] == ["user", "assistant"] and sample.extra == {"id": "1"}
 
 
