@@ -16,7 +16,7 @@ from dataset.samples import BadSample, check_number, parse
 
 NESTED = ("conversations", "messages", "texts")  # which some files hold as JSON text
 
-KEPT_MAPPED = 500  # rows that are read before their pages are given back, 64 KB or more each
+KEPT_MAPPED = 100  # rows that are read before their pages are given back, 64 KB or more each
 
 
 class ParquetRows(Reader):
