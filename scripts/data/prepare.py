@@ -72,7 +72,8 @@ class Preparation:
             index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return index if isinstance(index, dict) and index.get("made_by", {}).get("format") else None
+        made_by = index.get("made_by") if isinstance(index, dict) else None
+        return index if isinstance(made_by, dict) and "format" in made_by else None
 
     def run(self, replace: bool = False) -> None:
         """Make what is missing.
@@ -144,6 +145,8 @@ class Preparation:
         quarantine = Quarantine(self.folder / LEFT_OUT, strict=False, max_share=self.max_bad_share)
         quarantine.begin(resumes=False)
         survey = Surveyor(self.samples, quarantine).run()
+        if not len(survey.numbers):
+            raise UserError(f"no sample of {len(self.samples):,} can be used: {self.folder / LEFT_OUT} says why")
         survey.write(self.folder / SURVEY, self.facts)
         return survey
 

@@ -158,3 +158,9 @@ def test_bad_samples_are_left_out_counted_and_named(prepare, source, capsys):
     assert [record["where"].rsplit(":")[-1] for record in left_out] == ["1", "11", "43", "44", "45"]
     assert len(rows_of(folder)) == 57 and index_of(folder)["counts"]["bad"] == 5
     assert "left out 5 bad samples, named in left_out.jsonl" in capsys.readouterr().out
+
+
+def test_where_all_samples_are_bad_nothing_is_made(prepare, tmp_path):
+    (tmp_path / "bad.jsonl").write_text("nonsense\nmore of it\n")
+    sentence = refusal(prepare, "--max_bad_share", 1, path=tmp_path / "bad.jsonl")
+    assert "no sample of 2 can be used" in sentence and not list((tmp_path / "prepared").glob("*.parquet"))

@@ -177,7 +177,11 @@ def test_an_output_inside_the_data_or_another_folder_is_refused(prepare, source,
     other.mkdir()
     (other / "train-00000-of-00001.parquet").write_text("somebody's")
     assert "which this command has not made" in refusal(prepare, "--replace", output=other)
-    assert {**before, "other/train-00000-of-00001.parquet": b"somebody's"} == contents(tmp_path)
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "index.json").write_text('{"made_by": "hand"}')
+    assert "holds index.json, which this command has not made" in refusal(prepare, output=tmp_path / "index")
+    others = {"other/train-00000-of-00001.parquet": b"somebody's", "index/index.json": b'{"made_by": "hand"}'}
+    assert {**before, **others} == contents(tmp_path)
 
 
 def test_a_full_disk_is_told_with_what_is_needed_and_free(prepare, tmp_path, monkeypatch):
