@@ -216,7 +216,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, dict]:
     result = {}
     for name, steps in (("cold", 1), ("warm", options.steps)):
         result[name] = figures(watched_run(command, run, steps))
-        print(f"{options.kind}, {options.rows:,} rows, {name}: ", json.dumps(result[name]), flush=True)
+        print(f"{options.kind}, {options.rows:,} rows, {name}:", json.dumps(result[name]), flush=True)
     return result
 
 
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kind", choices=KINDS, default="parquet")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--workers", type=int, default=4, help="processes that decode pictures")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, help="where rows and run lie, and stay; empty: a temporary one")
