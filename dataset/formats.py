@@ -23,8 +23,6 @@ PICTURE_FIELDS = ("image", "images", "file_name")
 EMBEDDED_PICTURES = "image_bytes"  # of any format: pictures that are stored with the record
 TEXT_FIELDS = ("conversations", "messages", "texts", "text", "caption", "question", "answer")
 RATINGS = ("relevance_ratings", "image_correspondence_ratings", "visual_dependency_ratings", "formatting_ratings")
-EXTRA = "extra"
-EXTRA_FIELDS = ("id", "kind", "language", "source", EXTRA)  # kept beside a sample where a parquet has them
 SPEAKERS = {
     "system": "system", "human": "user", "user": "user",
     "gpt": "assistant", "assistant": "assistant", "model": "assistant", "chatgpt": "assistant",

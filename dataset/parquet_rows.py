@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow
 
-from dataset.formats import EMBEDDED_PICTURES, EXTRA
+from dataset.formats import EMBEDDED_PICTURES
 from dataset.options import ReadOptions
 from dataset.parquet_copy import BYTES, DAMAGE, PICTURES, SHOWS, arrow_copy
 from dataset.pictures import Pictures
@@ -15,6 +15,7 @@ from dataset.reader import Reader
 from dataset.samples import BadSample, check_number, parse
 
 NESTED = ("conversations", "messages", "texts")  # which some files hold as JSON text
+EXTRA = "extra"  # column of scripts/prepare_data.py: JSON of the fields that have no column of their own
 
 KEPT_MAPPED = 100  # rows that are read before their pages are given back, 64 KB or more each
 
@@ -77,9 +78,11 @@ class ParquetRows(Reader):
             if name in (PICTURES, SHOWS, DAMAGE):
                 continue
             try:
-                record[name] = column[index].as_py()
+                value = column[index].as_py()
             except UnicodeDecodeError as error:
                 raise BadSample(where, f"{name!r} is no UTF-8 ({error}): mend or delete the row") from error
+            if value is not None:
+                record[name] = value
         if reason := self.columns[DAMAGE][index].as_py():
             raise BadSample(where, reason)
         for name in NESTED:

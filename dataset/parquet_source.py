@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet, types
 
-from dataset.formats import EMBEDDED_PICTURES, EXTRA_FIELDS, PICTURE_FIELDS, RATINGS, TEXT_FIELDS
+from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS, RATINGS, TEXT_FIELDS
 from dataset.samples import DataError, shown
 from model.messages import plain
 
-READ = (*TEXT_FIELDS, *RATINGS, *EXTRA_FIELDS)
+READ = (*TEXT_FIELDS, *RATINGS)  # of any type
 MAX_GROUP = 10**8  # rows of a row group; a damaged file may claim any number
 AT_ONCE = 2 << 20  # bytes that are read together
 ROWS_AT_ONCE = 128  # that are read together: all may show one picture, which is then there as often
@@ -50,6 +50,7 @@ class ParquetSource:
                 f"is {plain(str(schema[named[0]]))}: write the file again with the pictures' files as bytes"
             )
         kept = [*READ, *(named if self.picture_column is None else ())]
+        kept += [name for name, kind in schema.items() if name not in (*kept, *named) and _is_plain(_decoded(kind))]
         self.text_columns = {name: _decoded(schema[name]) for name in kept if name in schema}
         if not set(TEXT_FIELDS) & schema.keys():
             raise DataError(
@@ -114,6 +115,12 @@ def _holds(kinds: tuple, kind: pyarrow.DataType) -> bool:
         at = kind.get_field_index("bytes")
         return at >= 0 and _holds(kinds, kind.field(at).type)
     return any(is_kind(_decoded(kind)) for is_kind in kinds)
+
+
+def _is_plain(kind: pyarrow.DataType) -> bool:
+    """Whether a column of this type says something of a sample that stays with it, as a JSON line's fields do."""
+    plain_kinds = types.is_string, types.is_large_string, types.is_boolean, types.is_integer, types.is_floating
+    return any(is_kind(kind) for is_kind in plain_kinds)
 
 
 def _decoded(kind: pyarrow.DataType) -> pyarrow.DataType:

@@ -24,10 +24,10 @@ from model.messages import UserError, counted
 from model.processing import VLMProcessor, load_tokenizer
 from model.progress import Progress
 from model.tower_folder import tower_sizes
-from scripts.data.contact_sheet import draw_contact_sheet
-from scripts.data.findings import TITLES, Seen, Tally
-from scripts.data.report import as_markdown, figures_of
-from scripts.data.survey import Facts, Look, Surveyor, survey
+from scripts.data.check.contact_sheet import draw_contact_sheet
+from scripts.data.check.findings import TITLES, Seen, Tally
+from scripts.data.check.report import as_markdown, figures_of
+from scripts.data.check.survey import Facts, Look, Surveyor, survey
 
 REFUSED, UNCHECKED = 1, 2  # exit statuses
 FLAGS = ("max_seq_len", "max_bad_share", "strict_data")  # that decide what training does, and stand in the report

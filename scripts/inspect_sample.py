@@ -20,9 +20,9 @@ from model.files import ROOT, written_aside
 from model.messages import UserError
 from model.processing import VLMProcessor
 from model.tower_folder import tower_sizes
-from scripts.data.sample_row import find_sample, read_row
-from scripts.data.token_page import as_html
-from scripts.data.token_text import as_text, wants_colour
+from scripts.data.inspect.sample_row import find_sample, read_row
+from scripts.data.inspect.token_page import as_html
+from scripts.data.inspect.token_text import as_text, wants_colour
 from trainer.train_sft_vlm import SFT_VLM
 
 PAGES = ROOT / "out" / "inspect"

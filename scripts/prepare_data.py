@@ -15,8 +15,8 @@ from dataset.options import ReadOptions, add_read_flags
 from dataset.quarantine import MAX_BAD_SHARE
 from model.command_line import CommandLine
 from model.messages import UserError
-from scripts.data.plan import Options
-from scripts.data.prepare import Preparation
+from scripts.data.prepare.plan import Options
+from scripts.data.prepare.preparation import Preparation
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -11,7 +11,7 @@ import pytest
 from helpers.hub import CLIP_FILES, NO_TOKENS, HubStandIn, environment
 from helpers.prepared import write_source
 from scripts import download, prepare_data
-from scripts.data import first_look
+from scripts.data.prepare import first_look
 from scripts.hub.clients import SOURCES
 
 

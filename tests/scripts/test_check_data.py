@@ -16,8 +16,8 @@ from helpers.data import encoded, make_picture, write_jsonl, write_parquet
 from helpers.zoo import LINES, LONGEST, as_bytes, lenient, make_zoo, turns, with_picture, write_lines
 from model.processing import VLMProcessor
 from scripts import check_data
-from scripts.data.findings import REJECTED, TITLES, Tally
-from scripts.data.survey import Surveyor, survey
+from scripts.data.check.findings import REJECTED, TITLES, Tally
+from scripts.data.check.survey import Surveyor, survey
 
 REPORTS = ("report.json", "report.md", "sheet.png")
 MOST = 300  # tokens: a picture takes 196

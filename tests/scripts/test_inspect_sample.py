@@ -22,11 +22,11 @@ from helpers.zoo import lenient
 from model.config import IGNORE_INDEX
 from model.processing import Rendered
 from scripts import inspect_sample
-from scripts.data import sample_row
-from scripts.data.sample_row import find_sample, read_row
-from scripts.data.token_page import as_html
-from scripts.data.token_text import as_text, drawn, wants_colour
-from scripts.data.tokens import entries
+from scripts.data.inspect import sample_row
+from scripts.data.inspect.sample_row import find_sample, read_row
+from scripts.data.inspect.token_page import as_html
+from scripts.data.inspect.token_text import as_text, drawn, wants_colour
+from scripts.data.inspect.tokens import entries
 
 LENGTH = 64
 LINE = re.compile(r" *(\d+)(?:\.\.(\d+))? +(\d+)(?:\.\.(\d+))? +(\d+) +(\d+)  (\S+) +(.*)")

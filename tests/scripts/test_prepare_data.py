@@ -13,7 +13,7 @@ from dataset.opening import read_samples
 from helpers.data import make_picture, turns, write_jsonl
 from helpers.prepared import WORDS, contents, index_of, pictures_of, refusal, rows_of, shards_of, words_of
 from scripts import prepare_data
-from scripts.data.columns import MAX_FIELDS
+from scripts.data.prepare.columns import MAX_FIELDS
 
 # ---- what is read back
 
@@ -29,11 +29,9 @@ def test_what_is_read_back_is_what_was_given(prepare, source):
         assert list(one.pictures) == [picture.read_bytes() for picture in other.pictures]
         for picture, wanted in zip(one.open_pictures(), other.open_pictures(), strict=True):
             assert np.array_equal(np.asarray(picture), np.asarray(wanted))
-    for row, sample in zip(rows_of(folder), given, strict=True):
-        fields = {name: value for name, value in row.items() if name not in ("conversations", "image_bytes", "extra")}
-        fields |= json.loads(row["extra"] or "{}")
-        wanted = {name: value for name, value in sample.extra.items() if value is not None}
-        assert {name: value for name, value in fields.items() if value is not None} == wanted
+    wanted = [{name: value for name, value in sample.extra.items() if value is not None} for sample in given]
+    assert [sample.extra for sample in found] == wanted
+    assert [sample.messages for sample in read_samples(folder)] == [sample.messages for sample in given]
     names = {field.name: str(field.type) for field in parquet.read_schema(path)}
     assert names == {"conversations": "string", "image_bytes": "list<element: binary>", "kind": "string",
                      "number": "int64", "rating": "double", "good": "bool", "extra": "string"}  # fmt: skip
@@ -47,7 +45,9 @@ def test_texts_have_a_column_of_their_own(prepare, tmp_path):
     }
     assert list(rows_of(folder)[0]) == ["text"] and len(rows_of(folder, "held_out")) == 4
     mixed = [{"text": "a cat"}, {"conversations": turns(0)}]
-    rows = rows_of(prepare(path=write_jsonl(tmp_path / "mixed.jsonl", mixed), output=tmp_path / "both"))
+    folder = prepare(path=write_jsonl(tmp_path / "mixed.jsonl", mixed), output=tmp_path / "both")
+    assert [(sample.text, sample.messages) for sample in read_samples(folder)] == [("a cat", []), (None, turns(0))]
+    rows = rows_of(folder)
     assert rows[0] == {"conversations": None, "text": "a cat", "image_bytes": []}
     assert rows[1] == {"conversations": json.dumps(turns(0)), "text": None, "image_bytes": []}
 
@@ -62,7 +62,7 @@ def test_fields_of_several_kinds_and_too_many_fields_stand_together(prepare, tmp
 
 
 def test_a_shard_is_read_by_row_groups_and_holds_a_picture_once(prepare, source, monkeypatch):
-    monkeypatch.setattr("scripts.data.shards.GROUP_ROWS", 12)
+    monkeypatch.setattr("scripts.data.prepare.shards.GROUP_ROWS", 12)
     (path,) = shards_of(prepare())
     facts = parquet.read_metadata(path)
     assert [facts.row_group(number).num_rows for number in range(facts.num_row_groups)] == [12] * 5 + [2]
@@ -74,7 +74,7 @@ def test_a_shard_is_read_by_row_groups_and_holds_a_picture_once(prepare, source,
 
 def test_row_groups_are_cut_by_bytes(prepare, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("scripts.data.shards.GROUP_BYTES", 7000)
+        patched.setattr("scripts.data.prepare.shards.GROUP_BYTES", 7000)
         (path,) = shards_of(prepare())
     facts = parquet.read_metadata(path)
     sizes = [facts.row_group(number).total_byte_size for number in range(facts.num_row_groups)]

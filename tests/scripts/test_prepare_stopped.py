@@ -15,15 +15,15 @@ from dataset.samples import DataError
 from helpers.data import make_picture, turns, write_jsonl
 from helpers.faults import KILLED, FaultyDisk, in_child
 from helpers.prepared import contents, refusal, shards_of, words_of
-from scripts.data import first_look
-from scripts.data.plan import Shard
-from scripts.data.shards import Shards
+from scripts.data.prepare import first_look
+from scripts.data.prepare.plan import Shard
+from scripts.data.prepare.shards import Shards
 
 # ---- stopped, and on again
 
 
 def test_killed_at_any_write_it_goes_on_to_the_bit(prepare, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.data.plan.MEGABYTE", 5000)
+    monkeypatch.setattr("scripts.data.prepare.plan.MEGABYTE", 5000)
     records = [{"image": f"{n}.png", "conversations": turns(1)} for n in (0, 3, 6)]
     path = write_jsonl(source.parent / "small.jsonl", [*records, records[1]])
     flags = ("--shuffle", "--split", 0.3, "--shard_mb", 1, "--dedup", "exact")
@@ -48,7 +48,7 @@ def test_killed_at_any_write_it_goes_on_to_the_bit(prepare, source, tmp_path, mo
 
 
 def test_killed_while_it_replaces_nothing_of_the_former_shards_stays(prepare, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.data.plan.MEGABYTE", 20_000)
+    monkeypatch.setattr("scripts.data.prepare.plan.MEGABYTE", 20_000)
     fresh, former = contents(prepare("--shuffle", output=tmp_path / "fresh")), prepare("--shard_mb", 1)
     for number in range(8):
         folder = Path(shutil.copytree(former, tmp_path / f"killed_{number}"))
@@ -62,7 +62,7 @@ def test_killed_while_it_replaces_nothing_of_the_former_shards_stays(prepare, tm
 
 
 def test_finished_shards_are_kept_and_nothing_is_looked_at_again(prepare, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("scripts.data.plan.MEGABYTE", 20_000)
+    monkeypatch.setattr("scripts.data.prepare.plan.MEGABYTE", 20_000)
     with monkeypatch.context() as patched:
         patched.setattr(Shards, "write", stop_at("00002"))
         with pytest.raises(KeyboardInterrupt):
@@ -93,7 +93,7 @@ def stop_at(part: str) -> Callable:
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "deleted", "of another run"])
 def test_a_damaged_shard_is_found_and_written_again(damage, prepare, tmp_path, monkeypatch, source):
-    monkeypatch.setattr("scripts.data.plan.MEGABYTE", 20_000)
+    monkeypatch.setattr("scripts.data.prepare.plan.MEGABYTE", 20_000)
     folder = prepare("--shard_mb", 1)
     whole, path = contents(folder), shards_of(folder)[1]
     content = path.read_bytes()
@@ -111,7 +111,7 @@ def test_a_damaged_shard_is_found_and_written_again(damage, prepare, tmp_path, m
 
 
 def test_no_bit_of_a_shard_flips_unseen(prepare, monkeypatch, tmp_path):
-    monkeypatch.setattr("scripts.data.shards.GROUP_ROWS", 16)
+    monkeypatch.setattr("scripts.data.prepare.shards.GROUP_ROWS", 16)
     (path,) = shards_of(prepare())
     sound, chance, found = path.read_bytes(), random.Random(0), []
     wanted = list(read_samples(path))
@@ -151,7 +151,7 @@ def test_other_options_or_data_are_refused_by_name_and_replaced_on_demand(prepar
 
 
 def test_pictures_that_change_on_the_way_are_refused(prepare, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.data.plan.MEGABYTE", 20_000)
+    monkeypatch.setattr("scripts.data.prepare.plan.MEGABYTE", 20_000)
     run = first_look.Surveyor.run
 
     def run_and_change(self):
@@ -197,7 +197,7 @@ def test_a_full_disk_is_told_with_what_is_needed_and_free(prepare, tmp_path, mon
 
 
 def test_a_disk_that_becomes_full_leaves_nothing_broken(prepare, tmp_path, monkeypatch):
-    monkeypatch.setattr("scripts.data.shards.GROUP_ROWS", 20)
+    monkeypatch.setattr("scripts.data.prepare.shards.GROUP_ROWS", 20)
     whole = contents(prepare(output=tmp_path / "whole"))
     with monkeypatch.context() as patched:
         calls = FaultyDisk(patched)

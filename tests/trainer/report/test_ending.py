@@ -128,7 +128,7 @@ def test_a_sheet_shows_pictures_of_any_kind_and_only_the_credit_it_is_given(data
 
 
 def test_chinese_without_a_font_is_left_out_by_its_letters(data_folder, monkeypatch):
-    monkeypatch.setattr(sheet, "CHINESE_FONTS", ())
+    monkeypatch.setattr(sheet, "chinese_font", lambda: None)
     picture = {"pictures": [str(data_folder / "images/0_0.png")], "language": "all", "right": "", "truth": "杯"}
     sheet.draw_sheet([{**picture, "question": "这是什么？"}], data_folder / "sheet.png")
     with Image.open(data_folder / "sheet.png") as drawn:

@@ -24,8 +24,8 @@ from dataset.samples import BadSample, Rejected, Sample
 from model.files import file_sha256
 from model.messages import UserError
 from model.processing import IMAGE_TAG, VLMProcessor
-from scripts.data.lookalikes import thumbnail
-from scripts.data.writing import writing_systems
+from scripts.data.check.lookalikes import thumbnail
+from scripts.data.check.writing import writing_systems
 
 CHUNK = 128  # samples that a process is told at once
 REMEMBERED = 1024  # pictures of which a process keeps the facts: questions about one picture are neighbours
@@ -40,7 +40,7 @@ class Facts(NamedTuple):
     format: str
     width: int  # pixels, as its file has them
     height: int
-    thumbnail: bytes  # uint8 [16, 16, 3], see scripts.data.lookalikes
+    thumbnail: bytes  # uint8 [16, 16, 3], see scripts.data.check.lookalikes
 
 
 class Look(NamedTuple):

@@ -20,7 +20,7 @@ from model.files import written_aside
 from model.messages import plain
 from model.processing import SampleError, VLMProcessor, load_tokenizer
 from model.progress import Progress
-from scripts.data.columns import DIGEST, Columns, digest_of, facts_of, text_of
+from scripts.data.prepare.columns import DIGEST, Columns, digest_of, facts_of, text_of
 
 MAX_BYTES = 1 << 29  # of one sample's pictures: a page of a parquet holds less than 2 GB
 

@@ -17,9 +17,9 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from model.config import IGNORE_INDEX
-from scripts.data.sample_row import SampleRow, SeenPicture
-from scripts.data.token_text import notes, title_of
-from scripts.data.tokens import Entry, decoded, entries, readable, whole_characters
+from scripts.data.inspect.sample_row import SampleRow, SeenPicture
+from scripts.data.inspect.token_text import notes, title_of
+from scripts.data.inspect.tokens import Entry, decoded, entries, readable, whole_characters
 
 PAGE = Template(Path(__file__).with_name("token_page.html").read_text(encoding="utf-8"))
 LEGEND = (

@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset.split import groups_of, hold_back, mixed
 from model.messages import UserError
-from scripts.data.first_look import Survey
+from scripts.data.prepare.first_look import Survey
 
 MEGABYTE = 1_000_000
 MOST = 2  # times the samples that --split asks for: a group of more is passed over

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from dataset.samples import BadSample, Sample
 from model.processing import IMAGE_TAG
 from scripts.assets.sheet import BLACK, GREEN, GREY, RED, chinese_font
-from scripts.data.findings import TITLES, Finding
-from scripts.data.findings import TOLD as LEARNT_FROM
+from scripts.data.check.findings import TITLES, Finding
+from scripts.data.check.findings import TOLD as LEARNT_FROM
 
 COLUMNS, MARGIN, LINE, FONT_SIZE = 4, 16, 18, 13  # pixels
 WIDTH, HEIGHT, TEXT_LINES = 280, 200, 6  # of a card: its pictures, and the lines below them

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from model.messages import counted
-from scripts.data.sample_row import SampleRow, SeenPicture
-from scripts.data.tokens import Entry, decoded, entries, readable, whole_characters
+from scripts.data.inspect.sample_row import SampleRow, SeenPicture
+from scripts.data.inspect.tokens import Entry, decoded, entries, readable, whole_characters
 
 # Readable on dark and on light: no colour of the text alone is told by brightness.
 BOLD, FAINT, TRAINED, CONTROL, PICTURE, WRONG = "1", "2", "1;32", "35", "7", "1;31"

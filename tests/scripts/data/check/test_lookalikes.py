@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from dataset.emoji_world import render, sample_scene
-from scripts.data.lookalikes import Lookalikes, thumbnail
+from scripts.data.check.lookalikes import Lookalikes, thumbnail
 
 SCENES, COPIED = 300, 60
 

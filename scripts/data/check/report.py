@@ -10,7 +10,7 @@ tokens              of all samples that can be rendered, before they are cut: le
                     histogram: [first, last, samples] a line
 trained_tokens      the same of the samples that are used, after they were cut; lost: by cutting
 languages           by their letters: in how many of the samples that are used
-found               places by kind, see scripts.data.findings
+found               places by kind, see scripts.data.check.findings
 findings            each place: kind, where (file:line), reason; like: which picture a repeated one repeats
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from dataset.samples import BAD, DAMAGED, DROPPED
 from model.messages import counted
-from scripts.data.findings import REJECTED, TITLES, Finding, Tally
+from scripts.data.check.findings import REJECTED, TITLES, Finding, Tally
 
 EXAMPLES = 3  # places that report.md names of each kind; report.json names all
 BARS, WIDTH = 10, 30  # of a histogram: lines, letters of the longest

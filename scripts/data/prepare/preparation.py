@@ -25,10 +25,10 @@ from model.files import file_sha256, sync_to_disk, written_aside
 from model.messages import NO_ROOM, UserError, counted
 from model.process_lock import ProcessLock
 from model.progress import Progress
-from scripts.data.columns import Columns
-from scripts.data.first_look import Survey, Surveyor
-from scripts.data.plan import Options, Plan, Shard, make_plan
-from scripts.data.shards import Shards
+from scripts.data.prepare.columns import Columns
+from scripts.data.prepare.first_look import Survey, Surveyor
+from scripts.data.prepare.plan import Options, Plan, Shard, make_plan
+from scripts.data.prepare.shards import Shards
 
 FORMAT = "minimind-vlm shards 1"  # raise it with any change of what is written
 SURVEY, INDEX, LEFT_OUT, LOCK = "survey.npz", "index.json", "left_out.jsonl", ".lock"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.data.writing import writing_systems
+from scripts.data.check.writing import writing_systems
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pyarrow import parquet
 
 from dataset.samples import BadSample, DataError, Sample
 from model.files import written_aside
-from scripts.data.columns import CONVERSATIONS, PICTURES, TEXT, Columns, digest_of, text_of
-from scripts.data.first_look import Survey
-from scripts.data.plan import Shard
+from scripts.data.prepare.columns import CONVERSATIONS, PICTURES, TEXT, Columns, digest_of, text_of
+from scripts.data.prepare.first_look import Survey
+from scripts.data.prepare.plan import Shard
 
 GROUP_BYTES = 8_000_000  # of a row group, a picture counted once
 GROUP_IN_MEMORY = 64_000_000  # of a row group, a picture counted with every row that shows it

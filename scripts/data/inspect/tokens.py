@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerFast
 
 from model.messages import plain
-from scripts.data.sample_row import SampleRow
+from scripts.data.inspect.sample_row import SampleRow
 
 CONTROL, TEXT = "control", "text"
 MARKS = {"\n": "↵", "\t": "⇥"}

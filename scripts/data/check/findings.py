@@ -11,8 +11,8 @@ from dataset import check
 from dataset.quarantine import Quarantine
 from dataset.samples import BAD, DAMAGED, DROPPED, DataError, Rejected
 from model.messages import counted, plain
-from scripts.data.lookalikes import Lookalikes
-from scripts.data.survey import Facts, Look
+from scripts.data.check.lookalikes import Lookalikes
+from scripts.data.check.survey import Facts, Look
 
 # Kinds of rejected samples: what they are called, and what the reason of dataset.check holds.
 REJECTED = {
