@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dataset.hub_query import is_hub
 from dataset.image_folder import METADATA, CsvRows, image_folder
 from dataset.joined import Joined
 from dataset.json_lines import JsonLines
@@ -27,14 +28,22 @@ SEVERAL = re.compile(r"\{(\d+)\.\.(\d+)\}")  # shards: data/{000..011}.tar
 def read_samples(
     path: str | Path, options: ReadOptions | None = None, copies: Path = COPIES, say: Callable = print
 ) -> Reader | Joined:
-    """Open a data file, or a folder of them; samples are parsed when they are asked for.
+    """Open a data file, a folder of them, or `hf:...` (dataset.hub_rows); samples are parsed when they are asked for.
 
     copies: where a parquet's copy goes if the folder that it lies in takes none.
 
     Raises:
         DataError: nothing there can be read, with the reason and a cure.
     """
-    options, path = options or ReadOptions(), Path(path)
+    options = options or ReadOptions()
+    if is_hub(path):
+        from dataset.hub_rows import open_hub  # here, as it loads pyarrow and the package `datasets`
+
+        reader = open_hub(str(path), options, copies, say)
+        if not len(reader):
+            raise DataError(f"{path} holds no sample")
+        return reader.recognise()
+    path = Path(path)
 
     def read(file: Path, options: ReadOptions = options, pictures: Pictures | None = None) -> Reader:
         return _open(file, options, pictures, copies, say)
@@ -86,7 +95,7 @@ def _in_turn(shards: Sequence[Path], options: ReadOptions, read: Callable[..., R
 
 def is_there(path: str) -> bool:
     """Whether something that read_samples opens has this name, as far as can be told at once."""
-    return os.path.exists(path) or bool(SEVERAL.search(path)) or "*" in os.path.basename(path)
+    return os.path.exists(path) or is_hub(path) or bool(SEVERAL.search(path)) or "*" in os.path.basename(path)
 
 
 def _shards(path: Path) -> list[Path]:
@@ -123,7 +132,7 @@ def _is_folder(path: Path) -> bool:
 def open_data(path: str | Path, options: ReadOptions | None = None) -> Sequence[Sample]:
     """The data that a command was given with --data. Raises UserError where it cannot be used."""
     images_path = options.images_path if options else ""
-    if Path(path).suffix and not Path(path).exists() and not set("*{") & set(str(path)):
+    if not is_hub(path) and Path(path).suffix and not Path(path).exists() and not set("*{") & set(str(path)):
         raise UserError(f"{path} does not exist{did_you_mean(path) or ': check --data'}")
     if images_path and not Path(images_path).exists():
         raise UserError(f"--images_path {images_path} is no folder{did_you_mean(images_path)}")
