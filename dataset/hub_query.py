@@ -13,6 +13,7 @@ SCHEME = "hf:"
 KEYS = ("name", "split", "revision", "data_files", "data_dir", "streaming")  # load_dataset's own
 SPLIT = "train"
 SAVED, SAVED_SPLITS = ("dataset_info.json", "state.json"), "dataset_dict.json"  # what save_to_disk writes
+KINDS = ("json", "csv", "parquet", "arrow", "text", "imagefolder", "webdataset")  # of files; there are more
 EXAMPLE = "hf:json?data_files=a.jsonl"
 
 
@@ -99,4 +100,7 @@ def parse_query(text: str) -> HubQuery:
     streaming = settings.pop("streaming", "0")
     if streaming not in ("0", "1"):
         raise DataError(f"{text}: streaming={streaming} must be 0 or 1")
-    return HubQuery(text, dataset, data_files=files, streaming=streaming == "1", **settings)
+    query = HubQuery(text, dataset, data_files=files, streaming=streaming == "1", **settings)
+    if dataset in KINDS and not (files or query.data_dir):  # the library would take whatever lies in this folder
+        raise DataError(f"{text}: {dataset} is a kind of files: name them with data_files, as in {EXAMPLE}")
+    return query

@@ -38,7 +38,7 @@ def open_hub(path: str, options: ReadOptions, copies: Path, say: Callable) -> Re
     query = parse_query(path)
     library(path)
     pictures = hub_pictures(query, options)
-    if not query.streaming:
+    if query.is_saved or not query.streaming:
         return HubRows(query, options, pictures)
     from dataset.hub_stream import kept_stream
     from dataset.parquet_rows import ParquetRows
@@ -89,9 +89,19 @@ class HubRows(Reader):
         where = self.where(index)
         try:
             (row,) = self.table[int(index)].to_pylist()
-            return record_of(row, self.kinds)
+            record = record_of(row, self.kinds)
         except (ValueError, RecursionError) as error:
             raise BadSample(where, f"it holds what cannot be read ({str(error)[:120]}): mend or delete it") from error
+        stored = next((name for name in PICTURE_FIELDS if stored_pictures(record.get(name))), None)
+        if stored:
+            record[EMBEDDED_PICTURES] = stored_pictures(record.pop(stored))
+        return record
+
+
+def stored_pictures(value: object) -> list[dict | bytes]:
+    """Pictures that a field holds, rather than names of them."""
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, (dict, bytes))]
 
 
 def record_of(row: dict, kinds: dict) -> dict:
@@ -157,7 +167,7 @@ def told(query: HubQuery) -> Iterator[None]:
         cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ else error
         said = plain(" ".join(f"{type(cause).__name__}: {cause}".split()))[:MOST_SAID]
         raise DataError(
-            f"{query.text}: datasets cannot read it ({said}): check the name, the split and the connection"
+            f"{query.text}: datasets cannot read it ({said}): check what is asked for, its files and the connection"
         ) from error
 
 

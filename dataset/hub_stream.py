@@ -113,6 +113,7 @@ class Stream:
                     try:
                         picture["bytes"] = self._content(picture["path"], f"{self.query.text}:{row}")
                     except BadSample as error:
+                        picture["bytes"] = b"not read"  # no picture, so that whoever opens it leaves the sample out
                         self.unread += 1
                         if self.unread <= MOST_NAMED:
                             self.say(str(error))
@@ -155,7 +156,10 @@ class RowWriter:
 
     def add(self, record: dict) -> None:
         """Raises ArrowInvalid or ArrowTypeError where a value is not of its column's type."""
-        row = {name: _stored(record.get(name), field.type) for name, field in zip(self.schema.names, self.schema, strict=True)}
+        row = {
+            name: _stored(record.get(name), field.type)
+            for name, field in zip(self.schema.names, self.schema, strict=True)
+        }
         batch = pyarrow.RecordBatch.from_pylist([row], self.schema)
         self.rows.append(batch)
         self.size += batch.nbytes

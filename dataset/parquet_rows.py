@@ -81,7 +81,7 @@ class ParquetRows(Reader):
                 value = column[index].as_py()
             except UnicodeDecodeError as error:
                 raise BadSample(where, f"{name!r} is no UTF-8 ({error}): mend or delete the row") from error
-            if value is not None:
+            if value is not None:  # other records of the file may have the field
                 record[name] = value
         if reason := self.columns[DAMAGE][index].as_py():
             raise BadSample(where, reason)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dataset.hub_query import is_hub
 from dataset.samples import Sample
 from dataset.sources import parse_sources
 from trainer.config import ROOT, StageConfig
@@ -47,13 +48,14 @@ def next_steps(config: StageConfig, example: Sample | None) -> str:
 
 def _data(config: StageConfig, name: str) -> Path | str:
     """The file of this name beside this stage's data; else the data itself, but for texts, which show no pictures."""
-    beside = _first(config.data_path).with_name(name)
+    beside = _beside(config, name)
     return config.data_path if config.with_vision and not beside.is_file() else beside
 
 
-def _first(text: str) -> Path:
-    """Of the files that a flag names."""
-    return Path(parse_sources(text)[0].path)
+def _beside(config: StageConfig, name: str) -> Path:
+    """The file of this name beside the first of the data; for what the hub holds, in the run's folder."""
+    first = parse_sources(config.data_path)[0].path
+    return Path(config.save_dir) / name if is_hub(first) else Path(first).with_name(name)
 
 
 def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:
@@ -62,7 +64,7 @@ def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:
     flags: list = ["--image", pictures[0]] if pictures else []
     if pictures and asked:
         flags += ["--prompt", asked[0].replace("<image>", "").strip()]
-    held_out = _first(config.val_path) if config.val_path else _first(config.data_path).with_name(HELD_OUT)
+    held_out = Path(parse_sources(config.val_path)[0].path) if config.val_path else _beside(config, HELD_OUT)
     lines = {"ask:": command("eval_vlm.py", "--weight", config.weight_path, *flags)}
     if held_out.is_file():
         sheet = config.run_dir / "sheet.png"
