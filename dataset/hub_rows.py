@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dataset.formats import EMBEDDED_PICTURES, EXTRA_FIELDS, PICTURE_FIELDS, RATINGS, TEXT_FIELDS
+from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS, RATINGS, TEXT_FIELDS
 from dataset.hub_query import SPLIT, HubQuery, parse_query
 from dataset.options import ReadOptions
 from dataset.pictures import PictureFolder, Pictures, pictures_of
@@ -23,7 +23,7 @@ from model.messages import UserError, plain
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-KNOWN = (*TEXT_FIELDS, *RATINGS, *EXTRA_FIELDS, *PICTURE_FIELDS, EMBEDDED_PICTURES)
+KNOWN = (*TEXT_FIELDS, *RATINGS, *PICTURE_FIELDS, EMBEDDED_PICTURES)
 NESTED = ("conversations", "messages", "texts")  # which some data hold as JSON text
 MISSING = "is opened by the package `datasets`, which is not installed: pip install -r requirements/hub.txt"
 ONE_VALUE = re.compile(r"bool|u?int\d+|float\d+|(large_)?string")

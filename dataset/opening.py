@@ -132,7 +132,7 @@ def _is_folder(path: Path) -> bool:
 def open_data(path: str | Path, options: ReadOptions | None = None) -> Sequence[Sample]:
     """The data that a command was given with --data. Raises UserError where it cannot be used."""
     images_path = options.images_path if options else ""
-    if not is_hub(path) and Path(path).suffix and not Path(path).exists() and not set("*{") & set(str(path)):
+    if Path(path).suffix and not is_there(str(path)):
         raise UserError(f"{path} does not exist{did_you_mean(path) or ': check --data'}")
     if images_path and not Path(images_path).exists():
         raise UserError(f"--images_path {images_path} is no folder{did_you_mean(images_path)}")

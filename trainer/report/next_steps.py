@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dataset.hub_query import is_hub
+from dataset.opening import is_there
 from dataset.samples import Sample
 from dataset.sources import parse_sources
 from trainer.config import ROOT, StageConfig
@@ -11,7 +12,7 @@ from trainer.report.loss_curve import draw_losses
 
 AFTER = {"llm": "pretrain_vlm", "pretrain_vlm": "sft_vlm"}  # by the name of the stage
 DATA = {"pretrain_vlm": "pretrain.jsonl", "sft_vlm": "sft.jsonl"}
-HELD_OUT = "held_out.jsonl"
+HELD_OUT, HELD_OUT_SHARDS = "held_out.jsonl", "held_out-*.parquet"
 
 
 def tell_what_is_left(config: StageConfig, example: Sample | None) -> None:
@@ -58,20 +59,28 @@ def _beside(config: StageConfig, name: str) -> Path:
     return Path(config.save_dir) / name if is_hub(first) else Path(first).with_name(name)
 
 
+def _held_out(config: StageConfig) -> str:
+    """What the run has not seen: what validated it, the held-out shards of scripts/prepare_data.py, or a file beside."""
+    if config.val_path:
+        return parse_sources(config.val_path)[0].path
+    shards = Path(parse_sources(config.data_path)[0].path) / HELD_OUT_SHARDS
+    return str(shards if any(shards.parent.glob(shards.name)) else _beside(config, HELD_OUT))
+
+
 def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:
     pictures = [picture for picture in (example.pictures if example else ()) if isinstance(picture, Path)]
     asked = [message["content"] for message in (example.messages if example else ()) if message["role"] == "user"]
-    flags: list = ["--image", pictures[0]] if pictures else []
+    flags: list = ["--image", pictures[0]] if pictures else ["--data", config.data_path, "--limit", 3]
     if pictures and asked:
         flags += ["--prompt", asked[0].replace("<image>", "").strip()]
-    held_out = Path(parse_sources(config.val_path)[0].path) if config.val_path else _beside(config, HELD_OUT)
+    held_out = _held_out(config)
     lines = {"ask:": command("eval_vlm.py", "--weight", config.weight_path, *flags)}
-    if held_out.is_file():
+    if is_there(held_out):
         sheet = config.run_dir / "sheet.png"
         score = ("--weight", config.weight_path, "--data", held_out, "--sheet", sheet)
         lines["score:"] = command("scripts/score.py", *score)
     else:
-        lines["score:"] = f"put lines that it has not seen into {shown(held_out)}, then scripts/score.py"
+        lines["score:"] = f"put lines that it has not seen into {shown(Path(held_out))}, then scripts/score.py"
     folder = Path(config.save_dir).resolve()
     elsewhere = () if ROOT / "out" in (folder, folder.parent) else ("--", folder)  # the demo looks there by itself
     lines["chat:"] = python("-m", "streamlit", "run", ROOT / "web_demo.py", *elsewhere)
