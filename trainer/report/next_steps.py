@@ -60,7 +60,7 @@ def _beside(config: StageConfig, name: str) -> Path:
 
 
 def _held_out(config: StageConfig) -> str:
-    """What the run has not seen: what validated it, the held-out shards of scripts/prepare_data.py, or a file beside."""
+    """What the run has not seen: what validated it, scripts/prepare_data.py's held-out shards, or a file beside."""
     if config.val_path:
         return parse_sources(config.val_path)[0].path
     shards = Path(parse_sources(config.data_path)[0].path) / HELD_OUT_SHARDS
