@@ -21,8 +21,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dataset.opening import left_out, open_data
 from dataset.options import ReadOptions, add_read_flags
+from dataset.readers.opening import left_out, open_data
 from dataset.samples import BadSample, Sample
 from model.command_line import CommandLine
 from model.inference.answerer import Answer, Answerer, Interrupted, Options, add_weight_flags, assistant_turn, user_turn

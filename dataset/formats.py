@@ -8,7 +8,7 @@ questions   {"image", "question", "answer"}
 captions    {"image" or "file_name", "text" or "caption"}
 text        {"text"} for the base decoder
 
-How records are stored is nobody's business here: dataset.reader's classes read lines, parquets, folders and archives.
+How records are stored is nobody's business here: dataset.readers has lines, parquets, folders and archives.
 """
 
 import re

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.joined import Joined
+from dataset.readers.joined import Joined
 from dataset.samples import DataError, Sample
 from model.messages import UserError
 

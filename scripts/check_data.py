@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dataset.opening import open_data
 from dataset.options import ReadOptions, add_read_flags
 from dataset.quarantine import MAX_BAD_SHARE
+from dataset.readers.opening import open_data
 from dataset.samples import Sample
 from model.command_line import CommandLine
 from model.config import VLMConfig

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dataset.opening import left_out, open_data
 from dataset.options import ReadOptions, add_read_flags
 from dataset.quarantine import Quarantine
+from dataset.readers.opening import left_out, open_data
 from dataset.step_batch import conversations
 from dataset.vlm_dataset import ConversationDataset
 from model.command_line import CommandLine

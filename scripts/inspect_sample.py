@@ -12,8 +12,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from dataset.opening import open_data
 from dataset.options import ReadOptions, add_read_flags
+from dataset.readers.opening import open_data
 from model.command_line import CommandLine
 from model.config import VLMConfig
 from model.files import ROOT, written_aside

@@ -10,9 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.opening import open_data
 from dataset.options import ReadOptions, add_read_flags
 from dataset.quarantine import MAX_BAD_SHARE
+from dataset.readers.opening import open_data
 from model.command_line import CommandLine
 from model.messages import UserError
 from scripts.data.prepare.plan import Options

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.opening import left_out, open_data
 from dataset.options import ReadOptions, add_read_flags
+from dataset.readers.opening import left_out, open_data
 from dataset.samples import BadSample, DataError, Sample
 from model.command_line import CommandLine
 from model.inference.answerer import Answerer, Options, add_weight_flags

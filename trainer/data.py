@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from dataset.batching import PackedRows
 from dataset.feature_cache import cache_features
-from dataset.opening import read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
+from dataset.readers.opening import read_samples
 from dataset.samples import Sample
 from dataset.sources import open_sources
 from dataset.split import split_rows

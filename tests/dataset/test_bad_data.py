@@ -17,10 +17,11 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from dataset import check, json_lines, samples
+from dataset import check, samples
 from dataset.feature_cache import cache_features
-from dataset.opening import read_samples
 from dataset.quarantine import DAMAGED, LEAST, QUARANTINE, Quarantine
+from dataset.readers import json_lines
+from dataset.readers.opening import read_samples
 from dataset.samples import DROPPED, BadSample, DataError, Rejected
 from dataset.step_batch import Counts, StepBatch, StepBatches
 from dataset.vlm_dataset import ConversationDataset

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Subset
 
 from dataset.batching import PackedRows, fill_rows, grouped, pack, share_prefix
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.vlm_dataset import ConversationDataset, text_only
 from helpers.data import make_picture, write_jsonl
 from helpers.runs import losses, tiny

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset import emoji_world as world
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.vlm_dataset import ConversationDataset
 from helpers.emoji import CHINESE_GROUNDS, GROUNDS, NUMBERS, PLACES, check_answer, check_turns, ground_of, language_of
 from helpers.repository import ROOT

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from dataset import json_lines
 from dataset.formats import DESCRIBE, FORMATS
-from dataset.opening import read_samples
 from dataset.options import FORMATS as NAMES
 from dataset.options import ReadOptions
+from dataset.readers import json_lines
+from dataset.readers.opening import read_samples
 from dataset.samples import DROPPED, BadSample, DataError, parse
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import encoded, make_picture, write_jsonl

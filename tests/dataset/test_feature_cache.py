@@ -12,7 +12,7 @@ import torch
 
 from dataset import feature_cache
 from dataset.feature_cache import cache_features
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.samples import DataError
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import make_picture, turns, write_parquet

@@ -12,8 +12,8 @@ import torch
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
-from dataset.opening import read_samples
 from dataset.options import ReadOptions
+from dataset.readers.opening import read_samples
 from dataset.samples import DataError
 from helpers.data import SOUND, TURNS, construct, make_picture, open_lines, turns, write_jsonl, write_parquet
 from model.processing import collate_training

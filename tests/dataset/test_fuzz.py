@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import TURNS, encoded, make_picture
 from helpers.zoo import SOUND_LINE, lenient, make_zoo, odd_pictures, turns, with_picture, write_lines

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.samples import BadSample
 from helpers.data import BLACK, encoded, make_picture, turns, write_parquet
 

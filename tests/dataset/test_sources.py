@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.samples import DataError
 from dataset.sources import Source, Sources, open_sources, parse_sources, short_names
 from dataset.vlm_dataset import ConversationDataset

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dataset.check import BLOCK, print_of
-from dataset.opening import read_samples
 from dataset.quarantine import Quarantine
+from dataset.readers.opening import read_samples
 from dataset.split import groups_of, hold_back, split_rows
 from helpers.data import construct, make_picture, turns, write_jsonl, write_parquet
 from helpers.runs import tiny

@@ -18,8 +18,8 @@ import torch
 
 from dataset import samples, token_cache, vlm_dataset
 from dataset.check import CheckedData
-from dataset.opening import read_samples
 from dataset.quarantine import QUARANTINE, Quarantine
+from dataset.readers.opening import read_samples
 from dataset.samples import BadSample, DataError
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import make_picture, turns, write_jsonl, write_parquet

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dataset import check, vlm_dataset
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.samples import DataError
 from dataset.vlm_dataset import text_only
 from helpers.data import SOUND, TURNS, construct, encoded, make_picture, open_lines, turns, write_parquet

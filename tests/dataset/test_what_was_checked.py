@@ -15,9 +15,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from dataset import feature_cache, vlm_dataset
 from dataset.feature_cache import cache_features
-from dataset.opening import read_samples
 from dataset.options import ReadOptions
 from dataset.quarantine import Quarantine
+from dataset.readers.opening import read_samples
 from dataset.samples import BadSample, DataError
 from dataset.step_batch import StepBatches
 from dataset.vlm_dataset import ConversationDataset

@@ -9,7 +9,7 @@ import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.samples import Sample
 from dataset.vlm_dataset import ConversationDataset
 from helpers.models import IMAGE_SIZE

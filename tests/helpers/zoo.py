@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from dataset.quarantine import Quarantine
 from helpers.data import TURNS, encoded, make_picture
 
-LONGEST = 900_000  # bytes of a line, in place of dataset.json_lines.MAX_LINE
+LONGEST = 900_000  # bytes of a line, in place of dataset.readers.json_lines.MAX_LINE
 
 
 def turns(question: object = "What?", answer: object = "a cat", role: object = "user") -> dict:

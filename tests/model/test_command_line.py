@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from helpers.data import make_picture, write_jsonl
 from helpers.repository import ROOT, python_files
 from model.command_line import CommandLine

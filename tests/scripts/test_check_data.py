@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageEnhance
 
-from dataset import check, json_lines
-from dataset.opening import read_samples
+from dataset import check
 from dataset.quarantine import Quarantine
+from dataset.readers import json_lines
+from dataset.readers.opening import read_samples
 from dataset.samples import BAD, DAMAGED, DROPPED, DataError
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import encoded, make_picture, write_jsonl, write_parquet

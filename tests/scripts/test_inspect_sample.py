@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import SOUND, TURNS, encoded, make_picture, turns, write_jsonl, write_parquet
 from helpers.models import IMAGE_TOKENS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from helpers.data import make_picture, turns, write_jsonl
 from helpers.prepared import WORDS, contents, index_of, pictures_of, refusal, rows_of, shards_of, words_of
 from scripts import prepare_data

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.samples import DataError
 from helpers.data import make_picture, turns, write_jsonl
 from helpers.faults import KILLED, FaultyDisk, in_child

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset.batching import Row
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from dataset.step_batch import StepBatches
 from dataset.vlm_dataset import ConversationDataset
 from helpers.models import SIZES

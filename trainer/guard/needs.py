@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from dataset.opening import is_there
+from dataset.readers.opening import is_there
 from dataset.sources import parse_sources
 from model.files import find_folder
 from model.messages import UserError

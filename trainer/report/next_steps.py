@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from dataset.hub_query import is_hub
-from dataset.opening import is_there
+from dataset.readers.hub_query import is_hub
+from dataset.readers.opening import is_there
 from dataset.samples import Sample
 from dataset.sources import parse_sources
 from trainer.config import ROOT, StageConfig

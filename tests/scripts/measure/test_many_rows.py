@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from model.messages import UserError
 from scripts.measure import many_rows
 from scripts.measure.many_rows import Look, Memory, figures, growth, last_step, memory_of, watched_run

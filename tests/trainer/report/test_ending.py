@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import eval_vlm
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 from helpers.data import write_jsonl
 from helpers.models import SIZES
 from helpers.repository import ROOT

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dataset.options import AUTO, ReadOptions
-from dataset.reader import Reader
+from dataset.readers.reader import Reader
 from dataset.samples import BadSample, DataError
 
 MARK = "\ufeff".encode()  # of byte order, with which some files begin

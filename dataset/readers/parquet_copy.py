@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 
-from dataset.parquet_source import UNREADABLE, DamagedGroup, ParquetSource
+from dataset.readers.parquet_source import UNREADABLE, DamagedGroup, ParquetSource
 from dataset.samples import DataError
 from model.files import written_aside
 from model.messages import NO_ROOM, plain

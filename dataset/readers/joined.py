@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from dataset.reader import Reader
+from dataset.readers.reader import Reader
 from dataset.samples import Sample
 
 

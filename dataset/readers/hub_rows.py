@@ -1,7 +1,7 @@
 """Whatever the library `datasets` opens: of the hub, of local files of any kind, or what save_to_disk wrote.
 
 Rows are read out of the library's own Arrow files, which it maps into memory: nothing is copied. What is streamed has
-no random access, and is written down first: dataset.hub_stream.
+no random access, and is written down first: dataset.readers.hub_stream.
 """
 
 import re
@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS, RATINGS, TEXT_FIELDS
-from dataset.hub_query import SPLIT, HubQuery, parse_query
 from dataset.options import ReadOptions
-from dataset.pictures import PictureFolder, Pictures, pictures_of
-from dataset.reader import Reader
+from dataset.readers.hub_query import SPLIT, HubQuery, parse_query
+from dataset.readers.pictures import PictureFolder, Pictures, pictures_of
+from dataset.readers.reader import Reader
 from dataset.samples import BadSample, DataError, parse
 from model.messages import UserError, plain
 
@@ -40,8 +40,8 @@ def open_hub(path: str, options: ReadOptions, copies: Path, say: Callable) -> Re
     pictures = hub_pictures(query, options)
     if query.is_saved or not query.streaming:
         return HubRows(query, options, pictures)
-    from dataset.hub_stream import kept_stream
-    from dataset.parquet_rows import ParquetRows
+    from dataset.readers.hub_stream import kept_stream
+    from dataset.readers.parquet_rows import ParquetRows
 
     return ParquetRows(kept_stream(query, options, copies, say), options, pictures, copies, say)
 

@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dataset.hub_query import is_hub
-from dataset.image_folder import METADATA, CsvRows, image_folder
-from dataset.joined import Joined
-from dataset.json_lines import JsonLines
 from dataset.options import ReadOptions
-from dataset.pictures import Pictures, pictures_of
-from dataset.plain_text import PlainText
-from dataset.reader import Reader
+from dataset.readers.csv_rows import CsvRows
+from dataset.readers.hub_query import is_hub
+from dataset.readers.image_folder import METADATA, image_folder
+from dataset.readers.joined import Joined
+from dataset.readers.json_lines import JsonLines
+from dataset.readers.pictures import Pictures, pictures_of
+from dataset.readers.plain_text import PlainText
+from dataset.readers.reader import Reader
+from dataset.readers.tar_shards import TarShards
 from dataset.samples import DataError, Sample
-from dataset.tar_shards import TarShards
 from model.files import ROOT
 from model.messages import UserError, counted, did_you_mean
 
@@ -28,7 +29,7 @@ SEVERAL = re.compile(r"\{(\d+)\.\.(\d+)\}")  # shards: data/{000..011}.tar
 def read_samples(
     path: str | Path, options: ReadOptions | None = None, copies: Path = COPIES, say: Callable = print
 ) -> Reader | Joined:
-    """Open a data file, a folder of them, or `hf:...` (dataset.hub_rows); samples are parsed when they are asked for.
+    """Open a data file, a folder of them, or `hf:...` (hub_rows); samples are parsed when they are asked for.
 
     copies: where a parquet's copy goes if the folder that it lies in takes none.
 
@@ -37,7 +38,7 @@ def read_samples(
     """
     options = options or ReadOptions()
     if is_hub(path):
-        from dataset.hub_rows import open_hub  # here, as it loads pyarrow and the package `datasets`
+        from dataset.readers.hub_rows import open_hub  # here, as it loads pyarrow and the package `datasets`
 
         reader = open_hub(str(path), options, copies, say)
         if not len(reader):
@@ -75,7 +76,7 @@ def _open(path: Path, options: ReadOptions, pictures: Pictures | None, copies: P
         return PlainText(path, options)
     pictures = pictures or pictures_of(path, options)
     if path.suffix == ".parquet":
-        from dataset.parquet_rows import ParquetRows  # here, as it loads pyarrow, which few runs need
+        from dataset.readers.parquet_rows import ParquetRows  # here, as it loads pyarrow, which few runs need
 
         return ParquetRows(path, options, pictures, copies, say)
     return (CsvRows if path.suffix == ".csv" else JsonLines)(path, options, pictures)

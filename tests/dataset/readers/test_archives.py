@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
-from dataset import archives
-from dataset.archives import MAX_MEMBER, Archive
-from dataset.opening import read_samples
 from dataset.options import ReadOptions
+from dataset.readers import archives
+from dataset.readers.archives import MAX_MEMBER, Archive
+from dataset.readers.opening import read_samples
 from dataset.samples import BadSample, DataError
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import TURNS, encoded, make_picture, write_jsonl

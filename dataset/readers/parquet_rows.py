@@ -9,9 +9,9 @@ import pyarrow
 
 from dataset.formats import EMBEDDED_PICTURES
 from dataset.options import ReadOptions
-from dataset.parquet_copy import BYTES, DAMAGE, PICTURES, SHOWS, arrow_copy
-from dataset.pictures import Pictures
-from dataset.reader import Reader
+from dataset.readers.parquet_copy import BYTES, DAMAGE, PICTURES, SHOWS, arrow_copy
+from dataset.readers.pictures import Pictures
+from dataset.readers.reader import Reader
 from dataset.samples import BadSample, check_number, parse
 
 NESTED = ("conversations", "messages", "texts")  # which some files hold as JSON text
@@ -21,7 +21,7 @@ KEPT_MAPPED = 100  # rows that are read before their pages are given back, 64 KB
 
 
 class ParquetRows(Reader):
-    """Rows of a parquet, through its Arrow copy (dataset.parquet_copy).
+    """Rows of a parquet, through its Arrow copy (dataset.readers.parquet_copy).
 
     Parquet can only be read from the start of a row group on; training asks for rows in any order. The copy is written
     once, and all ranks and workers map the same file instead of loading it.

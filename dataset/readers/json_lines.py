@@ -13,8 +13,8 @@ from typing import BinaryIO
 import numpy as np
 
 from dataset.options import ReadOptions
-from dataset.pictures import Pictures
-from dataset.reader import Reader
+from dataset.readers.pictures import Pictures
+from dataset.readers.reader import Reader
 from dataset.samples import BadSample, DataError, parse
 
 MAX_LINE = 16 * 1024 * 1024  # bytes of a line; what is longer is never read into memory

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset.archives import STORED, Member, read_member, tar_members, why_not
 from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS
-from dataset.image_folder import ENDINGS
 from dataset.options import ReadOptions
-from dataset.reader import Reader
+from dataset.readers.archives import STORED, Member, read_member, tar_members, why_not
+from dataset.readers.image_folder import ENDINGS
+from dataset.readers.reader import Reader
 from dataset.samples import BadSample, DataError, parse, shown
 
 PICTURES = tuple(ending.removeprefix(".") for ending in ENDINGS)

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from dataset.archives import Archive
 from dataset.options import ReadOptions
+from dataset.readers.archives import Archive
 from dataset.samples import BadSample, DataError, shown
 from model.messages import did_you_mean
 from model.processing import NO_FILE, UnreadableFile

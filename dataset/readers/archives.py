@@ -30,7 +30,7 @@ class Member(NamedTuple):
 
 
 class Archive:
-    """A .zip or an uncompressed .tar; see dataset.pictures.Pictures."""
+    """A .zip or an uncompressed .tar; see dataset.readers.pictures.Pictures."""
 
     def __init__(self, path: Path):
         """Raises DataError where it cannot be read in place."""

@@ -8,9 +8,9 @@ import pyarrow
 from pyarrow import parquet, types
 
 from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS
-from dataset.hub_query import HubQuery
-from dataset.hub_rows import NESTED, hub_pictures, kept_columns, load, record_of, told
 from dataset.options import ReadOptions
+from dataset.readers.hub_query import HubQuery
+from dataset.readers.hub_rows import NESTED, hub_pictures, kept_columns, load, record_of, told
 from dataset.samples import BadSample, DataError
 from model.files import written_aside
 from model.messages import NO_ROOM, counted, plain

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dataset.formats import EMBEDDED_PICTURES, FORMATS, TEXT_FIELDS, Unfit, read_record, recognised
 from dataset.options import AUTO, ReadOptions
-from dataset.pictures import Pictures
+from dataset.readers.pictures import Pictures
 from dataset.samples import BadSample, DataError, Sample, check_number, is_placeholder, shown
 from model.messages import counted
 from model.processing import IMAGE_TAG

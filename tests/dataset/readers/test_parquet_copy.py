@@ -14,9 +14,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from dataset import parquet_copy, parquet_rows
-from dataset.opening import read_samples
 from dataset.quarantine import Quarantine
+from dataset.readers import parquet_copy, parquet_rows
+from dataset.readers.opening import read_samples
 from dataset.samples import BadSample, DataError
 from helpers.data import BLACK, encoded, make_picture, turns, write_parquet
 from helpers.faults import held_by_another, in_child, start_child, wait_for
