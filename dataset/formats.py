@@ -54,6 +54,8 @@ def minimind(record: dict, options: ReadOptions) -> Talk:
                 f"'text' is learnt without pictures, but 'image' names {len(names)}: delete 'image', or give "
                 "'conversations' with an <image> for each"
             )
+        if "conversations" in record:
+            raise Unfit("it has 'text' and 'conversations': delete one, or say which with --data_format")
         return text(record, options)
     messages = _objects(record, "conversations", '{"role", "content"}')
     for message in messages:

@@ -274,6 +274,12 @@ def test_a_record_of_another_format_says_so(folder):
         read_samples(path)[1]
 
 
+def test_a_text_beside_conversations_is_not_dropped_in_silence(folder):
+    path = write_jsonl(folder / "both.jsonl", [{"text": "x", "conversations": [{"role": "user", "content": "y"}]}])
+    with pytest.raises(BadSample, match=r"both\.jsonl:1: it has 'text' and 'conversations': delete one"):
+        read_samples(path)[0]
+
+
 def test_no_format_at_all(folder):
     path = write_jsonl(folder / "odd.jsonl", [{"prompt": "x", "response": "y"}])
     with pytest.raises(
