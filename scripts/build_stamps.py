@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "dataset/data/stamps")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--held_out", type=float, default=0.2, help="share of the stamps that training never shows")
-    parser.add_argument("--drawings", type=int, default=4, help="pictures of each stamp to learn from")
+    parser.add_argument("--drawings", type=int, default=3, help="pictures of each stamp to learn from")
     options = parser.parse_args(arguments)
     if not 0 < options.held_out < 1 or options.drawings < 1:
         parser.error("--held_out must lie between 0 and 1, and --drawings be at least 1")
