@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from dataset.formats import DESCRIBE, FORMATS
+from dataset.formats import FORMATS
 from dataset.options import FORMATS as NAMES
 from dataset.options import ReadOptions
 from dataset.readers import json_lines
@@ -20,51 +19,10 @@ from dataset.samples import DROPPED, BadSample, DataError, parse
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import encoded, make_picture, write_jsonl
 from helpers.formats import ANY_TALK, TAG, WRITERS, Written, images_path, minimind
+from helpers.learnt import assert_same, captioned, learnt
 from helpers.models import IMAGE_SIZE, IMAGE_TOKENS
 from helpers.zoo import LONGEST, SOUND_LINE, lenient, make_zoo, write_lines
 from model.processing import VLMProcessor
-
-WORDS = [
-    "a cat",
-    "two dogs",
-    "一只猫",
-    'the sky, blue\nand "wide"',
-    "@@@",
-    "<|im_end|>",
-    "\t x",
-    "café",
-    "{}[],:",
-    "\\",
-]
-
-
-def captioned(count: int) -> list[Written]:
-    """One picture, the question that captions answer, and a caption."""
-    samples = []
-    for number in range(count):
-        caption = f"{WORDS[number % len(WORDS)]} {number}".strip()
-        question = DESCRIBE["zh" if "一" in caption else "en"]
-        talk = [{"role": "user", "content": f"{TAG}\n{question}"}, {"role": "assistant", "content": caption}]
-        samples.append(Written(talk, [encoded(make_picture(number, 12), "PNG")]))
-    return samples
-
-
-def learnt(path: Path, options: ReadOptions, processor: VLMProcessor, length: int = 400) -> list[tuple]:
-    """(ids, labels, pixels) of each sample."""
-    samples = read_samples(path, options)
-    rows = []
-    for number in range(len(samples)):
-        data = ConversationDataset([samples[number]], processor, length)
-        rendered, pixels, _ = data[0]
-        rows.append((rendered.input_ids.tolist(), rendered.labels.tolist(), pixels))
-    return rows
-
-
-def assert_same(found: list[tuple], wanted: list[tuple]) -> None:
-    assert len(found) == len(wanted)
-    for (ids, labels, pixels), (wanted_ids, wanted_labels, wanted_pixels) in zip(found, wanted, strict=True):
-        assert ids == wanted_ids and labels == wanted_labels
-        assert len(pixels) == len(wanted_pixels) and all(map(torch.equal, pixels, wanted_pixels))
 
 
 @pytest.fixture(scope="module")

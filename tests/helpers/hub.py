@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,7 +51,9 @@ class HubStandIn:
     Large files of Hugging Face are redirected to another host name, as to a content network.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, routes: Sequence[tuple] = ()) -> None:
+        """routes: as ROUTES, ahead of these."""
+        self.routes = [*routes, *ROUTES]
         self.repositories: dict[str, Repository] = {}
         self.requests: list[Request] = []
         self.created: list[dict] = []
@@ -112,12 +115,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.refuse:
             status, headers = self.hub.refuse
             return self.answer({"error": "refused"}, status, headers)
-        for method, pattern, respond in ROUTES:
+        for method, pattern, respond in self.hub.routes:
             if method == self.command and (match := re.fullmatch(pattern, self.record.path)):
                 return respond(self, *match.groups())
         return self.answer({"error": f"no such page {self.path}"}, 404)
 
-    do_GET = do_POST = do_PUT = handle_request
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def answer(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
         content = json.dumps(value).encode()
@@ -145,11 +148,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer({"error": "refused"}, hub.refuse_content)
         content = hub.wrong.get(path, content)
         ranged = self.record.range and not hub.ignore_ranges
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.record.range)[1]) if ranged else 0
-        self.send_response(206 if start else 200)
+        first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", self.record.range).groups() if ranged else ("0", "")
+        start, total = int(first), len(content)
+        content = content[: int(last) + 1] if last else content
+        self.send_response(206 if start or last else 200)
         self.send_header("Content-Length", str(len(content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if start or last:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{total}")
         self.end_headers()
         most = hub.cut_after if hub.cut_after is not None else hub.hang_after
         sent = content[start:] if most is None or len(content) < LARGE else content[start:most]
