@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart gpu-check test test-browser screenshots test-oldest test-newest soak lint format lock clean
+.PHONY: quickstart gpu-check test test-browser test-hub screenshots test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
@@ -22,6 +22,11 @@ test-browser: $(VENV)/.installed-dev
 		echo "no Chromium, and apt-get cannot install it here: the tests that need it are skipped"
 	$(RUN) -m pytest tests/browser -rs $(ARGS)
 	$(RUN) tests/browser/load.py
+
+# What `datasets` opens, streamed or not, and a hub on this machine. Installs that package.
+test-hub: $(VENV)/.installed-dev
+	$(RUN) -m pip install --quiet -r requirements/hub.txt
+	$(RUN) -m pytest tests/dataset/test_hub_query.py tests/dataset/test_hub_rows.py -rs $(ARGS)
 
 # docs/demo_*.png anew, from out/quickstart or ARGS="--weights FOLDER". Look at them before they are committed.
 screenshots: $(VENV)/.installed-dev

@@ -134,11 +134,19 @@ def load(query: HubQuery) -> "Dataset | IterableDataset":
     with told(query):
         if query.is_saved:
             return _saved(datasets, query)
+        settings = {
+            "name": query.name, "revision": query.revision, "data_files": list(query.data_files) or None,
+            "data_dir": query.data_dir,
+        }  # fmt: skip
+        if query.revision and type(datasets.load_dataset_builder(query.dataset, **settings)).__name__ == "Cache":
+            raise DataError(  # the library would take what it has kept, of whatever revision
+                f"{query.text}: the hub does not answer, so that nobody knows which revision is kept here: start again "
+                "with a connection, or leave revision out"
+            )
+        in_memory = {} if query.streaming else {"keep_in_memory": False}
         return datasets.load_dataset(
-            query.dataset, query.name, split=query.split or SPLIT, revision=query.revision,
-            data_files=list(query.data_files) or None, data_dir=query.data_dir, streaming=query.streaming,
-            **({} if query.streaming else {"keep_in_memory": False}),
-        )  # fmt: skip
+            query.dataset, split=query.split or SPLIT, streaming=query.streaming, **settings, **in_memory
+        )
 
 
 def _saved(datasets: ModuleType, query: HubQuery) -> "Dataset":

@@ -1,6 +1,7 @@
 """What is streamed, written down once: a stream has no random access, and shuffling and exact resuming need it."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,10 +51,11 @@ def kept_stream(query: HubQuery, options: ReadOptions, copies: Path, say: Callab
                         litter.unlink(missing_ok=True)
                     Stream(query, options, say, lock.show_life).write(place)
         except OSError as error:
-            room = ": make room" if error.errno in NO_ROOM else ""
+            why = plain(os.strerror(error.errno) if error.errno else str(error))
+            cure = "make room" if error.errno in NO_ROOM else "mend that"
             raise DataError(
-                f"{query.text}: what is streamed is kept in {copies}, which cannot take it "
-                f"({plain(error.strerror or str(error))}){room or ': check it'}, or give a --save_dir elsewhere"
+                f"{query.text}: what is streamed is kept in {copies}, which cannot take it ({why}): {cure}, or "
+                "give a --save_dir elsewhere"
             ) from error
     say(f"{query.text}: kept in {place}, which later starts read without asking the hub; delete it to stream anew")
     return place
@@ -69,25 +71,21 @@ class Stream:
     def write(self, place: Path) -> None:
         """Complete or not at all. Raises OSError where the disk takes no more, DataError over all else."""
         self.say(f"{self.query.text}: streamed once into {place.parent}, to read rows in any order")
-        rows, writer = 0, None
-        with written_aside(place) as aside, pyarrow.OSFile(str(aside), "wb") as sink:
+        with written_aside(place) as aside, pyarrow.OSFile(str(aside), "wb") as sink, RowWriter(sink) as writer:
             with Progress(self.most or None, "streaming", "row") as progress:
-                for record, kinds in self._records():
-                    writer = writer or RowWriter(sink, kinds)
+                for rows, (record, kinds) in enumerate(self._records()):
                     self._embed(record, rows + 1)
                     try:
-                        writer.add(record)
+                        writer.add(record, kinds)
                     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
                         why = plain(str(error)[:200])
                         raise DataError(
                             f"{self.query.text}:{rows + 1}: it differs from the rows before ({why})"
                         ) from error
-                    rows += 1
                     progress.update()
                     self.show_life()
-            if writer is None:
+            if writer.schema is None:
                 raise DataError(f"{self.query.text} holds no sample")
-            writer.close()
         if self.unread:
             self.say(f"{self.query.text}: {counted(self.unread, 'pictures')} could not be read")
 
@@ -148,18 +146,27 @@ def kinds_of(schema: pyarrow.Schema, path: str) -> dict:
 class RowWriter:
     """Records to row groups of GROUP_BYTES; conversations as JSON text, whose fields may differ from row to row."""
 
-    def __init__(self, sink: pyarrow.NativeFile, kinds: dict):
-        self.schema = pyarrow.schema([(name, _stored_type(name, kind)) for name, kind in kinds.items()])
-        self.writer = parquet.ParquetWriter(sink, self.schema, use_dictionary=False)
+    def __init__(self, sink: pyarrow.NativeFile):
+        self.sink, self.schema, self.writer = sink, None, None
         self.rows: list[pyarrow.RecordBatch] = []
         self.size = 0
 
-    def add(self, record: dict) -> None:
-        """Raises ArrowInvalid or ArrowTypeError where a value is not of its column's type."""
-        row = {
-            name: _stored(record.get(name), field.type)
-            for name, field in zip(self.schema.names, self.schema, strict=True)
-        }
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self.writer and kind:
+            self.writer.is_open = False  # or it would try to end a file that nobody wants
+        elif self.writer:
+            self._flush()
+            self.writer.close()
+
+    def add(self, record: dict, kinds: dict) -> None:
+        """kinds: the library's, of the columns. Raises ArrowInvalid or ArrowTypeError where a value is of another."""
+        if self.schema is None:
+            self.schema = pyarrow.schema([(name, _stored_type(name, kind)) for name, kind in kinds.items()])
+            self.writer = parquet.ParquetWriter(self.sink, self.schema, use_dictionary=False)
+        row = {field.name: _stored(record.get(field.name), field.type) for field in self.schema}
         batch = pyarrow.RecordBatch.from_pylist([row], self.schema)
         self.rows.append(batch)
         self.size += batch.nbytes
@@ -170,10 +177,6 @@ class RowWriter:
         if self.rows:
             self.writer.write_table(pyarrow.Table.from_batches(self.rows, self.schema), GROUP_ROWS)
         self.rows, self.size = [], 0
-
-    def close(self) -> None:
-        self._flush()
-        self.writer.close()
 
 
 def _stored_type(name: str, kind: object) -> pyarrow.DataType:
