@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from dataset.formats import DESCRIBE
-from dataset.opening import read_samples
 from dataset.options import ReadOptions
+from dataset.readers.opening import read_samples
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import encoded, make_picture
 from helpers.formats import TAG, Written

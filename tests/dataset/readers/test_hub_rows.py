@@ -17,8 +17,8 @@ from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, Lis
 from huggingface_hub import constants  # noqa: E402
 
 from dataset import hub_rows, hub_stream  # noqa: E402
-from dataset.opening import open_data, read_samples  # noqa: E402
 from dataset.options import ReadOptions  # noqa: E402
+from dataset.readers.opening import open_data, read_samples  # noqa: E402
 from dataset.samples import BadSample, DataError  # noqa: E402
 from helpers.data import make_picture, write_jsonl  # noqa: E402
 from helpers.dataset_hub import dataset_hub  # noqa: E402
@@ -294,7 +294,7 @@ def test_a_run_of_streamed_rows_stops_and_resumes_to_the_bit(data_folder, tower_
 READ = """
 import sys
 from pathlib import Path
-from dataset.opening import read_samples
+from dataset.readers.opening import read_samples
 for path in sys.argv[2:]:
     reader = read_samples(path, copies=Path(sys.argv[1]), say=str)
     answers = [reader[n].messages[1]["content"] for n in (0, 7)]

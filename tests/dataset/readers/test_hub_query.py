@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dataset.hub_query import HubQuery, is_hub, parse_query
-from dataset.opening import is_there, open_data, read_samples
+from dataset.readers.hub_query import HubQuery, is_hub, parse_query
+from dataset.readers.opening import is_there, open_data, read_samples
 from dataset.samples import DataError
 from dataset.sources import parse_sources
 from helpers.data import write_jsonl
