@@ -26,7 +26,7 @@ test-browser: $(VENV)/.installed-dev
 # What `datasets` opens, streamed or not, and a hub on this machine. Installs that package.
 test-hub: $(VENV)/.installed-dev
 	$(RUN) -m pip install --quiet -r requirements/hub.txt
-	$(RUN) -m pytest tests/dataset/test_hub_query.py tests/dataset/test_hub_rows.py -rs $(ARGS)
+	$(RUN) -m pytest tests/dataset/readers/test_hub_query.py tests/dataset/readers/test_hub_rows.py -rs $(ARGS)
 
 # docs/demo_*.png anew, from out/quickstart or ARGS="--weights FOLDER". Look at them before they are committed.
 screenshots: $(VENV)/.installed-dev

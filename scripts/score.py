@@ -212,7 +212,7 @@ def score(answerer: Answerer, questions: Sequence[Question], batch_size: int = 4
 def main() -> None:
     parser = CommandLine(__doc__)
     add_weight_flags(parser)
-    parser.add_argument("--data", type=Path, required=True, help="held-out .jsonl or .parquet")
+    parser.add_argument("--data", type=Path, required=True, help="held-out questions, a file or a folder of any format")
     add_read_flags(parser)
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--limit", type=int, help="only the first so many lines")
@@ -237,7 +237,8 @@ def main() -> None:
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         options.answers.write_text("".join(lines), encoding="utf-8")
     if options.sheet:
-        draw_sheet(records, options.sheet)
+        pictures = [{"pictures": question.sample.pictures} for question in questions]  # also those that are no files
+        draw_sheet([record | shown for record, shown in zip(records, pictures, strict=True)], options.sheet)
         print(f"sheet: {options.sheet}")
 
 

@@ -71,8 +71,8 @@ def is_hub(path: str | Path) -> bool:
 
 
 def is_saved(path: str | Path) -> bool:
-    inside = Path(path)
-    return (inside / SAVED_SPLITS).is_file() or all((inside / name).is_file() for name in SAVED)
+    splits, *files = (os.path.isfile(os.path.join(path, name)) for name in (SAVED_SPLITS, *SAVED))
+    return splits or all(files)  # a Path would raise where the folder may not be read
 
 
 def parse_query(text: str) -> HubQuery:

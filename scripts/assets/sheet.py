@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,11 +23,11 @@ CHINESE_FONTS = (
 def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
     """The first pictures of the records, each with up to three of its questions.
 
-    records: as scripts/score.py writes them (pictures, question, right, truth). Pictures are taken in order, not by
-    whether the answers are right. credit: whose pictures they are, a line at the bottom.
+    records: as scripts/score.py writes them (pictures, paths or bytes; question, right, truth). Pictures are taken in
+    order, not by whether the answers are right. credit: whose pictures they are, a line at the bottom.
     """
     font, chinese = ImageFont.load_default(FONT_SIZE), chinese_font()
-    scenes: dict[str, list[dict]] = {}
+    scenes: dict[str | Path | bytes, list[dict]] = {}
     for record in records:
         if record["pictures"] and (chinese or not _is_chinese(record)):
             scenes.setdefault(record["pictures"][0], []).append(record)
@@ -39,7 +40,9 @@ def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
     for number, (picture, questions) in enumerate(shown):
         x = MARGIN + number % COLUMNS * (CELL + MARGIN)
         y = MARGIN + number // COLUMNS * height
-        sheet.paste(open_picture(picture).resize((CELL, CELL)), (x, y))
+        sheet.paste(
+            open_picture(io.BytesIO(picture) if isinstance(picture, bytes) else picture).resize((CELL, CELL)), (x, y)
+        )
         y += CELL + 6
         for record in questions:
             right = record["right"] == record["truth"]

@@ -10,6 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
+import torch
+
 from helpers.faults import in_child
 from helpers.repository import ROOT
 
@@ -72,6 +74,7 @@ def _shell(line: str) -> None:
     if child == 0:
         status = 1
         try:
+            torch.set_num_threads(1)  # makes torch's pool anew before several threads ask a fork's for it at once
             sys.argv = [str(ROOT / words[1]), *words[2:]]
             runpy.run_path(sys.argv[0], run_name="__main__")
             status = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset.formats import open_data
+from dataset.readers.opening import open_data
 from helpers.own_pictures import draw_stamps
 from scripts import build_stamps
 from scripts.build_stamps import YES_NO

@@ -95,7 +95,7 @@ def test_missing_validation_file_names_its_own_flag(config, data_folder):
 
 
 def test_data_file_of_unknown_kind(config, data_folder):
-    path = data_folder / "train.csv"
+    path = data_folder / "train.xlsx"
     path.write_text("a,b\n")
     refusal(dataclasses.replace(config, data_path=str(path)), str(path), ".jsonl", ".parquet")
 
@@ -224,7 +224,7 @@ def test_help_of_every_stage_lists_every_flag(name, monkeypatch, capsys, tmp_pat
 
 def test_every_field_is_a_flag():
     examples = {bool: ("0", False), int: ("7", 7), float: ("0.25", 0.25), str: ("words", "words")}
-    special = {"trainable": ("projector,last_layer", ("projector", "last_layer"))}
+    special = {"trainable": ("projector,last_layer", ("projector", "last_layer")), "min_rating": ("4", 4)}
     choices = {item.name: item.metadata["choices"] for item in dataclasses.fields(StageConfig)}
     special |= {name: (values[-1], values[-1]) for name, values in choices.items() if values}
     for field in dataclasses.fields(StageConfig):
