@@ -25,7 +25,8 @@ MOST_LINES, MOST_LINES_OF_A_STAGE = 400, 39
 FORBIDDEN_CALLS = {"pickle.load", "pickle.loads", "yaml.load", "eval", "exec", "os.system"}
 FORBIDDEN_KEYWORDS = {"shell", "trust_remote_code"}
 # The proof of a conversion runs the code that the conversion has written a moment before, and nobody else's.
-ALLOWED_CALLS = {("scripts/export/proof.py", "trust_remote_code=own_code")}
+# A table of mapped files is mapped anew by way of a copy, which the same line has made.
+ALLOWED_CALLS = {("scripts/export/proof.py", "trust_remote_code=own_code"), ("dataset/hub_rows.py", "pickle.loads")}
 # Machine paths and package indexes; brackets in the middle, or this line would be the first to break its rule.
 PRIVATE = re.compile(r"/(work|root)[/]|--(extra-)?index[-]url|trusted[-]host|:[/]{2}\S+/simple\b")
 

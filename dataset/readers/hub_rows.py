@@ -4,6 +4,7 @@ Rows are read out of the library's own Arrow files, which it maps into memory: n
 no random access, and is written down first: dataset.readers.hub_stream.
 """
 
+import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -21,12 +22,15 @@ from dataset.samples import BadSample, DataError, parse
 from model.messages import UserError, plain
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, DatasetBuilder, IterableDataset
 
 KNOWN = (*TEXT_FIELDS, *RATINGS, *PICTURE_FIELDS, EMBEDDED_PICTURES)
 NESTED = ("conversations", "messages", "texts")  # which some data hold as JSON text
 MISSING = "is opened by the package `datasets`, which is not installed: pip install -r requirements/hub.txt"
 ONE_VALUE = re.compile(r"bool|u?int\d+|float\d+|(large_)?string")
+KEPT_MAPPED = 500  # rows that are read before the files are mapped anew
+ROWS_A_FILE = 20  # at least, where there are many files, which take a millisecond each
+READ_BUFFER = 8 << 20  # bytes of a parquet that are asked for together
 MOST_SAID = 300  # letters of what the library says
 
 
@@ -75,6 +79,8 @@ class HubRows(Reader):
         kept = kept_columns(table.features, query.text)
         self.table = table.select_columns(kept).with_format("arrow")
         self.kinds = {name: table.features[name] for name in kept}
+        self._kept_mapped = max(KEPT_MAPPED, ROWS_A_FILE * len(self.table.cache_files))
+        self._read = 0  # rows, since the files were mapped
 
     def __len__(self) -> int:
         return len(self.table)
@@ -87,6 +93,10 @@ class HubRows(Reader):
 
     def record(self, index: int) -> dict:
         where = self.where(index)
+        self._read += 1
+        if self._read > self._kept_mapped:
+            # A copy names the files, and maps them anew: what was read would count as memory of this process.
+            self.table, self._read = pickle.loads(pickle.dumps(self.table)), 1
         try:
             (row,) = self.table[int(index)].to_pylist()
             record = record_of(row, self.kinds)
@@ -138,15 +148,26 @@ def load(query: HubQuery) -> "Dataset | IterableDataset":
             "name": query.name, "revision": query.revision, "data_files": list(query.data_files) or None,
             "data_dir": query.data_dir,
         }  # fmt: skip
-        if query.revision and type(datasets.load_dataset_builder(query.dataset, **settings)).__name__ == "Cache":
-            raise DataError(  # the library would take what it has kept, of whatever revision
+        builder = datasets.load_dataset_builder(query.dataset, **settings)
+        if query.revision and type(builder).__name__ == "Cache":
+            raise DataError(  # it would take what it has kept, of whatever revision
                 f"{query.text}: the hub does not answer, so that nobody knows which revision is kept here: start again "
                 "with a connection, or leave revision out"
             )
-        in_memory = {} if query.streaming else {"keep_in_memory": False}
-        return datasets.load_dataset(
-            query.dataset, split=query.split or SPLIT, streaming=query.streaming, **settings, **in_memory
+        if query.streaming:
+            return _streamed(builder, query.split or SPLIT)
+        return datasets.load_dataset(query.dataset, split=query.split or SPLIT, keep_in_memory=False, **settings)
+
+
+def _streamed(builder: "DatasetBuilder", split: str) -> "IterableDataset":
+    """What load_dataset does, but for parquets, of which pyarrow would hold all that was read of a file."""
+    if hasattr(builder.config, "fragment_scan_options"):
+        from pyarrow.dataset import ParquetFragmentScanOptions
+
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(
+            pre_buffer=False, use_buffered_stream=True, buffer_size=READ_BUFFER
         )
+    return builder.as_streaming_dataset(split=split)
 
 
 def _saved(datasets: ModuleType, query: HubQuery) -> "Dataset":

@@ -176,6 +176,7 @@ class RowWriter:
     def _flush(self) -> None:
         if self.rows:
             self.writer.write_table(pyarrow.Table.from_batches(self.rows, self.schema), GROUP_ROWS)
+            pyarrow.default_memory_pool().release_unused()  # it would keep a multiple of what is ever used at a time
         self.rows, self.size = [], 0
 
 
