@@ -100,6 +100,7 @@ class HubRows(Reader):
         try:
             (row,) = self.table[int(index)].to_pylist()
             record = record_of(row, self.kinds)
+            record |= {name: parse(record[name]) for name in NESTED if isinstance(record.get(name), str)}
         except (ValueError, RecursionError) as error:
             raise BadSample(where, f"it holds what cannot be read ({str(error)[:120]}): mend or delete it") from error
         stored = next((name for name in PICTURE_FIELDS if stored_pictures(record.get(name))), None)
@@ -115,15 +116,17 @@ def stored_pictures(value: object) -> list[dict | bytes]:
 
 
 def record_of(row: dict, kinds: dict) -> dict:
-    """A row of a table as the record that was put into it, where it was JSON. kinds: the library's, of its columns.
-
-    Raises ValueError, also over what is no UTF-8.
-    """
+    """A row of a table as the record that was put into it. kinds: the library's, of its columns. Raises ValueError."""
     record = {name: decoded(row[name], kind) for name, kind in kinds.items() if row.get(name) is not None}
     for name in NESTED:
-        if isinstance(record.get(name), str):
-            record[name] = parse(record[name])
+        fields = record.get(name)  # a list of objects, as older versions of the library kept it: field by field
+        if isinstance(fields, dict) and _are_columns(list(fields.values())):
+            record[name] = [dict(zip(fields, one, strict=True)) for one in zip(*fields.values(), strict=True)]
     return record
+
+
+def _are_columns(values: list) -> bool:
+    return all(isinstance(value, list) for value in values) and len(set(map(len, values))) == 1
 
 
 def decoded(value: object, kind: object) -> object:

@@ -132,6 +132,30 @@ def test_json_whose_values_are_of_several_types(streamed, tmp_path):
     assert read_samples(f"hf:json?data_files={path}&split=train[40:]")[3].text == "plain"
 
 
+def test_lists_of_objects_that_are_kept_field_by_field(tmp_path):
+    turns = {"from": ["human", "gpt"], "value": ["hello", "yes"]}
+    table = Dataset.from_dict({"conversations": [turns, {"from": ["human"], "value": []}]})
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "table.parquet")
+    for path in (str(tmp_path / "saved"), f"hf:parquet?data_files={tmp_path / 'table.parquet'}&streaming=1"):
+        reader = read_samples(path, copies=tmp_path / "rows")
+        assert reader.format == "llava" and [message["content"] for message in reader[0].messages] == ["hello", "yes"]
+        with pytest.raises(BadSample, match=":2: 'conversations' must be a list of"):
+            reader[1]
+
+
+@pytest.mark.parametrize("streamed", STREAMED)
+def test_a_bad_row_is_one_bad_sample(streamed, tmp_path):
+    talk = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
+    Dataset.from_dict({"conversations": [talk, talk[:-1], talk]}).to_parquet(tmp_path / "t.parquet")
+    reader = read_samples(
+        f"hf:parquet?data_files={tmp_path / 't.parquet'}{STREAMED[streamed]}", copies=tmp_path / "rows"
+    )
+    assert reader[0].messages == reader[2].messages
+    with pytest.raises(BadSample, match=r":2: .*(JSON|cannot be read)"):
+        reader[1]
+
+
 # ---- pictures that lie in files
 
 
