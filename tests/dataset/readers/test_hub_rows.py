@@ -16,8 +16,8 @@ datasets = pytest.importorskip("datasets", reason="make test-hub installs it")
 from datasets import Dataset, DatasetDict, Features, Image, IterableDataset, List, Value  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 
-from dataset import hub_rows, hub_stream  # noqa: E402
 from dataset.options import ReadOptions  # noqa: E402
+from dataset.readers import hub_rows, hub_stream  # noqa: E402
 from dataset.readers.opening import open_data, read_samples  # noqa: E402
 from dataset.samples import BadSample, DataError  # noqa: E402
 from helpers.data import make_picture, write_jsonl  # noqa: E402
