@@ -35,7 +35,7 @@ FLAGS = ("max_seq_len", "max_bad_share", "strict_data")  # that decide what trai
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = CommandLine(__doc__)
-    parser.add_argument("path", help="data file, as training's --data_path")
+    parser.add_argument("path", help="data as training's --data_path takes them: a file, a folder, or several")
     add_read_flags(parser)
     parser.add_argument("--max_seq_len", type=int, default=640, help="tokens a row, as in training")
     parser.add_argument("--max_bad_share", type=float, default=MAX_BAD_SHARE, help="of the samples, as in training")

@@ -17,6 +17,7 @@ from dataset.readers.plain_text import PlainText
 from dataset.readers.reader import Reader
 from dataset.readers.tar_shards import TarShards
 from dataset.samples import DataError, Sample
+from dataset.sources import open_sources
 from model.files import ROOT
 from model.messages import UserError, counted, did_you_mean
 
@@ -131,13 +132,20 @@ def _is_folder(path: Path) -> bool:
 
 
 def open_data(path: str | Path, options: ReadOptions | None = None) -> Sequence[Sample]:
-    """The data that a command was given with --data. Raises UserError where it cannot be used."""
+    """The data that a command was given, as --data_path takes them; weights, which decide nothing here, do no harm.
+
+    Raises UserError where they cannot be used.
+    """
     images_path = options.images_path if options else ""
-    if Path(path).suffix and not is_there(str(path)):
-        raise UserError(f"{path} does not exist{did_you_mean(path) or ': check --data'}")
+
+    def read(one: str) -> Sequence[Sample]:
+        if Path(one).suffix and not is_there(one):
+            raise UserError(f"{one} does not exist{did_you_mean(one) or ': check --data'}")
+        return read_samples(one, options)
+
     if images_path and not Path(images_path).exists():
         raise UserError(f"--images_path {images_path} is no folder{did_you_mean(images_path)}")
-    return read_samples(path, options)
+    return open_sources(str(path), read)
 
 
 def left_out(reasons: Sequence[object], count: int, things: str) -> str:

@@ -22,9 +22,10 @@ JSON = st.recursive(
 MESSAGE = st.fixed_dictionaries({}, optional={"role": st.sampled_from(["user", "assistant", "system"]) | JSON,
                                               "content": st.text(max_size=30) | JSON})  # fmt: skip
 NAME = st.sampled_from(["a.png", "b.png", "half.png", "../a.png", "pipe.png"]) | st.text(max_size=30)
-RECORD = st.fixed_dictionaries({}, optional={"conversations": st.lists(MESSAGE, max_size=3) | st.just(TURNS) | JSON,
-                                             "image": NAME | st.lists(NAME, max_size=2) | JSON,
-                                             "text": st.text(max_size=30) | JSON})  # fmt: skip
+TALK = {"conversations": st.lists(MESSAGE, max_size=3) | st.just(TURNS) | JSON,
+        "image": NAME | st.lists(NAME, max_size=2) | JSON}  # fmt: skip
+TEXT = {"text": st.text(max_size=30) | JSON}
+RECORD = st.one_of(*(st.fixed_dictionaries({}, optional=fields) for fields in (TALK, TEXT, TALK | TEXT)))
 EDIT = st.tuples(st.integers(0, 10**4), st.binary(max_size=6), st.integers(0, 40))  # place, new bytes, how many go
 
 

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from dataset.readers.opening import read_samples
+from dataset.readers.opening import open_data, read_samples
 from dataset.samples import DataError
 from dataset.sources import Source, Sources, open_sources, parse_sources, short_names
 from dataset.vlm_dataset import ConversationDataset
@@ -100,3 +100,11 @@ def test_what_weights_were_trained_on_is_told_in_short():
     assert short_names("/data/a/b/sft.jsonl") == "sft.jsonl"
     assert short_names("/data/a/sft.jsonl:0.7,b/c.parquet:0.3") == "sft.jsonl:0.7, c.parquet:0.3"
     assert short_names("/data/a/b/sft.jsonl,c.jsonl", 3) == "a/b/sft.jsonl, c.jsonl"
+
+
+def test_commands_take_what_training_takes(tmp_path):
+    first, second = texts(tmp_path / "a.jsonl", "one cat", "two cats"), texts(tmp_path / "b.jsonl", "a dog")
+    for text in (f"{first},{second}", f"{first}:0.7,{second}:0.3"):
+        assert [sample.text for sample in open_data(text)] == ["one cat", "two cats", "a dog"]
+    with pytest.raises(UserError, match=r"b\.jsno does not exist: did you mean .*b\.json"):
+        open_data(f"{first},{tmp_path / 'b.jsno'}")
