@@ -24,6 +24,7 @@ from model.messages import UserError, counted, did_you_mean
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".tar")
 COPIES = ROOT / "out" / "rows"
 REASONS_SHOWN = 3  # of samples that were left out, in a line
+UNFINISHED, COMPLETE = "survey.npz", "index.json"  # in a folder of scripts/prepare_data.py, before its end and at it
 SEVERAL = re.compile(r"\{(\d+)\.\.(\d+)\}")  # shards: data/{000..011}.tar
 
 
@@ -120,6 +121,8 @@ def _shards(path: Path) -> list[Path]:
         return found
     if not _is_folder(path) or any((path / name).is_file() for name in METADATA):
         return []
+    if (path / UNFINISHED).is_file() and not (path / COMPLETE).is_file():
+        raise DataError(f"{path} is not complete: give the same scripts/prepare_data.py command again, which goes on")
     for ending in (".parquet", ".tar"):
         for folder in (path, path / "data"):  # the hub's repositories keep theirs in the second
             if found := sorted(file for file in folder.glob(f"*{ending}") if file.is_file()):

@@ -71,6 +71,8 @@ def test_finished_shards_are_kept_and_nothing_is_looked_at_again(prepare, tmp_pa
     folder = tmp_path / "prepared"
     times = {path.name: path.stat().st_mtime_ns for path in shards_of(folder)}
     assert len(times) == 2 and not (folder / "index.json").exists()
+    with pytest.raises(DataError, match="is not complete: give the same scripts/prepare_data.py command again"):
+        read_samples(folder)
     monkeypatch.setattr(first_look.Surveyor, "run", lambda _: pytest.fail("looked at again"))
     prepare("--shard_mb", 1)
     assert "there and whole: 2 of 3 shards" in capsys.readouterr().out
