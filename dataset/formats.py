@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dataset.options import ReadOptions
+from dataset.options import AUTO, ReadOptions
 from dataset.samples import BAD, DROPPED, MAX_TEXT, shown
 from model.processing import IMAGE_TAG
 
@@ -98,8 +98,9 @@ def finevision(record: dict, options: ReadOptions) -> Talk:
 def questions(record: dict, options: ReadOptions) -> Talk:
     question, answer = record.get("question"), record.get("answer")
     answer = answer[0] if isinstance(answer, list) and answer else answer  # several that count as right: the first
-    if not all(isinstance(said, str) and said for said in (question, answer)):
-        raise Unfit(f"'question' and 'answer' must be text, they are {shown(question)} and {shown(answer)}")
+    for name, said in (("question", question), ("answer", answer)):
+        if not isinstance(said, str) or not said.strip():
+            raise Unfit(f"{name!r} must be text that is not empty, it is {shown(said)}")
     return _one_turn(question, answer)
 
 
@@ -163,7 +164,8 @@ def read_record(record: dict, format: str, options: ReadOptions) -> tuple[Talk, 
         other = recognised(record)
         if error.kind == DROPPED or other in (None, format):
             raise
-        reason = f"{error.reason}; it looks like {other} in data of {format}: give each a file of its own"
+        cure = "give each a file of its own" if options.data_format == AUTO else "leave out --data_format"
+        reason = f"{error.reason}; it looks like {other} in data of {format}: {cure}"
         raise Unfit(reason) from None
     for said in [talk.text or "", *(message["content"] for message in talk.messages)]:
         if len(said) > MAX_TEXT:

@@ -17,6 +17,7 @@ from dataset.options import ReadOptions, add_read_flags
 from dataset.quarantine import MAX_BAD_SHARE
 from dataset.readers.opening import open_data
 from dataset.samples import Sample
+from dataset.sources import parse_sources
 from model.command_line import CommandLine
 from model.config import VLMConfig
 from model.files import ROOT, written_aside
@@ -28,6 +29,7 @@ from scripts.data.check.contact_sheet import draw_contact_sheet
 from scripts.data.check.findings import TITLES, Seen, Tally
 from scripts.data.check.report import as_markdown, figures_of
 from scripts.data.check.survey import Facts, Look, Surveyor, survey
+from trainer.train_sft_vlm import SFT_VLM
 
 REFUSED, UNCHECKED = 1, 2  # exit statuses
 FLAGS = ("max_seq_len", "max_bad_share", "strict_data")  # that decide what training does, and stand in the report
@@ -37,7 +39,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = CommandLine(__doc__)
     parser.add_argument("path", help="data as training's --data_path takes them: a file, a folder, or several")
     add_read_flags(parser)
-    parser.add_argument("--max_seq_len", type=int, default=640, help="tokens a row, as in training")
+    parser.add_argument("--max_seq_len", type=int, default=SFT_VLM.max_seq_len, help="tokens a row, as in training")
     parser.add_argument("--max_bad_share", type=float, default=MAX_BAD_SHARE, help="of the samples, as in training")
     parser.add_argument("--strict_data", type=int, choices=(0, 1), default=0, help="1: one bad sample is too many")
     parser.add_argument("--vision_model", help="folder with the tower's config.json; 196 tokens a picture without")
@@ -47,7 +49,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.max_seq_len < 1 or options.workers < 1 or not 0 <= options.max_bad_share <= 1:
         parser.error("--max_seq_len and --workers must be at least 1, --max_bad_share must lie within 0 and 1")
-    options.report = options.report or ROOT / "out" / "check" / Path(options.path).stem
+    names = [Path(source.path).stem for source in parse_sources(options.path)]
+    options.report = options.report or ROOT / "out" / "check" / "+".join(names)
     return options
 
 
@@ -98,6 +101,7 @@ def check(
     sentence = f"Training would refuse: {refusal}." if refusal else "Training would start."
     figures = {
         "path": options.path,
+        "read_as": samples.describe(),
         "verdict": {"refuses": bool(refusal), "sentence": sentence},
         "flags": {name: getattr(options, name) for name in FLAGS},
         "image_tokens": processor.image_tokens,
@@ -134,9 +138,10 @@ def summary(figures: dict, folder: Path) -> str:
     """What the terminal shows: the rest is in the report."""
     counts, pictures = figures["samples"], figures["pictures"]
     lines = [
+        figures["read_as"],
         f"{figures['path']}: {counted(counts['all'], 'samples')}, of which {counts['used']:,} are learnt from, with "
         f"{counted(pictures['different'], 'different pictures')}; {counted(counts['cut'], 'samples')} cut at "
-        f"--max_seq_len {figures['flags']['max_seq_len']}"
+        f"--max_seq_len {figures['flags']['max_seq_len']}",
     ]
     lines += [f"  {count:>7,}  {TITLES[kind]}" for kind, count in figures["found"].items()]
     lines.append(f"report: {folder / 'report.md'}, report.json, sheet.png")

@@ -35,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         samples = open_data(options.path, ReadOptions.from_flags(options))
         tower = tower_sizes(options.vision_model) if options.vision_model else None
         processor = VLMProcessor.for_config(VLMConfig(vision_config=tower))
-        index = find_sample(samples, options.path, options.number)
+        index = find_sample(samples, options.path, options.sample)
         row = read_row(samples, index, processor, options.max_seq_len, partial(print, file=sys.stderr))
-        page = options.html or PAGES / f"{options.path.stem}-{options.number}.html"
+        page = options.html or PAGES / f"{options.path.stem}-{Path(options.sample).name}.html"
         if not options.html:
             PAGES.mkdir(parents=True, exist_ok=True)
         elif not page.parent.is_dir():
@@ -53,8 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = CommandLine(__doc__)
-    parser.add_argument("path", type=Path, help="training data, .jsonl or .parquet")
-    parser.add_argument("number", type=int, help="of the sample, counted from 1")
+    parser.add_argument("path", type=Path, help="data as training's --data_path takes them")
+    parser.add_argument(
+        "sample", help="its number, as messages name it (a file's line, else counted from 1), or its file's name or key"
+    )
     add_read_flags(parser)
     parser.add_argument("--max_seq_len", type=int, default=SFT_VLM.max_seq_len,
                         help=f"tokens a row, as in training; {SFT_VLM.max_seq_len}")  # fmt: skip

@@ -119,7 +119,7 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     z, proportion = 1.959964, right / count
     middle = (proportion + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(proportion * (1 - proportion) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return round(middle - half, 4), round(middle + half, 4)
+    return round(max(0.0, middle - half), 4), round(middle + half, 4)
 
 
 def summarize(questions: Sequence[Question], answers: dict[str, list[str | None]]) -> dict:

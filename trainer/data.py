@@ -135,6 +135,8 @@ def load_data(
         validation = read(config.val_path, "--val_path")
         return Subset(data, range(len(data))), Subset(validation, range(len(validation)))
     train, validation = split_rows(data.checked, config.val_samples, config.seed, say)
+    if len(validation):
+        say(f"{counted(len(train), 'rows')} to train on, {len(validation):,} held back for validation")
     return Subset(data, train), Subset(data, validation) if len(validation) else None
 
 

@@ -1,4 +1,4 @@
-"""A .csv with a line of names on top."""
+"""A .csv with a line of names on top, separated by commas, semicolons or tabs."""
 
 import csv
 import hashlib
@@ -22,7 +22,10 @@ class CsvRows(Reader):
         super().__init__(path, options, pictures)
         content, places, lines = bytearray(), [0], []
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file)
+            names = file.readline()
+            separator = "," if "," in names else next((sign for sign in ";\t" if sign in names), ",")
+            file.seek(0)
+            rows = csv.DictReader(file, delimiter=separator)
             try:
                 for row in rows:
                     if len(lines) == (options.max_samples or -1):
@@ -47,4 +50,4 @@ class CsvRows(Reader):
         row = json.loads(self._content[self._places[index] : self._places[index + 1]])
         if "null" in row:
             raise BadSample(self.where(index), "it has more fields than the first line has names: quote its commas")
-        return {name: value for name, value in row.items() if value not in (None, "")}
+        return {name: value for name, value in row.items() if value is not None}

@@ -12,6 +12,7 @@ from dataset.readers.reader import Reader
 from dataset.samples import BadSample, DataError
 from model.messages import plain
 
+DATA = (".json", ".jsonl", ".csv")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 BY_CAMERA = re.compile(r"(img|dsc|dscn|dcim|pict?|photo|image|screenshot|p|wa|mvi)?[\W_\d]*", re.IGNORECASE)
@@ -36,13 +37,16 @@ class CaptionedPictures(Reader):
         super().__init__(folder, options, pictures)
         found, texts = _files(folder, options.follow_links)
         self.names = found[: options.max_samples or None]
+        folders = {os.path.dirname(name) for name in found}
+        beside = sorted(path.name for path in folder.iterdir() if path.suffix in DATA)
+        if beside and "" not in folders:  # the pictures, if any, are a data file's
+            raise DataError(f"{folder} holds {', '.join(map(plain, beside))}: name the data file itself")
         if not self.names:
             raise DataError(
-                f"{folder}: no picture ({', '.join(ENDINGS)}), no {', '.join(METADATA)}, no .tar and no .parquet lies "
-                "in this folder: name the data file itself"
+                f"{folder}: no picture ({', '.join(ENDINGS)}) and no data file lies in this folder: check the name"
             )
         self.has_texts = bool(texts)
-        self.by_folder = not self.has_texts and all("/" in name for name in found)
+        self.by_folder = not self.has_texts and "" not in folders and len(folders) > 1
         captions = "folders' names" if self.by_folder else "names"
         self.stored_as = f"a folder of pictures, by {'the .txt beside each' if self.has_texts else f'their {captions}'}"
 

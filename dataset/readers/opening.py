@@ -22,6 +22,12 @@ from model.files import ROOT
 from model.messages import UserError, counted, did_you_mean
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".tar")
+CURES = {
+    ".gz": ": unpack it, with gunzip or as an archive's own program does",
+    ".xlsx": ": save the table as .csv, in UTF-8",
+    ".tsv": ": call it .csv; tabs are understood",
+    ".zip": ": a .zip holds pictures and is named by --images_path, --data_path names what is said of them",
+}  # of what is not read
 COPIES = ROOT / "out" / "rows"
 REASONS_SHOWN = 3  # of samples that were left out, in a line
 UNFINISHED, COMPLETE = "survey.npz", "index.json"  # in a folder of scripts/prepare_data.py, before its end and at it
@@ -65,13 +71,13 @@ def read_samples(
 
 def _open(path: Path, options: ReadOptions, pictures: Pictures | None, copies: Path, say: Callable) -> Reader:
     """One file, by its ending. pictures: those that it names, where options do not say."""
-    if path.suffix not in ENDINGS:
-        raise DataError(f"{path}: the ending {path.suffix!r} is none of {', '.join(ENDINGS)}, and it is no folder")
     if not path.is_file():
-        raise DataError(
-            f"{path} does not exist: check --data_path and --val_path{did_you_mean(path).replace(':', ',')}, or make "
-            "Emoji World: python scripts/build_emoji_world.py"
-        )
+        make = ", or make Emoji World: python scripts/build_emoji_world.py" if "emoji" in str(path).lower() else ""
+        meant = did_you_mean(path).replace(": did", "; did", 1)
+        raise DataError(f"{path} does not exist: check --data_path and --val_path{make}{meant}")
+    if path.suffix not in ENDINGS:
+        cure = CURES.get(path.suffix.lower(), "")
+        raise DataError(f"{path}: the ending {path.suffix!r} is none of {', '.join(ENDINGS)}{cure}")
     if path.suffix == ".tar":
         return TarShards(path, [path], options)
     if path.suffix == ".txt":
@@ -147,7 +153,7 @@ def open_data(path: str | Path, options: ReadOptions | None = None) -> Sequence[
         return read_samples(one, options)
 
     if images_path and not Path(images_path).exists():
-        raise UserError(f"--images_path {images_path} is no folder{did_you_mean(images_path)}")
+        raise UserError(f"--images_path {images_path} does not exist{did_you_mean(images_path)}")
     return open_sources(str(path), read)
 
 

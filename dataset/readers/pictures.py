@@ -30,6 +30,10 @@ def pictures_of(path: Path, options: ReadOptions) -> Pictures:
         if not place.is_file():
             raise DataError(f"--images_path {place} does not exist{did_you_mean(place)}")
         return Archive(place)
+    if place.is_file():
+        raise DataError(
+            f"--images_path {place} is no folder, no .zip and no uncompressed .tar: unpack it, or make it one of these"
+        )
     return PictureFolder(place, options.follow_links)
 
 

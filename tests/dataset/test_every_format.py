@@ -322,3 +322,30 @@ def test_every_kind_of_bad_line_is_named(format, tmp_path, processor, monkeypatc
     assert len(alike) > 60
     assert {kind: found[where] for where, kind in alike.items() if wanted[where][1] not in found[where]} == {}
     assert len(found) > 85 and read_samples(path).format == format
+
+
+def test_a_folder_with_a_data_file_is_not_taken_for_captions(folder):
+    """`images` would be learnt as what every picture shows."""
+    assert [sample.messages[1]["content"] for sample in read_samples(folder / "images")] == ["a", "b", "c"]
+    (folder / "outside.png").unlink()
+    assert [sample.messages[1]["content"] for sample in read_samples(folder)] == ["a", "b", "c"]
+    (folder / "train.json").write_text("[]")
+    with pytest.raises(DataError, match=r"holds train\.json: name the data file itself"):
+        read_samples(folder)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_of_any_separator(folder, separator):
+    rows = (("image", "question", "answer"), ("a.png", "What?", "a cat"), ("a.png", "And?", ""))
+    (folder / "qa.csv").write_text("\n".join(map(separator.join, rows)))
+    reader = read_samples(folder / "qa.csv")
+    assert [message["content"] for message in reader[0].messages] == ["<image>\nWhat?", "a cat"]
+    with pytest.raises(BadSample, match=r"qa\.csv:3: 'answer' must be text that is not empty"):
+        reader[1]
+
+
+def test_pictures_in_what_is_no_archive_of_ours(folder):
+    path = write_jsonl(folder / "t.jsonl", [{"text": "x"}])
+    (folder / "images.tar.gz").touch()
+    with pytest.raises(DataError, match=r"images\.tar\.gz is no folder, no \.zip and no uncompressed \.tar: unpack it"):
+        read_samples(path, ReadOptions(images_path=str(folder / "images.tar.gz")))

@@ -355,8 +355,13 @@ def test_text_that_is_not_utf8(folder, processor):
 
 
 def test_files_that_hold_nothing_or_are_not_there(folder):
-    for name in ("train.xlsx", "train", "train.JSONL.gz"):
-        with pytest.raises(DataError, match=r"the ending '.*' is none of \.jsonl, .*\.parquet.*, and it is no folder"):
+    for name, cure in (
+        ("train.xlsx", "save the table as .csv"),
+        ("train.JSONL.gz", "unpack it"),
+        ("t.zip", "images_path"),
+    ):
+        (folder / name).touch()
+        with pytest.raises(DataError, match=rf"the ending '.*' is none of \.jsonl, .*\.parquet.*: .*{cure}"):
             read_samples(folder / name)
     with pytest.raises(DataError, match=r"absent\.jsonl does not exist: check --data_path"):
         read_samples(folder / "absent.jsonl")

@@ -228,7 +228,7 @@ def test_a_process_that_dies_ends_in_a_sentence(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "status", "said"),
     [
-        (("--images_path", "absent"), 1, "training would refuse: --images_path absent is no folder"),
+        (("--images_path", "absent"), 1, "training would refuse: --images_path absent does not exist"),
         (("--held_out", "absent.jsonl"), 2, "absent.jsonl does not exist"),
         (("--max_seq_len", 0), 2, "--max_seq_len and --workers must be at least 1"),
         (("--max_seqlen", 9), 2, "did you mean --max_seq_len?"),

@@ -261,7 +261,7 @@ def test_missing_data_and_pictures_are_found_before_the_model_is_loaded(run, fil
     for arguments, said in (
         (["--data", tmp_path / "emty.jsonl"], f"emty.jsonl does not exist: did you mean {tmp_path}/empty.jsonl"),
         (["--data", tmp_path / "empty.jsonl"], "holds no sample"),
-        (["--data", tmp_path / "empty.jsonl", "--images_path", f"{files[0].parent}s"], "is no folder: did you mean"),
+        (["--data", tmp_path / "empty.jsonl", "--images_path", f"{files[0].parent}s"], "does not exist: did you mean"),
         (["--image", files[0].parent / "1.pgn"], f"1.pgn: the file does not exist: did you mean {files[0]}"),
         (["--image", tmp_path / "page.png"], "page.png: it cannot be read as a picture"),
     ):

@@ -17,9 +17,11 @@ from PIL import Image
 from dataset.readers.opening import read_samples
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import SOUND, TURNS, encoded, make_picture, turns, write_jsonl, write_parquet
+from helpers.formats import save_tar
 from helpers.models import IMAGE_TOKENS
 from helpers.zoo import lenient
 from model.config import IGNORE_INDEX
+from model.messages import UserError
 from model.processing import Rendered
 from scripts import inspect_sample
 from scripts.data.inspect import sample_row
@@ -264,15 +266,15 @@ def test_numbers_are_those_of_messages(folder):
     (folder / "train.jsonl").write_text("\n".join(lines))
     path = folder / "train.jsonl"
     samples = read_samples(path)
-    assert [find_sample(samples, path, number) for number in (2, 4)] == [0, 1]
+    assert [find_sample(samples, path, number) for number in ("2", "4")] == [0, 1]
     for number in (-1, 0, 1, 3, 5, 10**9):
         with pytest.raises(ValueError, match=f"has no sample {number}: it has 2 samples, from .*:2 to .*:4"):
-            find_sample(samples, path, number)
+            find_sample(samples, path, str(number))
 
 
 def test_refusals_are_one_sentence(folder, see):
     path = write_jsonl(folder / "train.jsonl", [SOUND])
-    wrong = {("9",): "has no sample 9", ("1", "--images_path=nowhere"): "is no folder",
+    wrong = {("9",): "has no sample 9", ("1", "--images_path=nowhere"): "does not exist",
              ("1", "--html=nowhere/page.html"): "there is no folder nowhere", ("1", "--max_seq_len=0"): None,
              ("1", f"--vision_model={folder}"): "has no config.json"}  # fmt: skip
     for (number, *flags), sentence in wrong.items():
@@ -288,3 +290,17 @@ def test_who_waits_is_told_why(tmp_path, processor, monkeypatch):
     samples, said = read_samples(write_jsonl(tmp_path / "texts.jsonl", [{"text": "a cat"}] * 60)), []
     row = read_row(samples, 50, processor, LENGTH, said.append)
     assert row.where.endswith(":51") and said and all("samples rendered to find the row's ends" in s for s in said)
+
+
+def test_samples_without_numbers_are_found_by_what_messages_call_them(tmp_path):
+    for name in ("tea_01.png", "dog_01.png"):
+        make_picture(0).save(tmp_path / name)
+    photos = read_samples(tmp_path)
+    found = [find_sample(photos, tmp_path, called) for called in ("tea_01.png", "1", "dog_01.png")]
+    assert found == [1, 0, 0]
+    content = (tmp_path / "tea_01.png").read_bytes()
+    files = [(f"{key:04}.{kind}", content if kind == "png" else b"tea") for key in (5, 6, 7) for kind in ("png", "txt")]
+    path = save_tar(tmp_path / "x.tar", files)
+    assert [find_sample(read_samples(path), path, called) for called in ("0006", "2", "3")] == [1, 1, 2]
+    with pytest.raises(UserError, match=r"has no sample 0009: it has 3 samples, from .*x\.tar:0005 to .*x\.tar:0007"):
+        find_sample(read_samples(path), path, "0009")

@@ -70,8 +70,8 @@ def _held_out(config: StageConfig) -> str:
 def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:
     pictures = [picture for picture in (example.pictures if example else ()) if isinstance(picture, Path)]
     asked = [message["content"] for message in (example.messages if example else ()) if message["role"] == "user"]
-    flags: list = ["--image", pictures[0]] if pictures else ["--data", config.data_path, "--limit", 3]
-    if pictures and asked:
+    flags: list = ["--image", pictures[0]] if pictures else ["--image", "FILE"]
+    if asked:
         flags += ["--prompt", asked[0].replace("<image>", "").strip()]
     held_out = _held_out(config)
     lines = {"ask:": command("eval_vlm.py", "--weight", config.weight_path, *flags)}
@@ -80,7 +80,10 @@ def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:
         score = ("--weight", config.weight_path, "--data", held_out, "--sheet", sheet)
         lines["score:"] = command("scripts/score.py", *score)
     else:
-        lines["score:"] = f"put lines that it has not seen into {shown(Path(held_out))}, then scripts/score.py"
+        lines["score:"] = (
+            f"put lines that it has not seen into {shown(Path(held_out))}, then scripts/score.py; or hold some of the "
+            "data out with scripts/prepare_data.py --split"
+        )
     folder = Path(config.save_dir).resolve()
     elsewhere = () if ROOT / "out" in (folder, folder.parent) else ("--", folder)  # the demo looks there by itself
     lines["chat:"] = python("-m", "streamlit", "run", ROOT / "web_demo.py", *elsewhere)

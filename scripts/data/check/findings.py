@@ -38,6 +38,12 @@ REJECTED = {
     "picture-unreadable": ("a picture that the disk or its rights keep back", r"file could not be read"),
     "picture-size": ("a picture of a size that is refused", r"it has \d+ x \d+ pixels"),
     "picture-broken": ("a picture that cannot be decoded", r"cannot be read as a picture"),
+    "picture-archive": (
+        "a picture that its archive does not give",
+        r"is not in |cannot be used: |in .* cannot be",
+    ),
+    "no-caption": ("a picture without a caption", r"says nothing|no caption stands beside"),
+    "answer": ("a question or an answer that is empty", r"must be text that is not empty|must be a caption"),
     "too-long": ("no room for all of its pictures", r"its last picture ends at token"),
     "nothing-to-learn": ("no answer within --max_seq_len", r"no token of an answer within"),
     "other": ("something else", r""),

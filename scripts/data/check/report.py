@@ -1,6 +1,7 @@
 """The report of a check: one dictionary of figures, which is report.json, and the same for a person to read.
 
 path, held_out      the data files; of held_out also how many samples it has, and how many of them can be used
+read_as             the format that was recognised, and how its records are stored
 verdict             refuses: whether training would; sentence: why
 flags, image_tokens what it was checked with; tokens of a picture
 samples             all, used, and what is not used as dataset.quarantine tells it apart: bad, dropped, damaged; cut:
@@ -82,7 +83,7 @@ def as_markdown(figures: dict) -> str:
     parts = [_head(figures), _table_of_found(figures), _examples(figures["findings"]), _lengths(figures)]
     parts += [_languages(figures), _pictures(figures)]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    folder = os.path.dirname(figures["path"])
+    folder = os.path.dirname(figures["path"]) if os.path.isdir(os.path.dirname(figures["path"])) else ""
     names = {re.escape(spelt) for name in (os.path.abspath(folder), folder) for spelt in (name, _plain(name)) if name}
     return re.sub(rf"(?<![^\s`'(])(?:{'|'.join(sorted(names))})/", "", text)
 
@@ -100,8 +101,10 @@ def _head(figures: dict) -> str:
         + counted(figures["image_tokens"], "tokens")
         + "."
     )
-    if folder := os.path.dirname(figures["path"]):
+    folder = os.path.dirname(figures["path"])
+    if os.path.isdir(folder):
         lines[-1] += f" Names of files are those in the folder {_plain(folder)}."
+    lines.append(f"Read as {_plain(figures['read_as'])}.")
     if samples[DAMAGED]:
         lines.append(
             f"Training would find out only on its way that {counted(samples[DAMAGED], 'samples')} cannot be learnt "

@@ -1,5 +1,6 @@
 """One sample as a step of training takes it: its row, with the neighbours that share it, or why it is left out."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,23 +70,27 @@ def where_of(samples: Sequence[Sample], index: int) -> str:
     return plain(samples.where(index))
 
 
-def find_sample(samples: Sequence[Sample], path: str | Path, number: int) -> int:
+def find_sample(samples: Sequence[Sample], path: str | Path, called: str) -> int:
     """The index of the sample that messages call `path:number`. Raises UserError where there is none.
 
-    Where they name something else than numbers of one file, as with several files, samples are counted from 1.
+    called: that number; or what messages end with, as a file's name or a key, where they name no numbers of one file.
+    Of such data a number counts the samples from 1.
     """
     name, _, last = where_of(samples, len(samples) - 1).rpartition(":")
-    if name != plain(str(path)) or not last.isdigit():
+    of_one_file = name == plain(str(path)) and last == str(int(last) if last.isdecimal() else "")
+    number = int(called) if called.isdecimal() else 0
+    if not of_one_file:
+        for index in range(len(samples)):
+            if re.search(rf"[:/\\]{re.escape(called)}$", where_of(samples, index)):
+                return index
         if 1 <= number <= len(samples):
             return number - 1
-    else:
+    elif number:
         for index in range(min(number, len(samples)) - 1, -1, -1):  # blank lines count, and are no samples
             if where_of(samples, index) == f"{name}:{number}":
                 return index
-    raise UserError(
-        f"{path} has no sample {number}: it has {counted(len(samples), 'samples')}, from {where_of(samples, 0)} to "
-        f"{where_of(samples, len(samples) - 1)}"
-    )
+    count, first, last = counted(len(samples), "samples"), where_of(samples, 0), where_of(samples, len(samples) - 1)
+    raise UserError(f"{path} has no sample {plain(called)}: it has {count}, from {first} to {last}")
 
 
 def read_row(
