@@ -7,26 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dataset.formats import DESCRIBE
-from helpers.data import encoded, make_picture
 from helpers.faults import start_child, wait_for
-from helpers.formats import TAG, WRITERS, Written, images_path
+from helpers.formats import WRITERS, images_path
+from helpers.learnt import captioned
 from helpers.models import SIZES
 from helpers.repository import ROOT
 from model.weights import read_weights
 
 STEPS = 20
-WORDS = ("a cat", "two dogs", "a red kite", "一只猫")
-
-
-def written(count: int) -> list[Written]:
-    samples = []
-    for number in range(count):
-        caption = WORDS[number % len(WORDS)]
-        question = f"{TAG}\n{DESCRIBE['zh' if number % 4 == 3 else 'en']}"
-        talk = [{"role": "user", "content": question}, {"role": "assistant", "content": caption}]
-        samples.append(Written(talk, [encoded(make_picture(number, 16), "PNG")]))
-    return samples
 
 
 def train(script: str, folder: Path, *flags: object) -> str:
@@ -49,7 +37,7 @@ def train(script: str, folder: Path, *flags: object) -> str:
 def test_twenty_steps_of_every_format(writer, tmp_path, tower_folder):
     write, recognised = WRITERS[writer]
     (tmp_path / "data").mkdir()
-    path = write(tmp_path / "data", written(2 * STEPS))
+    path = write(tmp_path / "data", captioned(2 * STEPS))
     flags = ["--data_path", path, "--vision_model", tower_folder]
     if place := images_path(writer, tmp_path / "data"):
         flags += ["--images_path", place]
