@@ -12,16 +12,19 @@ How records are stored is nobody's business here: dataset.readers has lines, par
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from dataset.options import AUTO, ReadOptions
-from dataset.samples import BAD, DROPPED, MAX_TEXT, shown
+from dataset.samples import BAD, DROPPED, MAX_TEXT, DataError, shown
+from model.messages import plain
 from model.processing import IMAGE_TAG
 
 PICTURE_FIELDS = ("image", "images", "file_name")
 EMBEDDED_PICTURES = "image_bytes"  # of any format: pictures that are stored with the record
 TEXT_FIELDS = ("conversations", "messages", "texts", "text", "caption", "question", "answer")
+NESTED_FIELDS = ("conversations", "messages", "texts")  # which some tables hold as JSON text
 RATINGS = ("relevance_ratings", "image_correspondence_ratings", "visual_dependency_ratings", "formatting_ratings")
 SPEAKERS = {
     "system": "system", "human": "user", "user": "user",
@@ -139,6 +142,15 @@ FORMATS: dict[str, Format] = {
 def recognised(record: dict) -> str | None:
     """The name of the format that a record looks like."""
     return next((name for name, format in FORMATS.items() if format.tells(record)), None)
+
+
+def check_columns(path: Path | str, names: Iterable[str]) -> None:
+    """Raises DataError where a table has no column that a format is known by."""
+    if not set(TEXT_FIELDS) & set(names):
+        raise DataError(
+            f"{path}: none of its columns is one that a format is known by ({', '.join(TEXT_FIELDS)}); it has "
+            f"{', '.join(map(plain, names))}: rename them, see docs/data_formats.md"
+        )
 
 
 def picture_names(record: dict, format: str) -> list:

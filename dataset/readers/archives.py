@@ -34,7 +34,7 @@ class Archive:
 
     def __init__(self, path: Path):
         """Raises DataError where it cannot be read in place."""
-        self.path, self.facts = path, _facts(path)
+        self.path, self.facts = path, file_state(path)
         self.numbers: dict[str, int] = {}  # of the members that may be read, by name
         self.refused: dict[str, str] = {}  # name: reason
         places = []
@@ -60,7 +60,7 @@ class Archive:
         if plain_name != self._last[0]:
             if plain_name not in self.numbers:
                 raise BadSample(where, f"picture {shown(name)} {self._why_absent(plain_name)}")
-            if _facts(self.path) != self.facts:
+            if file_state(self.path) != self.facts:
                 raise DataError(f"{self.path} has changed since it was opened: start again when it is whole")
             try:
                 content = read_member(self.path, Member(*self.places[self.numbers[plain_name]].tolist()))
@@ -151,6 +151,7 @@ def _is_zip(path: Path) -> bool:
     return path.suffix.lower() == ".zip"
 
 
-def _facts(path: Path) -> tuple[int, int]:
+def file_state(path: Path) -> tuple[int, int]:
+    """Size and time of change, which tell whether an archive is still what was opened."""
     facts = path.stat()
     return facts.st_size, facts.st_mtime_ns

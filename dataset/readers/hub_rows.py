@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS, RATINGS, TEXT_FIELDS
+from dataset.formats import EMBEDDED_PICTURES, NESTED_FIELDS, PICTURE_FIELDS, RATINGS, TEXT_FIELDS, check_columns
 from dataset.options import ReadOptions
 from dataset.readers.hub_query import SPLIT, HubQuery, parse_query
 from dataset.readers.pictures import PictureFolder, Pictures, pictures_of
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
 
 KNOWN = (*TEXT_FIELDS, *RATINGS, *PICTURE_FIELDS, EMBEDDED_PICTURES)
-NESTED = ("conversations", "messages", "texts")  # which some data hold as JSON text
 MISSING = "is opened by the package `datasets`, which is not installed: pip install -r requirements/hub.txt"
 ONE_VALUE = re.compile(r"bool|u?int\d+|float\d+|(large_)?string")
 KEPT_MAPPED = 500  # rows that are read before the files are mapped anew
@@ -100,7 +99,7 @@ class HubRows(Reader):
         try:
             (row,) = self.table[int(index)].to_pylist()
             record = record_of(row, self.kinds)
-            record |= {name: parse(record[name]) for name in NESTED if isinstance(record.get(name), str)}
+            record |= {name: parse(record[name]) for name in NESTED_FIELDS if isinstance(record.get(name), str)}
         except (ValueError, RecursionError) as error:
             raise BadSample(where, f"it holds what cannot be read ({str(error)[:120]}): mend or delete it") from error
         stored = next((name for name in PICTURE_FIELDS if stored_pictures(record.get(name))), None)
@@ -118,7 +117,7 @@ def stored_pictures(value: object) -> list[dict | bytes]:
 def record_of(row: dict, kinds: dict) -> dict:
     """A row of a table as the record that was put into it. kinds: the library's, of its columns. Raises ValueError."""
     record = {name: decoded(row[name], kind) for name, kind in kinds.items() if row.get(name) is not None}
-    for name in NESTED:
+    for name in NESTED_FIELDS:
         fields = record.get(name)  # a list of objects, as older versions of the library kept it: field by field
         if isinstance(fields, dict) and _are_columns(list(fields.values())):
             record[name] = [dict(zip(fields, one, strict=True)) for one in zip(*fields.values(), strict=True)]
@@ -208,11 +207,7 @@ def kept_columns(features: dict, path: str) -> list[str]:
 
     Raises DataError where no format knows any.
     """
-    if not set(TEXT_FIELDS) & features.keys():
-        raise DataError(
-            f"{path}: none of its columns is one that a format is known by ({', '.join(TEXT_FIELDS)}); it has "
-            f"{', '.join(map(plain, features))}: rename them, see docs/data_formats.md"
-        )
+    check_columns(path, features)
     return [name for name, kind in features.items() if name in KNOWN or ONE_VALUE.fullmatch(_type_name(kind))]
 
 

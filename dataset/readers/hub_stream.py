@@ -8,14 +8,15 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet, types
 
-from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS
+from dataset.formats import EMBEDDED_PICTURES, NESTED_FIELDS, PICTURE_FIELDS
 from dataset.options import ReadOptions
 from dataset.readers.hub_query import HubQuery
-from dataset.readers.hub_rows import NESTED, hub_pictures, kept_columns, load, record_of, told
+from dataset.readers.hub_rows import hub_pictures, kept_columns, load, record_of, told
+from dataset.readers.parquet_copy import wait_for_turn
 from dataset.samples import BadSample, DataError
 from model.files import written_aside
 from model.messages import NO_ROOM, counted, plain
-from model.process_lock import PATIENCE, ProcessLock
+from model.process_lock import ProcessLock
 from model.progress import Progress
 
 ROWS_AT_ONCE = 32  # that the library is asked for
@@ -39,13 +40,7 @@ def kept_stream(query: HubQuery, options: ReadOptions, copies: Path, say: Callab
         try:
             copies.mkdir(parents=True, exist_ok=True)
             with ProcessLock(place.with_name(f".{place.name}.lock")) as lock:
-                if not lock.acquire():
-                    say(f"another process streams {query.text}: waiting for {place}")
-                    if not lock.wait():
-                        raise DataError(
-                            f"{query.text}: the process that streams it to {place} has shown no sign of life for "
-                            f"{PATIENCE} seconds: end it, and start again"
-                        )
+                wait_for_turn(lock, (query.text, "streams", place), say)
                 if not place.is_file():
                     for litter in copies.glob(f".{place.name}.*.tmp"):  # of a process that was killed; we hold the lock
                         litter.unlink(missing_ok=True)
@@ -186,7 +181,7 @@ def _stored_type(name: str, kind: object) -> pyarrow.DataType:
     stored = Features({name: kind}).arrow_schema.field(0).type
     if name in (EMBEDDED_PICTURES, *PICTURE_FIELDS):
         return stored if _are_names(stored) else PICTURES
-    return pyarrow.string() if name in NESTED or _holds_json(kind) else stored
+    return pyarrow.string() if name in NESTED_FIELDS or _holds_json(kind) else stored
 
 
 def _are_names(kind: pyarrow.DataType) -> bool:

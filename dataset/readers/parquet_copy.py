@@ -94,18 +94,27 @@ def _write_or_wait(source: ParquetSource, place: Path, much: tuple[int, int], sa
     """
     path, (needed, rows) = source.path, much
     with ProcessLock(place.with_name(f".{place.name}.lock")) as lock:
-        if not lock.acquire():
-            say(f"another process copies {path}: waiting for {place}")
-            if not lock.wait():
-                raise DataError(
-                    f"{path}: the process that copies it to {place} has shown no sign of life for {PATIENCE} "
-                    "seconds: end it, and start again"
-                )
+        wait_for_turn(lock, (path, "copies", place), say)
         if not is_complete(place):
             _make_room(place, needed, say)
             say(f"{path}: copied once, to read rows in any order: {needed / 1e6:,.1f} MB in {place.parent}")
             _write(path, place, rows, lock.show_life)
     return place
+
+
+def wait_for_turn(lock: ProcessLock, what: tuple[Path | str, str, Path], say: Callable) -> None:
+    """Until no other process writes the same. what: of what, what is done with it, and where to.
+
+    Raises DataError where the other hangs, OSError where nothing can be written.
+    """
+    source, does, place = what
+    if not lock.acquire():
+        say(f"another process {does} {source}: waiting for {place}")
+        if not lock.wait():
+            raise DataError(
+                f"{source}: the process that {does} it to {place} has shown no sign of life for {PATIENCE} seconds: "
+                "end it, and start again"
+            )
 
 
 def _make_room(place: Path, needed: int, say: Callable) -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pyarrow
 
-from dataset.formats import EMBEDDED_PICTURES
+from dataset.formats import EMBEDDED_PICTURES, NESTED_FIELDS
 from dataset.options import ReadOptions
 from dataset.readers.parquet_copy import BYTES, DAMAGE, PICTURES, SHOWS, arrow_copy
 from dataset.readers.pictures import Pictures
 from dataset.readers.reader import Reader
 from dataset.samples import BadSample, check_number, parse
 
-NESTED = ("conversations", "messages", "texts")  # which some files hold as JSON text
 EXTRA = "extra"  # column of scripts/prepare_data.py: JSON of the fields that have no column of their own
 
 KEPT_MAPPED = 100  # rows that are read before their pages are given back, 64 KB or more each
@@ -85,7 +84,7 @@ class ParquetRows(Reader):
                 record[name] = value
         if reason := self.columns[DAMAGE][index].as_py():
             raise BadSample(where, reason)
-        for name in NESTED:
+        for name in NESTED_FIELDS:
             if isinstance(record.get(name), str):
                 try:
                     record[name] = parse(record[name])

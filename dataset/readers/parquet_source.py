@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet, types
 
-from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS, RATINGS, TEXT_FIELDS
+from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS, RATINGS, TEXT_FIELDS, check_columns
 from dataset.samples import DataError, shown
 from model.messages import plain
 
@@ -52,11 +52,7 @@ class ParquetSource:
         kept = [*READ, *(named if self.picture_column is None else ())]
         kept += [name for name, kind in schema.items() if name not in (*kept, *named) and _is_plain(_decoded(kind))]
         self.text_columns = {name: _decoded(schema[name]) for name in kept if name in schema}
-        if not set(TEXT_FIELDS) & schema.keys():
-            raise DataError(
-                f"{path}: none of its columns is one that a format is known by ({', '.join(TEXT_FIELDS)}); it has "
-                f"{', '.join(map(plain, schema))}: rename them, see docs/data_formats.md"
-            )
+        check_columns(path, schema)
 
     @property
     def columns(self) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dataset.formats import EMBEDDED_PICTURES, PICTURE_FIELDS
 from dataset.options import ReadOptions
-from dataset.readers.archives import STORED, Member, read_member, tar_members, why_not
+from dataset.readers.archives import STORED, Member, file_state, read_member, tar_members, why_not
 from dataset.readers.image_folder import ENDINGS
 from dataset.readers.reader import Reader
 from dataset.samples import BadSample, DataError, parse, shown
@@ -37,7 +37,7 @@ class TarShards(Reader):
     def __init__(self, path: Path, shards: Sequence[Path], options: ReadOptions):
         super().__init__(path, options)
         self.shards = list(shards)
-        self.states = [_state(shard) for shard in self.shards]
+        self.states = [file_state(shard) for shard in self.shards]
         self.keys: list[bytes] = []
         self.refused: dict[int, str] = {}  # by record: why it cannot be used
         parts, starts, shard_of = array("q"), array("q", [0]), array("q")
@@ -68,7 +68,7 @@ class TarShards(Reader):
         if index in self.refused:
             raise BadSample(where, self.refused[index])
         shard = self.shards[self.shard_of[index]]
-        if _state(shard) != self.states[self.shard_of[index]]:
+        if file_state(shard) != self.states[self.shard_of[index]]:
             raise DataError(f"{shard} has changed since it was opened: start again when it is whole")
         record, pictures = {}, []
         for part in map(Part._make, self.parts[self.starts[index] : self.starts[index + 1]].tolist()):
@@ -125,13 +125,6 @@ def _records(shard: Path) -> Iterator[tuple[str, list[Part], str]]:
     except DataError as error:
         if key is None:
             raise
-        if parts or refused:
-            yield key, parts, str(error)
-        return
+        refused = str(error)
     if key is not None:
         yield key, parts, refused
-
-
-def _state(shard: Path) -> tuple[int, int]:
-    facts = shard.stat()
-    return facts.st_size, facts.st_mtime_ns

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset.check import Check, DataReport
+from dataset.check import Check, DataReport, render_whole
 from dataset.quarantine import Quarantine
 from dataset.samples import BadSample, Sample
 from dataset.vlm_dataset import ConversationDataset
 from model.messages import UserError, counted, plain
-from model.processing import Rendered, SampleError, VLMProcessor
+from model.processing import Rendered, VLMProcessor
 
 MANY = 4000  # neighbours: beyond so many, somebody waits
 
@@ -77,7 +77,7 @@ def find_sample(samples: Sequence[Sample], path: str | Path, called: str) -> int
     Of such data a number counts the samples from 1.
     """
     name, _, last = where_of(samples, len(samples) - 1).rpartition(":")
-    of_one_file = name == plain(str(path)) and last == str(int(last) if last.isdecimal() else "")
+    of_one_file = name == plain(str(path)) and last.isdecimal() and last == str(int(last))
     number = int(called) if called.isdecimal() else 0
     if not of_one_file:
         for index in range(len(samples)):
@@ -107,18 +107,13 @@ def read_row(
     return SampleRow(
         where, row.rendered, seen_pictures(sample, row.rendered, row.pictures, processor), conversations, max_seq_len,
         refusal=row.rejected[0].reason if row.rejected else None,
-        cut=max(0, len(render(sample, processor)) - max_seq_len),
+        cut=max(0, len(render_whole(sample, processor)) - max_seq_len),
     )  # fmt: skip
 
 
 def lenient(samples: int) -> DataReport:
     """One that leaves bad samples out, however many there are."""
     return DataReport(samples, Quarantine(strict=False, max_share=1.0))
-
-
-def render(sample: Sample, processor: VLMProcessor) -> Rendered:
-    """The whole sample, before anything is cut. Raises SampleError."""
-    return processor.render(sample.messages) if sample.text is None else processor.render_text(sample.text)
 
 
 def row_with_neighbours(
@@ -160,8 +155,8 @@ def left_out(
     where = where_of(samples, index)
     try:
         sample = samples[index]
-        rendered = render(sample, processor)
-    except (BadSample, SampleError):
+        rendered = render_whole(sample, processor)
+    except BadSample:
         return SampleRow(where, Rendered.of([]), [], [where], max_seq_len, reason)
     pixels = []
     for place in range(len(sample.pictures)):

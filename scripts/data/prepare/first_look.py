@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.check import EMBEDDED, PicturesSeen, stamp_of
+from dataset.check import EMBEDDED, PicturesSeen, render_whole, stamp_of
 from dataset.quarantine import Quarantine
 from dataset.samples import BAD, BadSample, Rejected, Sample
 from dataset.split import print_of_text
 from model.files import written_aside
 from model.messages import plain
-from model.processing import SampleError, VLMProcessor, load_tokenizer
+from model.processing import VLMProcessor, load_tokenizer
 from model.progress import Progress
 from scripts.data.prepare.columns import DIGEST, Columns, digest_of, facts_of, text_of
 
@@ -110,10 +110,7 @@ class Surveyor:
 
     def _check(self, sample: Sample) -> tuple[int, ...]:
         """The numbers of its pictures, now decoded and hashed. Raises BadSample."""
-        try:
-            self.processor.render(sample.messages) if sample.text is None else self.processor.render_text(sample.text)
-        except SampleError as error:
-            raise BadSample(sample.where, str(error)) from error
+        render_whole(sample, self.processor)
         shown = tuple(map(self.pictures.number, sample.pictures))
         self.pictures.open(sample, shown, decode=True)
         for number, picture in zip(shown, sample.pictures, strict=True):

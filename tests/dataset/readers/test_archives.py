@@ -274,3 +274,13 @@ def test_workers_open_shards_for_themselves(tmp_path, processor):
     batches = list(DataLoader(data, 4, num_workers=2, collate_fn=collate_training))
     assert (batches[0]["pixel_values"] == wanted[:4]).all() and (batches[1]["pixel_values"] == wanted[4:]).all()
     assert os.listdir(tmp_path) == ["a.tar"]
+
+
+def test_a_cut_behind_a_member_that_nobody_reads_is_told_too(tmp_path):
+    path = save_tar(tmp_path / "a.tar", [*captioned(2), ("002.cls", b"7" * 3000)])
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"002.cls") + 600])
+    reader = read_samples(path)
+    assert [reader[number].messages[1]["content"] for number in (0, 1)] == ["a cat", "a cat"]
+    with pytest.raises(BadSample, match=r"a\.tar:002: .*cannot be read as a tar"):
+        reader[2]
