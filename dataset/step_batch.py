@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from dataset.batching import Row
 from dataset.samples import Rejected
-from model.config import IGNORE_INDEX
+from model.config import END_OF_TEXT_ID, IGNORE_INDEX
 from model.processing import Rendered, collate_training
 
 
@@ -38,14 +38,14 @@ class StepBatch(NamedTuple):
 class StepBatches(Dataset):
     """Rows of a data set, asked for by the numbers of the rows of each micro-batch."""
 
-    def __init__(self, rows: Dataset):
-        self.rows = rows
+    def __init__(self, rows: Dataset, padding_id: int = END_OF_TEXT_ID):
+        self.rows, self.padding_id = rows, padding_id
 
     def __getitem__(self, micro_batches: Sequence[Sequence[int]]) -> StepBatch:
         step = StepBatch([], Counts(), [])
         for numbers in micro_batches:
             rows = [self.rows[number] for number in numbers]
-            batch = collate_training(rows)
+            batch = collate_training(rows, self.padding_id)
             step.micro_batches.append(batch)
             step.rejected.extend(rejected for row in rows for rejected in row.rejected)
             step = step._replace(counts=step.counts.plus(count(rows, batch["labels"])))

@@ -14,7 +14,6 @@ from dataset.options import ReadOptions
 from dataset.quarantine import Quarantine
 from dataset.samples import DAMAGED, BadSample, DataError, Rejected, Sample
 from dataset.token_cache import WORTH_KEEPING, TokenCache
-from model.config import IMAGE_TOKEN_ID
 from model.processing import Rendered, SampleError, VLMProcessor, collate_training
 
 GREY = 128  # of every pixel of a picture that cannot be decoded
@@ -104,7 +103,7 @@ class ConversationDataset(Dataset):
         is_picture = self.ids[place] == PICTURE
         repeats = np.where(is_picture, self.processor.image_tokens, 1)
         image_mask = is_picture.repeat(repeats)
-        ids = np.where(image_mask, IMAGE_TOKEN_ID, self.ids[place].astype(np.int64).repeat(repeats))
+        ids = np.where(image_mask, self.processor.image_token_id, self.ids[place].astype(np.int64).repeat(repeats))
         branch = self.branch[place].astype(np.int64).repeat(repeats)
         return Rendered(ids, self.trained[place].repeat(repeats), image_mask, branch, np.zeros_like(ids))
 

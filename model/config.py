@@ -127,12 +127,13 @@ class VLMConfig(MiniMindConfig):
         vision_config: dict | None = None,  # CLIPVisionConfig as a dict; None: CLIP-ViT-B/16's sizes
         vision_source: str | None = None,  # the tower's folder; None: it came from nowhere and is saved with the model
         vision_sha256: str | None = None,  # of the tower's weights, checked when they are loaded again
+        image_token_id: int = IMAGE_TOKEN_ID,  # of the placeholder, by model.tokenizer_files.picture_token
         **kwargs,
     ):
-        kwargs.pop("image_token_id", None)  # older files carry it; it is IMAGE_TOKEN_ID whatever they say
         self.vision_config = dict(vision_config or CLIP_VIT_B16)
         self.vision_source = vision_source
         self.vision_sha256 = vision_sha256
+        self.image_token_id = image_token_id
         super().__init__(**kwargs)
 
     @property

@@ -23,9 +23,11 @@ from PIL import Image, ImageOps
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
-from model.config import END_ID, END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, START_ID, MiniMindConfig, VLMConfig
+from model.chat_format import ChatFormat
+from model.config import END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, MiniMindConfig, VLMConfig
 from model.messages import UserError, counted
 from model.model_minimind import positions_before
+from model.tokenizer_files import load_tokenizer
 
 IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")
@@ -138,11 +140,6 @@ class Rendered:
         return np.arange(len(self)) - starts[own] + before
 
 
-def load_tokenizer(folder: str | Path | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder, by default the shipped one."""
-    return PreTrainedTokenizerFast.from_pretrained(folder or Path(__file__).parent)
-
-
 def open_picture(
     source: str | Path | BinaryIO | Image.Image, decode: bool = True, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
@@ -188,18 +185,36 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 class VLMProcessor:
-    """Renders conversations and pictures for a model that sees `image_size` pixels as `image_tokens` tokens."""
+    """Renders conversations and pictures for a model that sees `image_size` pixels as `image_tokens` tokens.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int = 196, image_size: int = 224):
+    What stands around the words is the tokenizer's chat template's, see model.chat_format.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_tokens: int = 196,
+        image_size: int = 224,
+        image_token_id: int = IMAGE_TOKEN_ID,
+    ):
         self.tokenizer = tokenizer
         self.image_tokens = image_tokens
-        self.image_span = Piece([IMAGE_TOKEN_ID] * image_tokens, image=True)
+        self.image_span = Piece([image_token_id] * image_tokens, image=True)
+        self.image_token_id = image_token_id
         self.image_size = image_size
         self._encoded: dict[str, tuple[int, ...]] = {}  # questions repeat
-        self.new_line = self.encode("\n")
-        self.openings = {role: Piece((START_ID, *self.encode(role), *self.new_line)) for role in ROLES}
-        self.ending = Piece((END_ID, *self.new_line))  # of a turn that is not learnt
-        self.ending_of_answer = Piece((END_ID,), trained=True), Piece(self.new_line)
+        line, letter, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "a", "\na"))
+        self._line_break = len(line)  # tokens of one, where a text begins with it
+        self._marks_beginnings = both != line + letter  # sentencepiece puts a mark there, and these are not beginnings
+        chat = ChatFormat.of(tokenizer)
+        self.beginning = Piece(self.control(chat.begin, first=True))
+        self.first_openings = {role: Piece(self.control(text, first=True)) for role, text in chat.open}
+        self.openings = {role: Piece(self.control(text)) for role, text in chat.open}  # of all that follow
+        self.endings = {role: Piece(self.control(text)) for role, text in chat.close}  # not learnt
+        self.end = Piece(self.control(chat.end), trained=True)  # of an answer
+        self.end_id = self.end.ids[-1]
+        self.start_id = tokenizer.bos_token_id  # of plain text; None: nothing
+        self.padding_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else END_OF_TEXT_ID
 
     @classmethod
     def for_config(cls, config: MiniMindConfig, tokenizer: PreTrainedTokenizerFast | None = None) -> "VLMProcessor":
@@ -207,10 +222,10 @@ class VLMProcessor:
         if len(tokenizer) > config.vocab_size:
             raise UserError(
                 f"the tokenizer has {len(tokenizer)} tokens and the weights know {config.vocab_size}: put the "
-                "tokenizer.json that they were trained with in the place of model/tokenizer.json"
+                "tokenizer.json that they were trained with beside them"
             )
         if isinstance(config, VLMConfig):
-            return cls(tokenizer, config.image_tokens, config.image_size)
+            return cls(tokenizer, config.image_tokens, config.image_size, config.image_token_id)
         return cls(tokenizer)
 
     def __getstate__(self) -> dict:
@@ -228,11 +243,21 @@ class VLMProcessor:
         if len(self._encoded) >= CACHED_TEXTS:
             self._encoded.clear()
         try:
-            ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ids = self._ids(text, split_special_tokens=True)
         except (TypeError, UnicodeError):
             raise SampleError("its text holds half a surrogate pair, which is not Unicode: fix the encoding") from None
-        self._encoded[text] = tuple(ids)
-        return self._encoded[text]
+        self._encoded[text] = ids
+        return ids
+
+    def control(self, text: str, first: bool = False) -> tuple[int, ...]:
+        """A text of the chat template to ids, control tokens as such. first: nothing stands before it."""
+        return self._ids(text, first)
+
+    def _ids(self, text: str, first: bool = False, split_special_tokens: bool = False) -> tuple[int, ...]:
+        options = {"add_special_tokens": False, "split_special_tokens": split_special_tokens}
+        if first or not self._marks_beginnings:
+            return tuple(self.tokenizer(text, **options)["input_ids"])
+        return tuple(self.tokenizer(f"\n{text}", **options)["input_ids"][self._line_break :])
 
     def render(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> Rendered:
         """Conversation to ids in one pass, with the labels known from where each piece came.
@@ -248,18 +273,23 @@ class VLMProcessor:
         for message in messages:
             if not isinstance(message, dict) or message.get("role") not in ROLES:
                 raise SampleError(f"a message is {reprlib.repr(message)}: it needs a role, one of {', '.join(ROLES)}")
-            answer = message["role"] == "assistant"
-            pieces.append(self.openings[message["role"]])
+            role, answer = message["role"], message["role"] == "assistant"
+            if role not in self.openings:
+                raise SampleError(f"a message's role is {role!r}, which this base's chat template does not write")
+            if not pieces and role != "system" and self.beginning.ids:
+                pieces.append(self.beginning)
+            pieces.append((self.openings if pieces else self.first_openings)[role])
             for kind, text in content_parts(message.get("content")):
                 pieces.append(self.image_span if kind == "image" else Piece(self.encode(text), trained=answer))
-            pieces += self.ending_of_answer if answer else (self.ending,)
+            pieces += (self.end, self.endings[role]) if answer else (self.endings[role],)
         if add_generation_prompt:
             pieces.append(self.openings["assistant"])
         return Rendered.of(pieces)
 
     def render_text(self, text: str) -> Rendered:
         """Plain text for the base decoder: every token is learnt, and the end."""
-        return Rendered.of([Piece([START_ID]), Piece([*self.encode(text), END_ID], trained=True)])
+        start = () if self.start_id is None else (self.start_id,)
+        return Rendered.of([Piece(start), Piece([*self.encode(text), self.end_id], trained=True)])
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         """uint8 [3, image_size, image_size]; the whole picture, squeezed to a square: nothing is cut off."""
@@ -286,7 +316,7 @@ class VLMProcessor:
         for rendered, pictures in prompts:
             self.check_pictures(rendered, len(pictures))
             rows.append((rendered, [self.pixels(picture) for picture in pictures]))
-        return collate_prompts(rows)
+        return collate_prompts(rows, self.padding_id)
 
 
 def content_parts(content: str | list | None) -> list[tuple[str, str]]:
@@ -303,7 +333,7 @@ def content_parts(content: str | list | None) -> list[tuple[str, str]]:
     return [part for part in parts if part != ("text", "")]
 
 
-def collate_training(rows: Sequence[tuple[Rendered, Sequence[torch.Tensor]]]) -> dict:
+def collate_training(rows: Sequence[tuple[Rendered, Sequence[torch.Tensor]]], padding_id: int = END_OF_TEXT_ID) -> dict:
     """Rows and their pictures to one batch to learn from, padded on the right, where causal attention never looks.
 
     Returns input_ids, image_mask, labels [batch, longest row]; loss_positions [batch, n] as MiniMindForCausalLM takes
@@ -312,7 +342,7 @@ def collate_training(rows: Sequence[tuple[Rendered, Sequence[torch.Tensor]]]) ->
     """
     rendered = [row[0] for row in rows]
     batch = {
-        "input_ids": _padded([row.input_ids for row in rendered], END_OF_TEXT_ID),
+        "input_ids": _padded([row.input_ids for row in rendered], padding_id),
         "image_mask": _padded([row.image_mask for row in rendered], False),
         "labels": _padded([row.labels for row in rendered], IGNORE_INDEX),
         "pictures_a_row": [len(row[1]) for row in rows],
@@ -329,14 +359,16 @@ def collate_training(rows: Sequence[tuple[Rendered, Sequence[torch.Tensor]]]) ->
     return batch
 
 
-def collate_prompts(rows: Sequence[tuple[Rendered, Sequence[torch.Tensor]]]) -> dict[str, torch.Tensor]:
+def collate_prompts(
+    rows: Sequence[tuple[Rendered, Sequence[torch.Tensor]]], padding_id: int = END_OF_TEXT_ID
+) -> dict[str, torch.Tensor]:
     """Rows and their pictures to the inputs of generate(), padded on the left.
 
     Returns input_ids, attention_mask, image_mask [batch, longest row] and what `_pictures` returns.
     """
     rendered = [row[0] for row in rows]
     return {
-        "input_ids": _padded([row.input_ids for row in rendered], END_OF_TEXT_ID, side="left"),
+        "input_ids": _padded([row.input_ids for row in rendered], padding_id, side="left"),
         "attention_mask": _padded([np.ones_like(row.input_ids) for row in rendered], 0, side="left"),
         "image_mask": _padded([row.image_mask for row in rendered], False, side="left"),
         **_pictures(rows),

@@ -16,6 +16,7 @@ from model.files import file_sha256, portable_path, written_aside
 from model.messages import UserError, counted, did_you_mean, plain
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
+from model.tokenizer_files import TOKENIZER
 from model.tower_folder import read_tower
 
 TOWER_PREFIX = "vision_encoder."
@@ -23,6 +24,7 @@ PROJECTOR_PREFIX = "vision_proj."
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 SHOWN = 6  # weights that a message lists
 NOWHERE = ": check its name, or train the stage that writes it"
+NO_FACTS = ("config", "format", TOKENIZER)  # of a file's metadata
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"  # one tensor where the config ties them
 
@@ -99,7 +101,7 @@ def read_facts(path: str | Path) -> dict[str, str]:
     if Path(path).suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as file:
-        return {name: text for name, text in (file.metadata() or {}).items() if name not in ("config", "format")}
+        return {name: text for name, text in (file.metadata() or {}).items() if name not in NO_FACTS}
 
 
 def _canonical(name: str) -> str:
@@ -182,7 +184,7 @@ def save_weights(
 
     The file appears complete or not at all.
 
-    facts: further text for the file's metadata (stage, scores, data).
+    facts: further text for the file's metadata: the tokenizer, the stage, scores, data.
     state: the model's state_dict, where several processes hold a part of it each.
     """
     path = Path(path)

@@ -20,7 +20,7 @@ from dataset import emoji_world as world
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError, counted
-from model.processing import load_tokenizer
+from model.tokenizer_files import load_tokenizer
 
 ZIPF = 1.0  # of the names in the base decoder's texts, as in any language
 ENDINGS = {"en": ("", ".", "?", "!"), "zh": ("", "。", "？", "！")}

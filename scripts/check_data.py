@@ -19,16 +19,15 @@ from dataset.readers.opening import open_data
 from dataset.samples import Sample
 from dataset.sources import parse_sources
 from model.command_line import CommandLine
-from model.config import VLMConfig
 from model.files import ROOT, written_aside
 from model.messages import UserError, counted
-from model.processing import VLMProcessor, load_tokenizer
+from model.processing import VLMProcessor
 from model.progress import Progress
-from model.tower_folder import tower_sizes
 from scripts.data.check.contact_sheet import draw_contact_sheet
 from scripts.data.check.findings import TITLES, Seen, Tally
 from scripts.data.check.report import as_markdown, figures_of
 from scripts.data.check.survey import Facts, Look, Surveyor, survey
+from scripts.data.like_training import add_model_flags, processor_like
 from trainer.train_sft_vlm import SFT_VLM
 
 REFUSED, UNCHECKED = 1, 2  # exit statuses
@@ -42,7 +41,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_seq_len", type=int, default=SFT_VLM.max_seq_len, help="tokens a row, as in training")
     parser.add_argument("--max_bad_share", type=float, default=MAX_BAD_SHARE, help="of the samples, as in training")
     parser.add_argument("--strict_data", type=int, choices=(0, 1), default=0, help="1: one bad sample is too many")
-    parser.add_argument("--vision_model", help="folder with the tower's config.json; 196 tokens a picture without")
+    add_model_flags(parser)
     parser.add_argument("--held_out", help="data file to be scored on, which must share no picture with this one")
     parser.add_argument("--report", type=Path, help="folder for the report; by default out/check/NAME")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; by default one a core")
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         options.report.mkdir(parents=True, exist_ok=True)
         held_out = open_file(options.held_out, options) if options.held_out else []
-        refusal = check(samples, held_out, processor_of(options), options)
+        refusal = check(samples, held_out, processor_like(options), options)
     except (UserError, OSError) as error:
         end(UNCHECKED, str(error))
     if refusal:
@@ -78,12 +77,6 @@ def end(status: int, sentence: str) -> None:
 def open_file(path: str, options: argparse.Namespace) -> Sequence[Sample]:
     """Raises UserError where training could not open it."""
     return open_data(path, ReadOptions.from_flags(options))
-
-
-def processor_of(options: argparse.Namespace) -> VLMProcessor:
-    if not options.vision_model:
-        return VLMProcessor(load_tokenizer())
-    return VLMProcessor.for_config(VLMConfig(vision_config=tower_sizes(options.vision_model)))
 
 
 def check(

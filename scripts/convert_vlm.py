@@ -23,11 +23,10 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from model.command_line import CommandLine
-from model.config import END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID
+from model.config import MiniMindConfig
 from model.files import file_sha256, find_folder
-from model.inference.stock_reader import CONTROL_IDS, wrong_tokens
 from model.messages import UserError
-from model.processing import load_tokenizer
+from model.tokenizer_files import TOKENIZER_FILE, read_tokenizer, special_ids
 from model.weights import load_model, read_facts
 from scripts.export.card import model_card
 from scripts.export.folder import claim, publish, seal
@@ -37,7 +36,6 @@ from scripts.hub.clients import HubError
 from scripts.upload import push_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-IDS = {"<|endoftext|>": END_OF_TEXT_ID, **CONTROL_IDS, IMAGE_TOKEN: IMAGE_TOKEN_ID}
 
 
 def convert(options: argparse.Namespace) -> dict:
@@ -70,8 +68,9 @@ def convert(options: argparse.Namespace) -> dict:
 def read_source(options: argparse.Namespace) -> Source:
     """The model and tokenizer that the options name."""
     model = load_model(options.weight, options.vision_model, options.num_attention_heads)
-    tokenizer = read_tokenizer(options.tokenizer, model.config.vocab_size)
-    return Source(model, tokenizer, options.weight.stem, DTYPES[options.dtype], not options.no_vision)
+    return Source(
+        model, tokenizer_of(options, model.config), options.weight.stem, DTYPES[options.dtype], not options.no_vision
+    )
 
 
 def proof(source: Source, exported: Exported, folder: Path) -> float:
@@ -105,17 +104,23 @@ def read_score(path: Path | None) -> dict | None:
     return score
 
 
-def read_tokenizer(folder: Path | None, vocab_size: int) -> PreTrainedTokenizerFast:
-    """The shipped tokenizer, or MiniMind's from a folder; its special tokens must stand where the model knows them."""
-    if folder is not None and not (folder / "tokenizer.json").is_file():
-        raise UserError(f"--tokenizer {folder} holds no tokenizer.json: name MiniMind's `model` folder")
-    tokenizer = load_tokenizer(folder)
-    wrong = wrong_tokens(tokenizer, IDS)
-    if len(tokenizer) > vocab_size:
-        wrong = "; ".join(filter(None, [wrong, f"it has {len(tokenizer)} tokens and the model {vocab_size}"]))
+def tokenizer_of(options: argparse.Namespace, config: MiniMindConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of the weights, or of --tokenizer; its special tokens must stand where the model knows them."""
+    if options.tokenizer is not None and not (options.tokenizer / TOKENIZER_FILE).is_file():
+        raise UserError(f"--tokenizer {options.tokenizer} holds no {TOKENIZER_FILE}: name MiniMind's `model` folder")
+    tokenizer = read_tokenizer(options.tokenizer or options.weight)
+    found = special_ids(tokenizer)
+    wrong = [f"its {name} is {found[name]} and the model's {ids}" for name in found
+             if found[name] not in _listed(ids := getattr(config, name))]  # fmt: skip
+    if len(tokenizer) > config.vocab_size:
+        wrong.append(f"it has {len(tokenizer)} tokens and the model {config.vocab_size}")
     if wrong:
-        raise UserError(f"--tokenizer {folder or 'model'} does not fit these weights: {wrong}")
+        raise UserError(f"--tokenizer {options.tokenizer or 'model'} does not fit these weights: {'; '.join(wrong)}")
     return tokenizer
+
+
+def _listed(ids: int | list[int] | None) -> list[int | None]:
+    return ids if isinstance(ids, list) else [ids]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -126,7 +131,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors; a .pth is always float16")
     parser.add_argument("--no_vision", action="store_true", help="transformers: leave the tower out, name it only")
     parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
-    parser.add_argument("--tokenizer", type=Path, help="folder of MiniMind's tokenizer; by default the shipped one")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder of a tokenizer; by default the one that belongs to the weights"
+    )
     parser.add_argument("--num_attention_heads", type=int, default=8, help="of a .pth, which does not say")
     parser.add_argument("--score", type=Path, help="score.json of scripts/score.py, for the model card")
     parser.add_argument("--license", default="apache-2.0", help="for the model card")

@@ -15,14 +15,12 @@ from pathlib import Path
 from dataset.options import ReadOptions, add_read_flags
 from dataset.readers.opening import open_data
 from model.command_line import CommandLine
-from model.config import VLMConfig
 from model.files import ROOT, written_aside
 from model.messages import UserError
-from model.processing import VLMProcessor
-from model.tower_folder import tower_sizes
 from scripts.data.inspect.sample_row import find_sample, read_row
 from scripts.data.inspect.token_page import as_html
 from scripts.data.inspect.token_text import as_text, wants_colour
+from scripts.data.like_training import add_model_flags, processor_like
 from trainer.train_sft_vlm import SFT_VLM
 
 PAGES = ROOT / "out" / "inspect"
@@ -33,8 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     try:
         samples = open_data(options.path, ReadOptions.from_flags(options))
-        tower = tower_sizes(options.vision_model) if options.vision_model else None
-        processor = VLMProcessor.for_config(VLMConfig(vision_config=tower))
+        processor = processor_like(options)
         index = find_sample(samples, options.path, options.sample)
         row = read_row(samples, index, processor, options.max_seq_len, partial(print, file=sys.stderr))
         page = options.html or PAGES / f"{options.path.stem}-{Path(options.sample).name}.html"
@@ -60,7 +57,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     add_read_flags(parser)
     parser.add_argument("--max_seq_len", type=int, default=SFT_VLM.max_seq_len,
                         help=f"tokens a row, as in training; {SFT_VLM.max_seq_len}")  # fmt: skip
-    parser.add_argument("--vision_model", help="folder with the tower's config.json; CLIP-ViT-B/16's sizes without")
+    add_model_flags(parser)
     parser.add_argument("--html", type=Path, help="the page; by default out/inspect/<name of the data>-<number>.html")
     options = parser.parse_args(arguments)
     if options.max_seq_len < 1:

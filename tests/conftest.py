@@ -11,7 +11,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from helpers.data import make_picture, write_jsonl
 from helpers.models import IMAGE_SIZE, IMAGE_TOKENS, SIZES
 from model.config import MiniMindConfig
-from model.processing import VLMProcessor, load_tokenizer
+from model.processing import VLMProcessor
+from model.tokenizer_files import load_tokenizer
 from model.weights import build_vlm, save_weights
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from dataset.vlm_dataset import text_only
 from model.config import MiniMindConfig
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
+from model.tokenizer_files import special_ids
 from model.weights import PROJECTOR_PREFIX, build_vlm, decoder_arguments, init_embeddings, load_weights, read_sizes
 from trainer.checkpoint.probe import check_probe
 from trainer.checkpoint.resume import last_manifest
@@ -67,9 +69,9 @@ def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
     return settings
 
 
-def build_model(config: StageConfig, say: Callable = print) -> MiniMindForCausalLM:
-    """The model that flags and start file describe, with its tower, filled from that file."""
-    settings = decoder_settings(config, say)
+def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerFast, say: Callable = print) -> MiniMindForCausalLM:
+    """The model that flags and start file describe, with its tower, filled from that file. tokenizer: the file's."""
+    settings = decoder_settings(config, say) | special_ids(tokenizer)
     if config.with_vision:
         model = build_vlm(settings, config.vision_model)
     else:

@@ -85,7 +85,8 @@ class StageData:
 
     def batches(self, run: Run) -> Iterator[StepBatch]:
         """This rank's part of each step, from the run's step on; what proves to be damaged in it is noted."""
-        for batch in resilient_batches(partial(read_batches, self.rows, run), run.state.step):
+        rows = StepBatches(self.rows, self.processor.padding_id)
+        for batch in resilient_batches(partial(read_batches, rows, run), run.state.step):
             self.quarantine.record(batch)
             yield batch
 
@@ -175,12 +176,12 @@ def worth_of_a_step(data: Subset, rows: int, global_batch: int) -> list[str]:
     return lines
 
 
-def read_batches(rows: Dataset, run: Run, first_step: int) -> Iterator[StepBatch | UserError]:
+def read_batches(rows: StepBatches, run: Run, first_step: int) -> Iterator[StepBatch | UserError]:
     """This rank's part of each step from one on, cut, decoded and counted by worker processes."""
     config, runtime = run.config, run.runtime
     return iter(
         DataLoader(
-            ErrorsAsItems(StepBatches(rows)),
+            ErrorsAsItems(rows),
             batch_size=None,  # an item is a step
             sampler=micro_batches(run.order, runtime.rank, config.token_budget, first_step),
             num_workers=config.num_workers,

@@ -13,7 +13,7 @@ def validation_loss(run: Run, data: StageData) -> float:
     """Mean loss a supervised token, without the balance loss; each rank takes every world_size-th row."""
     model, runtime, validation = run.model, run.runtime, data.validation
     model.eval()
-    batches, parts = StepBatches(validation), []
+    batches, parts = StepBatches(validation, data.processor.padding_id), []
     lengths = torch.from_numpy(validation.dataset.lengths[list(validation.indices)])
     for rows in validation_passes(lengths, run.config.token_budget, runtime):
         batch = batches[[rows or (0,)]]  # a sharded model needs all ranks to call

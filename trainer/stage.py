@@ -6,6 +6,7 @@ config -> samples -> processor -> batches -> model -> loop -> weights
 from model.device import compile_layers
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor
+from model.tokenizer_files import read_tokenizer
 from trainer.build import build_model, check_start, with_sizes
 from trainer.checkpoint.resume import start_or_resume
 from trainer.checkpoint.saver import Saver
@@ -38,11 +39,12 @@ def train_stage(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: 
     runtime.print0(
         f"{config.name}: {runtime.world_size} x {runtime.device}, {runtime.dtype}, run folder {config.run_dir}"
     )
-    model = build_model(config, runtime.print0)
+    tokenizer = read_tokenizer(config.start_path)
+    model = build_model(config, tokenizer, runtime.print0)
     freeze_all_but(model, config.trainable)
     runtime.print0(table_of_parts(model, config))
 
-    data = StageData.load(config, VLMProcessor.for_config(model.config), runtime)
+    data = StageData.load(config, VLMProcessor.for_config(model.config, tokenizer), runtime)
     data.note_left_out(folder)
     check_start(config, model, data, runtime.print0)
 

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from model.config import END_ID
 from model.device import choose_device, choose_dtype
 from model.inference.reader import Prompt, PromptReader, Reader, RowCache
 from model.inference.sampling import GrowingText, Options, Sampler, decode
@@ -23,6 +22,7 @@ from model.inference.stock_reader import StockReader, load_folder
 from model.messages import UserError, counted
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import SampleError, VLMProcessor
+from model.tokenizer_files import read_tokenizer
 from model.weights import load_model
 
 __all__ = ["Answer", "Answerer", "Interrupted", "Options", "PromptTooLong", "assistant_turn", "user_turn"]
@@ -39,6 +39,7 @@ class Answer:
     seconds_to_first: float
     tokens_per_second: float  # after the first
     stopped: bool = False  # by whoever asked, before the model had ended
+    cut: bool = False  # at the most tokens that were allowed
 
 
 class PromptTooLong(SampleError):
@@ -105,7 +106,7 @@ class Answerer:
         reader_class = Reader if isinstance(model, MiniMindForCausalLM) else StockReader
         self.reader: PromptReader = reader_class(model, self.device, dtype)
         text_config = getattr(model.config, "text_config", model.config)
-        self.max_length, self.end_ids = text_config.max_position_embeddings, _end_ids(model)
+        self.max_length, self.end_ids = text_config.max_position_embeddings, _end_ids(model) | {self.processor.end_id}
         self.padding_id = text_config.pad_token_id
 
     @classmethod
@@ -124,6 +125,7 @@ class Answerer:
             model, processor = load_folder(Path(path), vision_model)
         else:
             model = load_model(path, vision_model, num_attention_heads)
+            processor = VLMProcessor.for_config(model.config, read_tokenizer(path))
         return cls(model, chosen, choose_dtype(dtype, chosen), processor)
 
     @classmethod
@@ -245,6 +247,7 @@ class Answerer:
             seconds_to_first=times[0] if times else 0.0,
             tokens_per_second=(len(tokens) - 1) / rest if rest else 0.0,
             stopped=stopped,
+            cut=not stopped and tokens[-1:] != [] and tokens[-1] not in draft.end_ids,
         )
 
 
@@ -262,4 +265,4 @@ def _end_ids(model: PreTrainedModel) -> frozenset[int]:
     places = (model.config, getattr(model.config, "text_config", None), getattr(model, "generation_config", None))
     named = [getattr(place, "eos_token_id", None) for place in places]
     lists = [ids if isinstance(ids, (list, tuple)) else [ids] for ids in named if ids is not None]
-    return frozenset(token for ids in lists for token in ids) or frozenset([END_ID])
+    return frozenset(token for ids in lists for token in ids)

@@ -12,17 +12,18 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from model.config import END_ID, START_ID, MiniMindConfig, VLMConfig
+from model.config import MiniMindConfig, VLMConfig
 from model.files import find_folder
 from model.inference.llava_projector import unscale_projector
 from model.inference.reader import Prompt
 from model.messages import UserError
 from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
-from model.processing import VLMProcessor, load_tokenizer
+from model.processing import VLMProcessor
+from model.tokenizer_files import read_tokenizer
 from model.tower_folder import read_tower
 from model.vision_encoder import normalize_pixels
 from model.weights import load_weights, weights_in
@@ -30,7 +31,6 @@ from model.weights import load_weights, weights_in
 OURS = {"minimind": (MiniMindConfig, MiniMindForCausalLM), "minimind_vlm": (VLMConfig, MiniMindVLM)}
 STOCK = {"llava": LlavaForConditionalGeneration, "llama": AutoModelForCausalLM, "qwen2_moe": AutoModelForCausalLM}
 BLIND = "MiniMindVLMWithoutVision"  # the class that a --no_vision folder names
-CONTROL_IDS = {"<|im_start|>": START_ID, "<|im_end|>": END_ID}
 
 
 def load_folder(folder: Path, vision_model: str | None = None) -> tuple[PreTrainedModel, VLMProcessor]:
@@ -55,30 +55,18 @@ def load_folder(folder: Path, vision_model: str | None = None) -> tuple[PreTrain
     if vision_model and not without_tower:
         raise UserError(f"{folder} is a folder and holds a tower of its own: leave --vision_model out")
     try:
-        tokenizer = load_tokenizer(folder)
-        if wrong := wrong_tokens(tokenizer, CONTROL_IDS):
-            raise UserError(
-                f"{folder} was trained in another format of conversations, in its tokenizer {wrong}: ask it with "
-                "transformers' own generate()"
-            )
+        tokenizer = read_tokenizer(folder)
         if kind in OURS:
             model = _load_ours(folder, facts, _tower_of(folder, facts, vision_model) if without_tower else None)
         else:
             model = STOCK[kind].from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is incomplete or damaged ({str(error)[:200]}): convert or copy it again") from error
-    vision = getattr(model.config, "vision_config", None)
-    if vision is None:
-        return model.eval(), VLMProcessor(tokenizer)
-    vision = vision if isinstance(vision, dict) else vision.to_dict()
-    image_tokens = (vision["image_size"] // vision["patch_size"]) ** 2
-    return model.eval(), VLMProcessor(tokenizer, image_tokens, vision["image_size"])
-
-
-def wrong_tokens(tokenizer: PreTrainedTokenizerFast, ids: dict[str, int]) -> str:
-    """Which tokens have other ids than the renderer gives them, in words; empty where all is right."""
-    known = tokenizer.get_vocab()
-    return "; ".join(f"{text!r} is not token {number}" for text, number in ids.items() if known.get(text) != number)
+    model.eval()
+    if not isinstance(model, LlavaForConditionalGeneration):
+        return model, VLMProcessor.for_config(model.config, tokenizer)
+    vision = model.config.vision_config
+    return model, VLMProcessor(tokenizer, (vision.image_size // vision.patch_size) ** 2, vision.image_size)
 
 
 def _tower_of(folder: Path, facts: dict, named: str | None) -> tuple[PreTrainedModel, str]:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from dataset import emoji_world as world
 from model.command_line import CommandLine
 from model.messages import UserError
-from model.processing import load_tokenizer
+from model.tokenizer_files import load_tokenizer
 from model.tower_folder import read_tower
 from model.vision_encoder import normalize_pixels
 from scripts.assets.train_tower import Scenes

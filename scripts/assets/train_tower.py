@@ -28,7 +28,7 @@ from dataset import emoji_world as world
 from model.command_line import CommandLine
 from model.device import to_device
 from model.files import ROOT
-from model.processing import load_tokenizer
+from model.tokenizer_files import load_tokenizer
 from model.tower_folder import SHIPPED_TOWER
 from model.vision_encoder import build_tower, normalize_pixels
 

@@ -8,7 +8,6 @@ import streamlit as st
 from PIL import Image
 from streamlit.delta_generator import DeltaGenerator
 
-from model.config import END_ID
 from model.inference.answerer import Answer
 from model.inference.attention_map import heat_picture
 from scripts.demo.chat import Chat, Reply, Turn, conversation
@@ -72,7 +71,7 @@ def figures(answer: Answer) -> list[str]:
     if answer.new_tokens >= ENOUGH_FOR_SPEED:
         shown.append(text("speed", speed=answer.tokens_per_second))
     shown.append(text("length", prompt=answer.prompt_tokens, new=answer.new_tokens))
-    if answer.stopped or answer.token_ids[-1:] != (END_ID,):
+    if answer.stopped or answer.cut:
         shown.append(text("stopped" if answer.stopped else "cut"))
     return shown
 

@@ -35,6 +35,8 @@ SHIPPED_CODE = {
     "modeling_minimind_vlm.py": ROOT / "model/model_vlm.py",
     "vision_encoder.py": ROOT / "model/vision_encoder.py",
     "tower_folder.py": ROOT / "model/tower_folder.py",
+    "chat_format.py": ROOT / "model/chat_format.py",
+    "tokenizer_files.py": ROOT / "model/tokenizer_files.py",
     "rendering.py": ROOT / "model/processing.py",
     "processing_minimind_vlm.py": TEMPLATES / "processing_minimind_vlm.py",
     "modeling_without_vision.py": TEMPLATES / "modeling_without_vision.py",
@@ -130,6 +132,7 @@ def export_transformers(source: Source, folder: Path) -> Exported:
             "auto_map": {"AutoProcessor": "processing_minimind_vlm.MiniMindVLMProcessor"},
             "image_tokens": source.model.config.image_tokens,
             "image_size": source.model.config.image_size,
+            "image_token_id": source.model.config.image_token_id,
         },
     )
     kind = "MiniMindVLM with its own code: load it with `trust_remote_code=True`."

@@ -121,10 +121,10 @@ def load_stranger(folder: Path, sees: bool, vision_model: str | None) -> Loaded:
 
 def load_minimind(path: Path, heads: int, vision_model: str | None) -> Loaded:
     """A .pth, which only this project reads."""
-    from model.processing import load_tokenizer
+    from model.tokenizer_files import read_tokenizer
     from model.weights import load_model
 
-    model, tokenizer = load_model(path, vision_model, heads), load_tokenizer(path.parent)
+    model, tokenizer = load_model(path, vision_model, heads), read_tokenizer(path)
     return model, tokenizer, own_reader(model, tokenizer)
 
 

@@ -19,8 +19,8 @@ from model.processing import (
     VLMProcessor,
     collate_training,
     content_parts,
-    load_tokenizer,
 )
+from model.tokenizer_files import load_tokenizer
 
 PICTURE = {"type": "image"}
 OPENING, CLOSING = "<|im_start|> us er Ċ", "<|im_end|> Ċ"

@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from helpers.models import IMAGE_SIZE, SIZES, VISION_SIZES
 from model import tower_folder, vision_encoder
 from model.files import ROOT
-from model.processing import load_tokenizer
+from model.tokenizer_files import load_tokenizer
 from model.tower_folder import SHIPPED_TOWER, read_tower
 from model.weights import build_vlm
 from scripts.assets import train_tokenizer, train_tower

@@ -18,6 +18,7 @@ from helpers.data import make_picture, write_jsonl
 from helpers.models import IMAGE_TOKENS
 from helpers.repository import ROOT
 from helpers.runs import make_order, plain_sgd, records, steps_of, tiny
+from model.tokenizer_files import load_tokenizer
 from trainer import loop, stage
 from trainer.checkpoint import resume
 from trainer.config import StageConfig
@@ -147,7 +148,7 @@ def test_two_ranks_train_as_one(name, alone, trained, tower_folder):
 def test_what_is_frozen_or_computed_is_never_sent(trained, uneven_folder, tower_folder):
     """Once what learns, then in every step's arithmetic the gradient."""
     config = configuration("dense", uneven_folder, tower_folder, world_size=2)
-    model = stage.build_model(config, say=lambda *_: None)
+    model = stage.build_model(config, load_tokenizer(), say=lambda *_: None)
     freeze_all_but(model, config.trainable)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     for rank in range(2):

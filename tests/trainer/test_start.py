@@ -11,6 +11,7 @@ from helpers.runs import assert_bit_equal, run_until, tiny, watched_run, weights
 from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor
+from model.tokenizer_files import load_tokenizer
 from model.weights import decoder_arguments, read_sizes, save_weights
 from trainer import build, stage
 from trainer.checkpoint import saver
@@ -63,7 +64,7 @@ def test_all_that_the_file_says_holds_and_is_saved_again(of, starts_from, monkey
 
 def test_flags_win_and_the_difference_is_said(starts_from, monkeypatch, capsys):
     config = starts_from(decoder(**OTHER), dropout=0.0, num_experts_per_tok=2, num_experts=3)
-    model = build.build_model(build.with_sizes(config))
+    model = build.build_model(build.with_sizes(config), load_tokenizer())
     assert (model.config.dropout, model.config.num_experts_per_tok, model.config.rms_norm_eps) == (0.0, 2, 1e-3)
     said = [line for line in capsys.readouterr().out.splitlines() if " where " in line]
     path = config.from_weight
@@ -126,10 +127,10 @@ def test_heads_of_a_pth_are_those_of_the_flag(starts_from, tmp_path):
     model = decoder(num_key_value_heads=1, intermediate_size=48)
     torch.save(model.state_dict(), tmp_path / "mini.pth")
     config = starts_from(model, from_weight=str(tmp_path / "mini.pth"), num_attention_heads=4)
-    built = build.build_model(build.with_sizes(config)).config
+    built = build.build_model(build.with_sizes(config), load_tokenizer()).config
     assert (built.num_attention_heads, built.num_key_value_heads, built.intermediate_size) == (4, 1, 48)
 
 
 def test_tokenizer_with_more_tokens_than_the_weights_know_is_refused():
-    with pytest.raises(ValueError, match="6400 tokens and the weights know 300: .*model/tokenizer.json"):
+    with pytest.raises(ValueError, match="6400 tokens and the weights know 300: .*beside them"):
         VLMProcessor.for_config(MiniMindConfig(**SIZES, vocab_size=300))

@@ -52,8 +52,9 @@ def check_probe(model: MiniMindForCausalLM, processor: VLMProcessor, path: Path)
     rows = [processor.render_text(text) for text in known["texts"]]
     if [row.input_ids.tolist() for row in rows] != known["ids"]:
         raise UserError(
-            f"{path} was trained with another tokenizer: its own sentences become other tokens here. Put the "
-            "tokenizer.json that it was trained with in the place of model/tokenizer.json"
+            f"{path} was trained with another tokenizer: its own sentences become other tokens here. It is older than "
+            "the files that carry theirs: put the tokenizer.json that it was trained with in the place of "
+            "model/tokenizer.json"
         )
     loss = _loss(model, rows)
     if not abs(loss - known["loss"]) <= TOLERANCE * known["loss"]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from model.tokenizer_files import TOKENIZER, tokenizer_text
 from model.weights import decoder_arguments, save_weights
 from trainer.checkpoint.files import Snapshot, take_snapshot, write_checkpoint
 from trainer.checkpoint.fingerprint import versions
@@ -96,6 +97,7 @@ class Saver:
         written, started = True, time.perf_counter()
         tensors = full_tensors(run.model.state_dict().items(), keep=run.runtime.is_main)
         if run.runtime.is_main:
+            facts[TOKENIZER] = tokenizer_text(self.data.processor.tokenizer)
             try:
                 for path in [config.weight_path, config.best_path] if is_best else [config.weight_path]:
                     save_weights(run.model, path, facts, tensors)

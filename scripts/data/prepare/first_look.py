@@ -18,8 +18,9 @@ from dataset.samples import BAD, BadSample, Rejected, Sample
 from dataset.split import print_of_text
 from model.files import written_aside
 from model.messages import plain
-from model.processing import VLMProcessor, load_tokenizer
+from model.processing import VLMProcessor
 from model.progress import Progress
+from model.tokenizer_files import load_tokenizer
 from scripts.data.prepare.columns import DIGEST, Columns, digest_of, facts_of, text_of
 
 MAX_BYTES = 1 << 29  # of one sample's pictures: a page of a parquet holds less than 2 GB

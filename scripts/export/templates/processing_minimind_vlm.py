@@ -12,6 +12,7 @@ from transformers.image_utils import load_image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
 
+from model.config import IMAGE_TOKEN_ID
 from model.messages import counted
 from model.processing import IMAGE_TAG, Piece, Rendered, SampleError, VLMProcessor, open_picture
 
@@ -36,13 +37,16 @@ class MiniMindVLMProcessor(ProcessorMixin):
     attributes = ["tokenizer"]
     tokenizer_class = "AutoTokenizer"
 
-    def __init__(self, tokenizer=None, image_tokens: int = 196, image_size: int = 224, chat_template=None, **_ignored):
-        self.image_tokens, self.image_size = image_tokens, image_size
+    def __init__(
+        self, tokenizer=None, image_tokens: int = 196, image_size: int = 224, image_token_id: int = IMAGE_TOKEN_ID,
+        chat_template=None, **_ignored,
+    ):  # fmt: skip
+        self.image_tokens, self.image_size, self.image_token_id = image_tokens, image_size, image_token_id
         super().__init__(tokenizer, chat_template=chat_template)
 
     @property
     def renderer(self) -> VLMProcessor:
-        return VLMProcessor(self.tokenizer, self.image_tokens, self.image_size)
+        return VLMProcessor(self.tokenizer, self.image_tokens, self.image_size, self.image_token_id)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -83,7 +87,8 @@ class MiniMindVLMProcessor(ProcessorMixin):
         for messages in conversation if isinstance(conversation[0], (list, tuple)) else [conversation]:
             rendered = renderer.render(messages, add_generation_prompt=add_generation_prompt)
             if continue_final_message:
-                rendered = rendered[: -1 - len(renderer.new_line)]  # without the end of the turn
+                end = len(renderer.end.ids) + len(renderer.endings["assistant"].ids)
+                rendered = rendered[:-end]  # without the end of the turn
             if add_generation_prompt and limit is not None and len(rendered) > limit:
                 raise SampleError(
                     f"the prompt has {len(rendered)} tokens: cut to {limit} it would lose the opening of the "

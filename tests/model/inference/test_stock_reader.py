@@ -13,7 +13,8 @@ from helpers.data import make_picture
 from helpers.models import IMAGE_SIZE
 from model.inference.answerer import Answerer, Options, user_turn
 from model.messages import UserError
-from model.processing import load_tokenizer, open_picture
+from model.processing import open_picture
+from model.tokenizer_files import load_tokenizer
 from scripts.export.formats import FORMATS, Source
 
 SHORT = Options(8)
@@ -85,9 +86,7 @@ def test_other_control_tokens_are_refused(converted):
     text = (folder / "tokenizer.json").read_text(encoding="utf-8").replace("<|im_end|>", "<|eot|>")
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     rewrite(folder / "tokenizer_config.json", eos_token="<|eot|>")
-    with pytest.raises(
-        UserError, match=r"another format of conversations, in its tokenizer '<\|im_end\|>' is not token 2"
-    ):
+    with pytest.raises(UserError, match=r"closes answers with '<\|im_end\|>', which ends with none of its control"):
         ask(folder)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.models import SIZES
-from model.processing import load_tokenizer
+from model.tokenizer_files import load_tokenizer
 from model.weights import build_vlm
 from scripts.export.formats import Source, export_transformers
 

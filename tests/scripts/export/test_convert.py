@@ -15,7 +15,8 @@ from helpers.models import YARN, broken_files
 from helpers.repository import ROOT
 from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
-from model.processing import VLMProcessor, load_tokenizer, open_picture
+from model.processing import VLMProcessor, open_picture
+from model.tokenizer_files import load_tokenizer
 from model.weights import build_vlm, decoder_arguments, load_model, save_weights
 from scripts import convert_vlm
 from scripts.convert_vlm import convert, parse_arguments
