@@ -172,7 +172,7 @@ def make_tokenizer(family: str) -> Tokenizer:
 def byte_level_bpe(about: Family) -> Tokenizer:
     """Every byte is a character; "@@" is merged, which MiniMind's tokenizer never does."""
     tokenizer = Tokenizer(models.BPE())
-    pieces = pre_tokenizers.Split(Regex(r" ?\p{L}+|\d| ?[^\s\p{L}\d]+|\s+"), "isolated")
+    pieces = pre_tokenizers.Split(Regex(r" ?\p{L}+|\d| ?[^\s\p{L}\d]+|\s+(?!\S)|\s+"), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
