@@ -1,4 +1,4 @@
-"""Attention: rotary positions (RoPE, YaRN), masks, and grouped-query attention itself."""
+"""Attention: rotary positions (RoPE and its ways to longer contexts), masks, and grouped-query attention itself."""
 
 import math
 
@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
-from model.config import YARN_NUMBERS, MiniMindConfig, check_rope
+from model.config import LLAMA3_NUMBERS, YARN_NUMBERS, MiniMindConfig, check_rope
+from model.layers import RMSNorm
 
 SHORT = 1024  # tokens a row up to which `attend` writes attention out on a CPU; 0: never, as on other devices
 
@@ -18,7 +19,7 @@ def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
     RoPE: Su et al. 2021, arXiv 2104.09864. With rope_parameters {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
     "original_max_position_embeddings": 2048} (YaRN: Peng et al. 2023, arXiv 2309.00071) pairs that rotate slowly over
     the original context are slowed down by `factor`, fast ones are kept, those between are blended. YARN_OPTIONS mean
-    what they do in transformers.
+    what they do in transformers. "linear" slows down all pairs alike, "llama3" is Llama 3.1's blend.
 
     Raises:
         UserError: rope_parameters hold something else, which would otherwise give other angles in silence.
@@ -29,6 +30,10 @@ def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
     frequencies = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)  # to the bit as Llama rounds it
     if scaling["rope_type"] == "default":
         return frequencies, 1.0
+    if scaling["rope_type"] == "linear":
+        return frequencies / scaling["factor"], 1.0
+    if scaling["rope_type"] == "llama3":
+        return llama3_frequencies(frequencies, *(scaling[name] for name in LLAMA3_NUMBERS)), 1.0
     factor, original = (scaling[name] for name in YARN_NUMBERS)
     edge_down, edge_up = (math.floor, math.ceil) if scaling.get("truncate", True) else (float, float)
 
@@ -40,6 +45,18 @@ def rope_frequencies(config: MiniMindConfig) -> tuple[torch.Tensor, float]:
     high = min(edge_up(pair_with(scaling.get("beta_slow") or 1.0)), size - 1)
     stretched = ((torch.arange(size // 2) - low) / (high - low or 1e-3)).clamp(0, 1)
     return frequencies * (1 - stretched) + frequencies / factor * stretched, _attention_factor(scaling)
+
+
+def llama3_frequencies(
+    frequencies: torch.Tensor, factor: float, low: float, high: float, original: float
+) -> torch.Tensor:
+    """Llama 3.1's: pairs that turn fewer than `low` times over the original context are slowed down by `factor`.
+
+    Those that turn more than `high` times are kept, and those between are blended by how often they turn.
+    """
+    wavelengths = 2 * math.pi / frequencies
+    kept = ((original / wavelengths - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / factor + kept * frequencies
 
 
 def _attention_factor(scaling: dict) -> float:
@@ -196,11 +213,28 @@ class Attention(nn.Module):
         self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.dropout
         self.groups = config.num_attention_heads // config.num_key_value_heads
         self.short = SHORT  # whoever counts on a CPU what another device would do sets it to 0
+        query_size = config.num_attention_heads * config.head_dim  # mostly hidden_size; in Qwen3 a size of its own
         key_value_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.output_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+
+    def query_and_key(self, asking: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries of asking [batch, n, hidden] and keys of x [batch, seq, hidden], not rotated yet.
+
+        Returns [batch, heads, n, head_dim] and [batch, key/value heads, seq, head_dim].
+        """
+        query, key = self._heads(self.q_proj(asking)), self._heads(self.k_proj(x))
+        if self.q_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        return query, key
+
+    def _heads(self, projected: torch.Tensor) -> torch.Tensor:
+        """[batch, seq, heads * head_dim] -> [batch, heads, seq, head_dim]."""
+        return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
         self,
@@ -212,10 +246,8 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """x [batch, seq, hidden] -> the same shape, or [batch, n, hidden] where only n positions [batch, n] ask."""
         asking = x if positions is None else gather_positions(x, positions)
-        query, key, value = (
-            projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, seq, head_dim]
-            for projection, inputs in ((self.q_proj, asking), (self.k_proj, x), (self.v_proj, x))
-        )
+        query, key = self.query_and_key(asking, x)
+        value = self._heads(self.v_proj(x))
         key = rotate(key, *rotary)
         if positions is not None:
             rotary = tuple(

@@ -15,6 +15,8 @@ END_ID = 2  # <|im_end|>, ends every turn and every generation
 ROPE_DEFAULT = {"rope_type": "default", "rope_theta": 1e6}
 YARN_NUMBERS = ("factor", "original_max_position_embeddings")
 YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
+LLAMA3_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+ROPE_NUMBERS = {"default": (), "linear": ("factor",), "llama3": LLAMA3_NUMBERS, "yarn": YARN_NUMBERS}  # by rope_type
 CLIP_VIT_B16 = {  # the sizes of openai/clip-vit-base-patch16's vision half
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -28,7 +30,8 @@ CLIP_VIT_B16 = {  # the sizes of openai/clip-vit-base-patch16's vision half
 class MiniMindConfig(PretrainedConfig):
     """The decoder's sizes. Defaults are MiniMind2-Small's: 25.83 M parameters.
 
-    The dense decoder is exactly Llama and the MoE decoder exactly Qwen2-MoE, so that exports need no code of ours.
+    The dense decoder is exactly Llama and the MoE decoder exactly Qwen2-MoE, so that exports need no code of ours; with
+    qk_norm they are Qwen3 and Qwen3-MoE, with qkv_bias alone Qwen2.
     """
 
     model_type = "minimind"
@@ -40,7 +43,7 @@ class MiniMindConfig(PretrainedConfig):
         num_attention_heads: int = 8,
         num_key_value_heads: int = 2,
         vocab_size: int = 6400,
-        intermediate_size: int | None = None,  # None: 64 * ceil(int(8/3 * hidden_size) / 64)
+        intermediate_size: int | None = None,  # an expert's with use_moe; None: 64 * ceil(int(8/3 * hidden_size) / 64)
         max_position_embeddings: int = 32768,  # tokens
         rope_parameters: dict | None = None,  # over ROPE_DEFAULT; with YaRN see rope_frequencies
         rope_theta: float | None = None,  # short for rope_parameters={"rope_theta": ...}
@@ -51,22 +54,38 @@ class MiniMindConfig(PretrainedConfig):
         num_experts_per_tok: int = 2,
         router_aux_loss_coef: float = 0.1,  # weight of the balance loss
         tie_word_embeddings: bool = True,
+        head_dim: int | None = None,  # of a query, a key or a value; None: hidden_size / num_attention_heads
+        qk_norm: bool = False,  # an RMSNorm for each query and key, as Qwen3 has it
+        qkv_bias: bool = False,
+        output_bias: bool = False,  # attention's last product has one
+        mlp_bias: bool = False,
+        norm_topk_prob: bool | None = None,  # weights of the chosen experts sum to 1; None: where there are several
+        shared_expert_intermediate_size: int | None = None,  # None: as intermediate_size; 0: no shared expert
+        shared_expert_gate: bool = False,  # weigh the shared expert by a gate of its own, as Qwen2-MoE does
         **kwargs,
     ):
-        if num_key_value_heads < 1 or hidden_size % num_attention_heads or num_attention_heads % num_key_value_heads:
+        if num_key_value_heads < 1 or num_attention_heads % num_key_value_heads:
             raise UserError(
-                f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads}, "
-                f"and that a multiple of num_key_value_heads {num_key_value_heads}"
+                f"num_attention_heads {num_attention_heads} must be a multiple of num_key_value_heads "
+                f"{num_key_value_heads}"
             )
-        if hidden_size // num_attention_heads % 2:
-            raise UserError(f"the head size {hidden_size // num_attention_heads} is odd; RoPE turns pairs")
+        if head_dim is None and hidden_size % num_attention_heads:
+            raise UserError(
+                f"hidden_size {hidden_size} must be a multiple of num_attention_heads {num_attention_heads}, or "
+                "head_dim be given"
+            )
+        head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
+        if head_dim < 2 or head_dim % 2:
+            raise UserError(f"the head size {head_dim} is odd or too small; RoPE turns pairs")
         if use_moe and not 1 <= num_experts_per_tok <= num_experts:
             raise UserError(f"num_experts_per_tok {num_experts_per_tok} is not within 1..num_experts {num_experts}")
+        if shared_expert_gate and shared_expert_intermediate_size == 0:
+            raise UserError("shared_expert_gate needs a shared expert: shared_expert_intermediate_size is 0")
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads
-        self.head_dim = hidden_size // num_attention_heads
+        self.head_dim = head_dim
         self.vocab_size = vocab_size
         self.intermediate_size = intermediate_size or 64 * -(-int(8 / 3 * hidden_size) // 64)
         self.max_position_embeddings = max_position_embeddings
@@ -78,11 +97,29 @@ class MiniMindConfig(PretrainedConfig):
         self.num_experts = num_experts
         self.num_experts_per_tok = num_experts_per_tok
         self.router_aux_loss_coef = router_aux_loss_coef
+        self.qk_norm, self.qkv_bias, self.output_bias, self.mlp_bias = qk_norm, qkv_bias, output_bias, mlp_bias
+        self.norm_topk_prob = norm_topk_prob
+        self.shared_expert_intermediate_size = shared_expert_intermediate_size
+        self.shared_expert_gate = shared_expert_gate
         self.use_cache = True
         kwargs.setdefault("bos_token_id", START_ID)
         kwargs.setdefault("eos_token_id", END_ID)
         kwargs.setdefault("pad_token_id", END_OF_TEXT_ID)
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @property
+    def weights_sum_to_one(self) -> bool:
+        """Whether the weights of a token's experts are divided by their sum.
+
+        A single one would become 1, and the router would learn from the balance loss alone.
+        """
+        return self.num_experts_per_tok > 1 if self.norm_topk_prob is None else self.norm_topk_prob
+
+    @property
+    def shared_expert_size(self) -> int:
+        """Width of the shared expert, 0 where there is none."""
+        given = self.shared_expert_intermediate_size
+        return self.intermediate_size if given is None else given
 
 
 def _complete_rope(given: dict, rope_theta: float | None, max_position_embeddings: int) -> dict:
@@ -93,8 +130,8 @@ def _complete_rope(given: dict, rope_theta: float | None, max_position_embedding
     if rope_theta is not None and given.setdefault("rope_theta", rope_theta) != rope_theta:
         raise UserError(f"rope_theta {rope_theta} is not that of rope_parameters {given}: give it once")
     if given.keys() - {"rope_theta"} and "rope_type" not in given:
-        raise UserError(f"rope_parameters {given} lack their rope_type: 'default' or 'yarn'")
-    if given.get("rope_type") == "yarn":
+        raise UserError(f"rope_parameters {given} lack their rope_type: {' or '.join(map(repr, ROPE_NUMBERS))}")
+    if "original_max_position_embeddings" in ROPE_NUMBERS.get(given.get("rope_type"), ()):
         given.setdefault("original_max_position_embeddings", max_position_embeddings)
     complete = {**ROPE_DEFAULT, **given}
     check_rope(complete)
@@ -104,17 +141,21 @@ def _complete_rope(given: dict, rope_theta: float | None, max_position_embedding
 def check_rope(scaling: dict) -> None:
     """Raises UserError where rope_parameters hold what would be ignored in silence, or lack what is needed."""
     kind = scaling.get("rope_type")
-    if kind not in ("default", "yarn"):
-        raise UserError(f"rope_parameters {scaling} are not understood: rope_type must be 'default' or 'yarn'")
-    if unknown := scaling.keys() - {"rope_type", "rope_theta", *YARN_NUMBERS, *YARN_OPTIONS}:
+    if kind not in ROPE_NUMBERS:
+        kinds = " or ".join(map(repr, ROPE_NUMBERS))
+        raise UserError(f"rope_parameters {scaling} are not understood: rope_type must be {kinds}")
+    known = LLAMA3_NUMBERS if kind == "llama3" else (*YARN_NUMBERS, *YARN_OPTIONS)
+    if unknown := scaling.keys() - {"rope_type", "rope_theta", *known}:
         raise UserError(
             f"rope_parameters hold {', '.join(sorted(unknown))}, which is not known: leave it out, or choose from "
-            f"rope_type, rope_theta, {', '.join((*YARN_NUMBERS, *YARN_OPTIONS))}"
+            f"rope_type, rope_theta, {', '.join(known)}"
         )
-    for name in ("rope_theta", *(YARN_NUMBERS if kind == "yarn" else ())):
+    for name in ("rope_theta", *ROPE_NUMBERS[kind]):
         value = scaling.get(name)
         if not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise UserError(f"rope_parameters {scaling}: {name} {value} must be a number above 0")
+    if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        raise UserError(f"rope_parameters {scaling}: low_freq_factor must be below high_freq_factor")
 
 
 class VLMConfig(MiniMindConfig):

@@ -1,6 +1,7 @@
-"""The decoder: RMSNorm, attention (model.attention), SwiGLU or a mixture of experts, and the head.
+"""The decoder: layers of attention (model.attention) and a feed-forward or experts (model.layers), and the head.
 
-Dense it is exactly Llama, with experts exactly Qwen2-MoE (see MiniMindConfig). Parameters are named as MiniMind2's.
+Dense it is exactly Llama, with experts exactly Qwen2-MoE, or as its config says Qwen2, Qwen3 or Qwen3-MoE (see
+MiniMindConfig). Parameters are named as MiniMind2's.
 """
 
 from dataclasses import fields
@@ -14,6 +15,7 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from model.attention import Attention, RotaryEmbedding, branch_mask, causal_mask, gather_positions, rope_frequencies
 from model.config import IGNORE_INDEX, MiniMindConfig
+from model.layers import FeedForward, MoEFeedForward, RMSNorm, product_dtype
 from model.messages import UserError
 
 # What the installed transformers calls the cache: in what a model returns, and in what generate() hands to it.
@@ -27,79 +29,6 @@ NOT_OFFERED = {  # arguments of transformers' own models, and what to do without
 }
 
 
-class RMSNorm(nn.Module):
-    """Root mean square layer norm (Zhang and Sennrich 2019, arXiv 1910.07467), computed in fp32."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        normed = x.float()
-        normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + self.eps)
-        return (self.weight * normed.to(x.dtype)).to(product_dtype(x))
-
-
-def product_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype in which matrix products run: a norm casts to it once, where autocast would for each product again."""
-    device = x.device.type
-    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if casts else x.dtype
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
-
-    def __init__(self, config: MiniMindConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class MoEFeedForward(nn.Module):
-    """num_experts routed feed-forwards, num_experts_per_tok of them for each token, and a shared one for all tokens."""
-
-    def __init__(self, config: MiniMindConfig):
-        super().__init__()
-        self.top_k, self.num_experts = config.num_experts_per_tok, config.num_experts
-        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
-        self.experts = nn.ModuleList(FeedForward(config) for _ in range(config.num_experts))
-        self.shared_experts = nn.ModuleList([FeedForward(config)])
-
-    def forward(self, x: torch.Tensor, token_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [batch, seq, hidden] -> the same shape, and the balance loss of each sequence [batch].
-
-        Every expert sees every token: at four experts that costs less than sorting tokens, needs no host
-        synchronisation, and leaves no expert without a gradient when training runs on several ranks.
-        """
-        scores = self.gate(x).softmax(-1, dtype=torch.float32)  # [batch, seq, experts]
-        top_scores, chosen = scores.topk(self.top_k, dim=-1)
-        if self.top_k > 1:  # a single weight divided by itself is 1, and the router would get no gradient
-            top_scores = top_scores / top_scores.sum(-1, keepdim=True)
-        weights = torch.zeros_like(scores).scatter(-1, chosen, top_scores).to(x.dtype)
-        mixed = sum(weights[..., index, None] * expert(x) for index, expert in enumerate(self.experts))
-        mixed = mixed + self.shared_experts[0](x)  # in Qwen2-MoE's order, so that rounding differs least
-        return mixed, self._balance_loss(scores, chosen, token_mask)
-
-    def _balance_loss(
-        self, scores: torch.Tensor, chosen: torch.Tensor, token_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """For each sequence, [batch], fraction of choices times mean score, summed over experts: 1 when balanced.
-
-        DeepSeek-V2's expert-level loss (arXiv 2405.04434, section 2.2.3); padding does not count.
-        """
-        real = scores.new_ones(scores.shape[:2]) if token_mask is None else token_mask.to(scores.dtype)
-        real = real[..., None] / real.sum(1).clamp(min=1)[:, None, None]  # [batch, seq, 1], sums to 1 a sequence
-        picks = torch.zeros_like(scores).scatter(-1, chosen, 1.0)  # [batch, seq, experts]
-        fraction = (picks * real).sum(1) * self.num_experts / self.top_k  # [batch, experts]
-        return (fraction * (scores * real).sum(1)).sum(-1)
-
-
 class DecoderLayer(nn.Module):
     """Attention and feed-forward, each behind a norm and with a residual connection around it."""
 
@@ -108,7 +37,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config, layer)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MoEFeedForward(config) if config.use_moe else FeedForward(config)
+        self.mlp = MoEFeedForward(config) if config.use_moe else FeedForward(config, config.intermediate_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(

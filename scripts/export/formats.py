@@ -30,6 +30,7 @@ SHIPPED_CODE = {
     "messages.py": ROOT / "model/messages.py",
     "files.py": ROOT / "model/files.py",
     "configuration_minimind_vlm.py": ROOT / "model/config.py",
+    "layers.py": ROOT / "model/layers.py",
     "attention.py": ROOT / "model/attention.py",
     "modeling_minimind.py": ROOT / "model/model_minimind.py",
     "modeling_minimind_vlm.py": ROOT / "model/model_vlm.py",
