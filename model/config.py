@@ -144,7 +144,7 @@ def check_rope(scaling: dict) -> None:
     if kind not in ROPE_NUMBERS:
         kinds = " or ".join(map(repr, ROPE_NUMBERS))
         raise UserError(f"rope_parameters {scaling} are not understood: rope_type must be {kinds}")
-    known = LLAMA3_NUMBERS if kind == "llama3" else (*YARN_NUMBERS, *YARN_OPTIONS)
+    known = ROPE_NUMBERS[kind] if kind in ("linear", "llama3") else (*YARN_NUMBERS, *YARN_OPTIONS)
     if unknown := scaling.keys() - {"rope_type", "rope_theta", *known}:
         raise UserError(
             f"rope_parameters hold {', '.join(sorted(unknown))}, which is not known: leave it out, or choose from "

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from model.model_minimind import DecoderLayer, MiniMindForCausalLM, MoEFeedForward
+from model.layers import MoEFeedForward
+from model.model_minimind import DecoderLayer, MiniMindForCausalLM
 
 
 class StepFlops:
@@ -12,8 +13,8 @@ class StepFlops:
     A product costs once forward, once more for the gradient of its input if anything before it learns, and once more
     for the gradient of its weights if they learn. Attention is causal: half of the pairs of a row. Logits, and in a
     dense model the last layer's queries, output and feed-forward, are computed at supervised positions alone.
-    Of experts the num_experts_per_tok of a token, the shared one and the router count. MoEFeedForward computes all
-    of them, so it does more arithmetic than this.
+    Of experts the num_experts_per_tok of a token, the shared one, its gate and the router count. MoEFeedForward
+    computes all of them, so it does more arithmetic than this.
 
     Built once from a model whose requires_grad says what learns; what learns later is not seen.
     """
@@ -39,7 +40,8 @@ class StepFlops:
         flows |= _learns(layer.input_layernorm)
         self.per_token += _product(attention.k_proj, flows) + _product(attention.v_proj, flows)
         at_queries = _product(attention.q_proj, flows)
-        flows |= any(_learns(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+        before = (attention.q_proj, attention.k_proj, attention.v_proj, attention.q_norm, attention.k_norm)
+        flows |= any(_learns(part) for part in before if part is not None)
         pair = 2 * 2 * attention.q_proj.out_features * (3 if flows else 1)  # query x key and weight x value
         at_queries += _product(attention.o_proj, flows)
         flows |= _learns(attention.o_proj) or _learns(layer.post_attention_layernorm)
@@ -94,7 +96,8 @@ def _product(linear: nn.Linear, flows: bool) -> float:
 def _feed_forward(mlp: nn.Module, flows: bool) -> float:
     if isinstance(mlp, MoEFeedForward):
         used = [*mlp.experts[: mlp.top_k], *mlp.shared_experts]
-        return _product(mlp.gate, flows) + sum(_feed_forward(expert, flows) for expert in used)
+        gates = [mlp.gate] if mlp.shared_expert_gate is None else [mlp.gate, mlp.shared_expert_gate]
+        return sum(_product(gate, flows) for gate in gates) + sum(_feed_forward(expert, flows) for expert in used)
     entering = _product(mlp.gate_proj, flows) + _product(mlp.up_proj, flows)
     return entering + _product(mlp.down_proj, flows or _learns(mlp.gate_proj) or _learns(mlp.up_proj))
 

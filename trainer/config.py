@@ -27,7 +27,7 @@ from model.messages import UserError
 from trainer.guard.ending import wait_to_be_ended
 
 OUT = ROOT / "out"
-PARTS = ("projector", "last_layer", "language_model")
+PARTS = ("projector", "first_layer", "last_layer", "language_model")
 SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2,
          "use_moe": 0, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
 OPEN = {**dict.fromkeys(SIZES, 0), "dropout": -1.0}  # values that leave it to the file to start from

@@ -14,7 +14,8 @@ FINAL_FACTOR = 0.1  # of the peak learning rate, at the last step
 def parts_of(model: nn.Module) -> dict[str, nn.Module]:
     """The parts that a stage names in `trainable`, and the tower, which none may."""
     decoder = nn.ModuleList([model.model, model.lm_head])  # the head is a tensor of its own where the config says so
-    parts = {"language_model": decoder, "last_layer": model.model.layers[-1]}
+    layers = model.model.layers
+    parts = {"language_model": decoder, "first_layer": layers[0], "last_layer": layers[-1]}
     for part, name in (("projector", "vision_proj"), ("vision_encoder", "vision_encoder")):
         if hasattr(model, name):
             parts[part] = getattr(model, name)
@@ -34,10 +35,13 @@ def freeze_all_but(model: nn.Module, trainable: tuple[str, ...]) -> None:
 def count_parts(model: nn.Module) -> dict[str, dict[str, int]]:
     """Of each part the `parameters`, and how many of them are `learning`."""
     parts = parts_of(model)
-    last, decoder = parts.pop("last_layer"), parts.pop("language_model")
-    in_last = set(last.parameters())
+    decoder, first, last = (parts.pop(name) for name in ("language_model", "first_layer", "last_layer"))
+    in_last, in_first = set(last.parameters()), set()
+    if not model.model.embed_tokens.weight.requires_grad and first is not last:
+        in_first = {p for p in first.parameters() if p.requires_grad}  # a line of its own where it learns alone
     rows = {
-        "language model, other": [p for p in decoder.parameters() if p not in in_last],
+        "language model, other": [p for p in decoder.parameters() if p not in in_last | in_first],
+        **({"language model, first layer": in_first} if in_first else {}),
         "language model, last layer": in_last,
         **{name.replace("_", " "): list(part.parameters()) for name, part in parts.items()},
     }
@@ -73,7 +77,8 @@ def build_optimizer(
             projector = name.startswith("vision_proj.") and config.projector_learning_rate > 0
             peak = config.projector_learning_rate if projector else config.learning_rate
             matrix = parameter.dim() > 1
-            decay, muon = config.weight_decay if matrix else 0.0, matrix and ".layers." in name
+            decay = config.weight_decay if matrix else 0.0
+            muon = matrix and ".layers." in name and min(parameter.shape) > 1  # the shared expert's gate is a vector
             groups.setdefault((peak, decay, muon and config.optimizer == "muon"), []).append(parameter)
     listed = [
         {"params": p, "peak": peak, "lr": peak, "weight_decay": decay, "muon": muon}

@@ -44,8 +44,7 @@ def attention_weights(
     """
     _, length, _ = x.shape
     query, key = (
-        rotate(projection(x).view(1, length, -1, attention.head_dim).transpose(1, 2), *rotary)[0].float()
-        for projection in (attention.q_proj, attention.k_proj)
+        rotate(heads, *rotary)[0].float() for heads in attention.query_and_key(x, x)
     )  # [heads, seq, head_dim]
     key = key.repeat_interleave(attention.groups, dim=0)
     scores = query[:, rows] @ key.transpose(1, 2) / attention.head_dim**0.5

@@ -7,9 +7,11 @@ product, keys and values are written once into their place, and nothing is compu
 import torch
 from torch.nn import functional as F
 
+from model.attention import Attention
 from model.inference.kv_cache import STEP, KVCache
 from model.inference.packed_linear import Packed
-from model.model_minimind import DecoderLayer, FeedForward, MiniMindForCausalLM, MoEFeedForward
+from model.layers import FeedForward, MoEFeedForward
+from model.model_minimind import DecoderLayer, MiniMindForCausalLM
 
 
 class Decoder:
@@ -20,7 +22,7 @@ class Decoder:
         """dtype: of the large products; on a CPU the rest stays in the model's float32."""
         self.config, self.embeddings = model.config, model.model.embed_tokens.weight
         self.layers = [_Layer(layer, dtype) for layer in model.model.layers]
-        self.head = Packed(model.lm_head.weight * model.model.norm.weight, dtype=dtype)
+        self.head = _packed(model.lm_head.weight * model.model.norm.weight, None, dtype)
         positions = torch.arange(self.config.max_position_embeddings, device=self.embeddings.device)
         cos, sin = (
             table[0, 0, :, : self.config.head_dim // 2] for table in model.model.rotary(positions[None], torch.float32)
@@ -68,24 +70,51 @@ def _normed(x: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x, x.shape[-1:], None, eps)
 
 
-def _pairs_together(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+def _packed(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> Packed:
+    """Of a product that a decoding step computes for one row."""
+    return Packed(weight, bias, dtype, for_one_row=True)
+
+
+def _pairs_together(parameter: torch.Tensor, head_dim: int) -> torch.Tensor:
     """Rows of a query or key projection in the order in which RoPE's pairs (i, i + half) are neighbours.
 
     Queries and keys are both reordered, so their products stay the same, and a rotation is one complex product.
+    parameter: [heads * head_dim, hidden], or [heads * head_dim] as biases and norms are.
     """
-    heads = weight.view(-1, 2, head_dim // 2, weight.shape[1])
-    return heads.transpose(1, 2).reshape(weight.shape)
+    heads = parameter.view(-1, 2, head_dim // 2, *parameter.shape[1:])
+    return heads.transpose(1, 2).reshape(parameter.shape)
+
+
+def _query_key_value(attention: Attention, norm: torch.Tensor, dtype: torch.dtype) -> Packed:
+    """The three projections as one, with the weight of the norm before them."""
+    turned = attention.q_proj, attention.k_proj
+    weights = [_pairs_together(projection.weight, attention.head_dim) for projection in turned]
+    biases = None
+    if attention.q_proj.bias is not None:
+        turned_biases = (_pairs_together(projection.bias, attention.head_dim) for projection in turned)
+        biases = torch.cat([*turned_biases, attention.v_proj.bias])
+    return _packed(torch.cat([*weights, attention.v_proj.weight]) * norm, biases, dtype)
+
+
+def _head_norms(attention: Attention) -> torch.Tensor | None:
+    """Weights of the norms of queries, then keys [heads, head_dim], None where there are none."""
+    if attention.q_norm is None:
+        return None
+    per_head = []
+    for norm, projection in ((attention.q_norm, attention.q_proj), (attention.k_norm, attention.k_proj)):
+        weight = _pairs_together(norm.weight, attention.head_dim)
+        per_head.append(weight.expand(projection.out_features // attention.head_dim, -1))
+    return torch.cat(per_head)
 
 
 class _Layer:
     def __init__(self, layer: DecoderLayer, dtype: torch.dtype):
         attention = layer.self_attn
         self.head_dim, self.groups, self.eps = attention.head_dim, attention.groups, layer.input_layernorm.eps
-        query, key = (_pairs_together(p.weight, self.head_dim) for p in (attention.q_proj, attention.k_proj))
-        weight = torch.cat([query, key, attention.v_proj.weight]) * layer.input_layernorm.weight
-        self.query_key_value = Packed(weight, dtype=dtype)
-        self.output = Packed(attention.o_proj.weight, dtype=dtype)
-        self.heads = len(query) // self.head_dim
+        self.query_key_value = _query_key_value(attention, layer.input_layernorm.weight, dtype)
+        self.head_norms = _head_norms(attention)
+        self.output = _packed(attention.o_proj.weight, attention.o_proj.bias, dtype)
+        self.heads = attention.q_proj.out_features // self.head_dim
         feed_forward = _MoEFeedForward if isinstance(layer.mlp, MoEFeedForward) else _FeedForward
         self.mlp = feed_forward(layer.mlp, layer.post_attention_layernorm.weight, dtype)
 
@@ -106,7 +135,10 @@ class _Layer:
         length = len(x) // rows
         projected = self.query_key_value(_normed(x, self.eps)).view(rows, length, -1, self.head_dim)
         rotated_heads = self.heads + states.shape[2]  # queries, then keys; values are not rotated
-        pairs = projected[:, :, :rotated_heads].float().unflatten(-1, (-1, 2))
+        turned = projected[:, :, :rotated_heads].float()
+        if self.head_norms is not None:
+            turned = F.rms_norm(turned, turned.shape[-1:], None, self.eps) * self.head_norms
+        pairs = turned.unflatten(-1, (-1, 2))
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * rotary).flatten(-2).to(x.dtype)
         states[0, :, :, -length:] = rotated[:, :, self.heads :].transpose(1, 2)
         states[1, :, :, -length:] = projected[:, :, rotated_heads:].transpose(1, 2)
@@ -132,8 +164,9 @@ class _Layer:
 class _FeedForward:
     def __init__(self, mlp: FeedForward, norm: torch.Tensor, dtype: torch.dtype):
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-        self.gate_up = Packed(gate_up * norm, dtype=dtype)
-        self.down = Packed(mlp.down_proj.weight, dtype=dtype)
+        biases = None if mlp.gate_proj.bias is None else torch.cat([mlp.gate_proj.bias, mlp.up_proj.bias])
+        self.gate_up = _packed(gate_up * norm, biases, dtype)
+        self.down = _packed(mlp.down_proj.weight, mlp.down_proj.bias, dtype)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -144,15 +177,18 @@ class _MoEFeedForward:
     """Each expert sees only the tokens that chose it."""
 
     def __init__(self, mlp: MoEFeedForward, norm: torch.Tensor, dtype: torch.dtype):
-        self.top_k, self.gate = mlp.top_k, mlp.gate.weight * norm
+        self.top_k, self.sum_to_one, self.gate = mlp.top_k, mlp.weights_sum_to_one, mlp.gate.weight * norm
         self.experts = [_FeedForward(expert, norm, dtype) for expert in mlp.experts]
-        self.shared = _FeedForward(mlp.shared_experts[0], norm, dtype)
+        self.shared = [_FeedForward(expert, norm, dtype) for expert in mlp.shared_experts]
+        self.shared_gate = None if mlp.shared_expert_gate is None else mlp.shared_expert_gate.weight * norm
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         scores, chosen = F.linear(x, self.gate).softmax(-1, dtype=torch.float32).topk(self.top_k, dim=-1)
-        if self.top_k > 1:
+        if self.sum_to_one:
             scores = scores / scores.sum(-1, keepdim=True)
-        mixed = self.shared(x)
+        mixed = self.shared[0](x) if self.shared else torch.zeros_like(x)
+        if self.shared_gate is not None:
+            mixed = mixed * F.linear(x, self.shared_gate).sigmoid()
         for number, expert in enumerate(self.experts):
             tokens, rank = (chosen == number).nonzero(as_tuple=True)
             if len(tokens):

@@ -25,28 +25,34 @@ class Packed:
         bias: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         swish: bool = False,
+        for_one_row: bool | None = None,
     ):
-        """weight [outputs, inputs]; a layer without a bias also gets the layout for one row. swish: y sigmoid(y)."""
+        """weight [outputs, inputs]. swish: y sigmoid(y).
+
+        for_one_row: take the memory for that layout, too; None: where there is no bias, as in most decoders.
+        """
         weight, on_cpu = weight.detach(), weight.device.type == "cpu"
         self.outputs, self.swish = len(weight), swish
         self.half = dtype if on_cpu and dtype != torch.float32 else None
         self.weight = weight if on_cpu and not self.half else weight.to(dtype)
         self.bias = bias if bias is None or not self.half else bias.to(self.half)
-        self.packed = self.blocks = self.float16 = None
+        self.packed = self.blocks = self.row_bias = self.float16 = None
         if on_cpu and not self.half and torch.backends.mkldnn.is_available():
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 256)
-        if on_cpu and bias is None and not swish:
+        if on_cpu and (for_one_row or (for_one_row is None and bias is None and not swish)):
             if self.half and _has_fbgemm() and weight.abs().max() < LARGEST_HALF:
-                self.float16 = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
+                bias = None if bias is None else bias.detach().float()
+                self.float16 = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
             else:
-                self.blocks = _in_blocks(weight)
+                self.blocks, self.row_bias = _in_blocks(weight), None if bias is None else bias.detach()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) == 1 and self.float16 is not None:
             return torch.ops.quantized.linear_dynamic_fp16(x, self.float16)
         if len(x) == 1 and self.blocks is not None:
             row = torch.matmul(x, self.blocks).view(1, -1)
-            return row if row.shape[1] == self.outputs else row[:, : self.outputs]  # a view takes time, too
+            row = row if row.shape[1] == self.outputs else row[:, : self.outputs]  # a view takes time, too
+            return row if self.row_bias is None else row + self.row_bias
         if self.packed is not None:
             return torch.ops.mkldnn._linear_pointwise(
                 x, self.packed, self.bias, "swish" if self.swish else "none", [], ""

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2MoeForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from helpers.models import SIZES, YARN, make_decoder, make_ids
+from helpers.models import LLAMA3, SIZES, YARN, make_decoder, make_ids
 from model.attention import rope_frequencies
 from model.config import ROPE_DEFAULT, MiniMindConfig
 from model.messages import UserError
@@ -93,7 +93,10 @@ def test_yarn_is_that_of_transformers(changes, head_size):
 @pytest.mark.parametrize(
     ("rope", "reason"),
     [
-        ({**YARN, "rope_type": "linear"}, "rope_type must be 'default' or 'yarn'"),
+        ({**YARN, "rope_type": "dynamic"}, "rope_type must be 'default' or 'linear' or 'llama3' or 'yarn'"),
+        ({**YARN, "rope_type": "linear"}, "original_max_position_embeddings, which is not known.* rope_theta, factor"),
+        ({"rope_type": "llama3", "factor": 8.0}, "low_freq_factor None must be a number above 0"),
+        ({**LLAMA3, "high_freq_factor": 1.0}, "low_freq_factor must be below high_freq_factor"),
         ({**YARN, "betafast": 8.0}, "betafast, which is not known.* beta_fast"),
         ({"partial_rotary_factor": 0.5, "rope_type": "default"}, "partial_rotary_factor, which is not known"),
         ({"rope_type": "yarn"}, "factor None must be a number above 0"),
