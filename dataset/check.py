@@ -21,7 +21,6 @@ from model.messages import counted
 from model.processing import Rendered, SampleError, UnreadableFile, VLMProcessor
 
 FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
-PICTURE = np.uint16(65535)  # stands for a picture's placeholders in the stored ids
 SIGN_OF_LIFE = 100  # samples between two
 BLOCK = 4096  # bytes of a picture that are read for its print, three times
 ABSENT, EMBEDDED = (-1, -1), (-2, -2)  # stamps of pictures that are no files
@@ -74,10 +73,10 @@ class DataReport:
 class CheckedData:
     """All that is known of a data file once it was checked, however many bad samples a run allows.
 
-    Rows stand one after the other; a picture's placeholders are one entry, PICTURE.
+    Rows stand one after the other; a picture's placeholders are one entry, picture_mark.
     """
 
-    ids: np.ndarray  # uint16 [tokens]
+    ids: np.ndarray  # uint16 [tokens], uint32 where the tokenizer has more ids than that holds
     trained: np.ndarray  # bool [tokens]
     branch: np.ndarray  # uint16 [tokens]
     offsets: np.ndarray  # int64 [rows + 1], where each row begins
@@ -90,6 +89,11 @@ class CheckedData:
     prints: np.ndarray  # uint64 [pictures that were looked at]: print_of each; 0 where it could not be opened
     rejected: np.ndarray  # uint8: JSON, the fields of a Rejected each
     to_recheck: np.ndarray  # int64 [rejected], the sample, where its reason may go away by itself; else -1
+
+    @property
+    def picture_mark(self) -> int:
+        """What stands for a picture's placeholders in `ids`: no token's id."""
+        return picture_mark(self.ids.dtype)
 
     def shown_in(self, row: int) -> np.ndarray:
         """The numbers of a row's pictures."""
@@ -138,11 +142,12 @@ class Check:
 
     def run(self, show_life: Callable = lambda: None) -> CheckedData:
         """show_life: called now and then."""
+        kind = stored_as(self.processor)
         ids, trained, branch = bytearray(), bytearray(), bytearray()
         offsets, kept = array("q", [0]), array("q")
         for number, row in grouped(self._usable(show_life), self.max_seq_len):
-            row = _one_token_a_picture(row, self.processor.image_tokens)
-            ids += row.input_ids.astype(np.uint16).tobytes()
+            row = _one_token_a_picture(row, self.processor.image_tokens, picture_mark(kind))
+            ids += row.input_ids.astype(kind).tobytes()
             trained += row.trained.tobytes()
             branch += row.branch.astype(np.uint16).tobytes()
             offsets.append(len(trained))
@@ -150,7 +155,7 @@ class Check:
         used = np.array(self.used, np.int64).reshape(-1, 3)
         begins_row, pictures = np.isin(used[:, 0], kept), used[:, 2]
         return CheckedData(
-            ids=np.frombuffer(ids, np.uint16),
+            ids=np.frombuffer(ids, kind),
             trained=np.frombuffer(trained, np.bool_),
             branch=np.frombuffer(branch, np.uint16),
             offsets=np.array(offsets),
@@ -276,8 +281,19 @@ def stamp_of(file: str | bytes | int) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-def _one_token_a_picture(row: Rendered, image_tokens: int) -> Rendered:
-    """With PICTURE in the place of each picture's placeholders."""
-    mask = row.image_mask
-    begins_picture = mask & (np.cumsum(mask) % image_tokens == 1 % image_tokens)
-    return replace(row, input_ids=np.where(mask, PICTURE, row.input_ids))[~mask | begins_picture]
+def stored_as(processor: VLMProcessor) -> np.dtype:
+    """Of stored ids: two bytes where the tokenizer's fit into them beside the mark of a picture, or four."""
+    largest = max(processor.tokenizer.get_vocab().values())
+    return np.dtype(np.uint16 if largest < picture_mark(np.uint16) else np.uint32)
+
+
+def picture_mark(kind: np.dtype) -> int:
+    """The largest number of a kind of stored ids, which stands for a picture's placeholders."""
+    return int(np.iinfo(kind).max)
+
+
+def _one_token_a_picture(row: Rendered, image_tokens: int, mark: int) -> Rendered:
+    """With the mark in the place of each picture's placeholders."""
+    placeholders = row.image_mask
+    begins_picture = placeholders & (np.cumsum(placeholders) % image_tokens == 1 % image_tokens)
+    return replace(row, input_ids=np.where(placeholders, mark, row.input_ids))[~placeholders | begins_picture]

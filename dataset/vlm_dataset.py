@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.batching import Row
-from dataset.check import PICTURE, Check, CheckedData, DataReport
+from dataset.check import Check, CheckedData, DataReport
 from dataset.options import ReadOptions
 from dataset.quarantine import Quarantine
 from dataset.samples import DAMAGED, BadSample, DataError, Rejected, Sample
@@ -100,7 +100,7 @@ class ConversationDataset(Dataset):
     def rendered(self, index: int) -> Rendered:
         """The stored row, with all placeholders of its pictures."""
         place = slice(self.offsets[index], self.offsets[index + 1])
-        is_picture = self.ids[place] == PICTURE
+        is_picture = self.ids[place] == self.checked.picture_mark
         repeats = np.where(is_picture, self.processor.image_tokens, 1)
         image_mask = is_picture.repeat(repeats)
         ids = np.where(image_mask, self.processor.image_token_id, self.ids[place].astype(np.int64).repeat(repeats))
