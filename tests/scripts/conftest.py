@@ -10,9 +10,10 @@ import pytest
 
 from helpers.hub import CLIP_FILES, NO_TOKENS, HubStandIn, environment
 from helpers.prepared import write_source
-from scripts import download, prepare_data
+from scripts import prepare_data
 from scripts.data.prepare import first_look
 from scripts.hub.clients import SOURCES
+from scripts.hub.words import CLIP
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]
 def clip(hub: HubStandIn) -> HubStandIn:
     """The hub with the repository of CLIP, in small."""
     for source in SOURCES:
-        hub.add(f"models/{download.CLIP.repo_ids[source]}", dict(CLIP_FILES))
+        hub.add(f"models/{CLIP.repo_ids[source]}", dict(CLIP_FILES))
     return hub
 
 

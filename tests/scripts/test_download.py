@@ -20,6 +20,7 @@ from model.tower_folder import read_tower
 from scripts import download
 from scripts.hub import clients as hubs
 from scripts.hub.clients import HubError, RemoteFile
+from scripts.hub.words import CLIP
 from trainer.config import StageConfig
 
 both_hubs = pytest.mark.parametrize("source", ["huggingface", "modelscope"])
@@ -41,7 +42,7 @@ def test_what_is_needed_arrives_and_nothing_else(clip, tmp_path, source, capsys)
 
 @both_hubs
 def test_training_can_read_what_arrived(hub, tower_folder, tmp_path, source):
-    hub.add(f"models/{download.CLIP.repo_ids[source]}", tree(tower_folder))
+    hub.add(f"models/{CLIP.repo_ids[source]}", tree(tower_folder))
     fetch(tmp_path / "clip", "--source", source)
     tower, digest = read_tower(tmp_path / "clip")
     assert digest == sha256((tower_folder / "model.safetensors").read_bytes()) and tower.config.image_size == 32
@@ -110,7 +111,7 @@ def test_modelscope_domain_is_still_read(clip, tmp_path, monkeypatch):
 
 @both_hubs
 def test_a_token_opens_what_is_private_and_goes_nowhere_else(clip, tmp_path, source, monkeypatch, capfd):
-    name = f"models/{download.CLIP.repo_ids[source]}"
+    name = f"models/{CLIP.repo_ids[source]}"
     clip.repositories[name].private = True
     assert "does not exist" in refusal(tmp_path / "clip", "--source", source)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -153,12 +154,12 @@ def test_every_word_fetches_its_files(hub, tmp_path, source, word, capsys):
         hub.add(f"{part.repo_type}s/{part.repo_ids[source]}", {**files, "unwanted.zip": b"z"})
     fetch(tmp_path / word, "--source", source, what=word)
     wanted = {pattern.replace("*", "sft_i2t") for part in download.WORDS[word] for pattern in part.patterns}
-    assert set(tree(tmp_path / word)) == wanted - ({"pytorch_model.bin"} if word == "clip" else set())
+    assert set(tree(tmp_path / word)) == wanted - {"pytorch_model.bin"}
     assert f"next: {download.NEXT[word]}" in capsys.readouterr().out
 
 
 def test_words_fill_the_places_where_training_looks():
-    assert download.CLIP.folder == Path(StageConfig().vision_model)
+    assert CLIP.folder == Path(StageConfig().vision_model)
     for word, parts in download.WORDS.items():
         for part in download.plan(word, "model", [], None):
             assert part.folder.is_relative_to(ROOT) and set(part.repo_ids) == set(hubs.SOURCES)
@@ -176,7 +177,7 @@ def files_of(*paths: str) -> list[RemoteFile]:
     [(["a.safetensors", "a.bin"], [], ["a.safetensors"]), (["a.bin", "a.h5"], [], ["a.bin"]),
      (["a.safetensors", "a.bin"], ["*.bin"], ["a.bin"]), (["a.safetensors", "a.bin"], ["a.*"], ["a.safetensors"]),
      (["x/.hidden/a", ".git", "b"], [], ["b"]), (["tf_model.h5", "config.json"], [], ["config.json"]),
-     (["config.json", "pytorch_model.bin"], download.CLIP.patterns, ["config.json", "pytorch_model.bin"])],
+     (["config.json", "pytorch_model.bin"], CLIP.patterns, ["config.json", "pytorch_model.bin"])],
 )  # fmt: skip
 def test_the_same_weights_are_not_fetched_twice(paths, patterns, chosen):
     assert [file.path for file in download.choose(files_of(*paths), patterns)] == chosen

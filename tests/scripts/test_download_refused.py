@@ -25,9 +25,9 @@ from helpers.hub import (
     tree,
 )
 from helpers.repository import ROOT
-from scripts import download
 from scripts.hub import clients as hubs
 from scripts.hub.clients import LocalError
+from scripts.hub.words import CLIP
 
 both_hubs = pytest.mark.parametrize("source", ["huggingface", "modelscope"])
 
@@ -115,7 +115,7 @@ REFUSALS = [
 def test_a_refusal_says_what_and_how_to_mend_it(clip, tmp_path, source, status, headers, what, cure):
     clip.refuse = (status, headers)
     said = refusal(tmp_path / "clip", "--source", source)
-    assert what in said and cure in said and download.CLIP.repo_ids[source] in said
+    assert what in said and cure in said and CLIP.repo_ids[source] in said
     assert not (tmp_path / "clip").exists()
 
 
@@ -223,7 +223,9 @@ def test_a_file_in_the_place_of_the_folder_is_a_sentence(clip, tmp_path, source)
 
 @pytest.mark.parametrize("what", ["clipp", "a/b/c", "../x", "a/..", "/a/b", ""])
 def test_what_is_neither_word_nor_repository_is_refused(what, tmp_path):
-    assert "neither one of clip, llm, vlm, dataset nor" in refusal(tmp_path, what=what)
+    assert "neither one of clip, siglip2, llm, vlm, minimind3, minimind3v, smollm2, dataset, efficient" in refusal(
+        tmp_path, what=what
+    )
 
 
 def test_ctrl_c_is_a_sentence(clip, tmp_path, monkeypatch):
