@@ -1,21 +1,22 @@
-"""Strict saving and loading: no tensor stays random in silence. Reads our safetensors and MiniMind's .pth."""
+"""Strict saving and loading: no tensor stays random in silence. Reads our safetensors, MiniMind's .pth, and bases."""
 
 import inspect
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from model.base_folder import is_base, read_base, weight_files
 from model.config import MiniMindConfig, VLMConfig
 from model.files import file_sha256, portable_path, written_aside
-from model.messages import UserError, counted, did_you_mean, plain
+from model.messages import UserError, counted, did_you_mean
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
+from model.tensor_files import read_tensor_file
 from model.tokenizer_files import TOKENIZER
 from model.tower_folder import read_tower
 
@@ -48,44 +49,23 @@ class LoadReport:
 def read_weights(path: str | Path, shapes_only: bool = False) -> tuple[dict | None, dict[str, torch.Tensor]]:
     """The config (None in a .pth) and the tensors of a file, under MiniMind's names, whatever wrapped the model.
 
+    path: a weights file of ours or MiniMind's, or a base of others: a transformers folder or a .gguf (read_base).
+
     shapes_only: read no more than the header; the tensors of a .safetensors then have a shape and no content.
 
     Raises:
         UserError: the file is missing, cut off, or holds something else than tensors.
     """
     path = Path(path)
+    if is_base(path):
+        return read_base(path, shapes_only)
     if path.is_dir():
-        raise UserError(f"{path} is a folder, which is for models as transformers saves them{weights_in(path)}")
+        raise UserError(f"{path} is a folder without a config.json: a base is one, or a file{weights_in(path)}")
     if not path.is_file():
         raise UserError(f"{path} does not exist{did_you_mean(path) or weights_in(path.parent) or NOWHERE}")
     if path.suffix not in WEIGHT_ENDINGS:
         raise UserError(f"{path} is no weights file, those end in {', '.join(WEIGHT_ENDINGS)}{weights_in(path.parent)}")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                config = json.loads((file.metadata() or {}).get("config", "null"))
-                names = file.keys()
-                if shapes_only:
-                    tensors = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
-                else:
-                    tensors = {name: file.get_tensor(name) for name in names}
-        else:
-            mmap = shapes_only and zipfile.is_zipfile(path)  # what torch writes today; older files are read
-            config, tensors = None, torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or no weights file ({str(error)[:200]}): copy or train it again") from error
-    except Exception as error:  # torch raises pickle.UnpicklingError, which this project never imports
-        # Its advice is to run whatever the file holds; what it met stands behind that.
-        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0].partition(" was not")[0]
-        if not reason.startswith("Unsupported global"):
-            raise UserError(f"{path} is no weights file of torch: copy or download it again") from error
-        raise UserError(
-            f"{path} holds more than tensors ({plain(reason[:120])}), which could run as code, and is refused: "
-            "save its state_dict alone"
-        ) from error
-    named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
-    if not named or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise UserError(f"{path} is not a dictionary of tensors")
+    config, tensors = read_tensor_file(path, shapes_only)
     return config, {_canonical(name): value for name, value in tensors.items()}
 
 
@@ -149,7 +129,7 @@ def load_weights(
     parameters = {name: v.numel() for name, v in wanted.items() if not name.startswith((TOWER_PREFIX, *tied))}
     return LoadReport(
         path=Path(path),
-        sha256=file_sha256(Path(path)),
+        sha256=file_sha256(weight_files(path)[0] if is_base(path) else Path(path)),
         matched=sum(size for name, size in parameters.items() if name in tensors),
         total=sum(parameters.values()),
         left_at_start=[name for name in missing if name.startswith(may_miss)],
@@ -203,7 +183,11 @@ def save_weights(
 def infer_config(
     tensors: Mapping[str, torch.Tensor], num_attention_heads: int = 8, path: str | Path = "this file"
 ) -> dict:
-    """Sizes of a MiniMind .pth from its tensors; the number of heads is the one thing that they do not tell."""
+    """Sizes of a MiniMind .pth from its tensors.
+
+    num_attention_heads: what MiniMind2's do not tell. MiniMind-3's have norms for queries and keys, which do, and come
+    with that generation's settings: an epsilon of its own, experts one a token and weighed by 1.
+    """
     layer = "model.layers.0"
     use_moe = f"{layer}.mlp.gate.weight" in tensors
     try:
@@ -221,7 +205,16 @@ def infer_config(
         "intermediate_size": len(feed_forward),
         "use_moe": use_moe,
     }
-    return {**sizes, "num_experts": len(tensors[f"{layer}.mlp.gate.weight"])} if use_moe else sizes
+    if use_moe:
+        shared = tensors.get(f"{layer}.mlp.shared_experts.0.gate_proj.weight", ())
+        sizes |= {"num_experts": len(tensors[f"{layer}.mlp.gate.weight"])}
+        sizes |= {} if len(shared) == len(feed_forward) else {"shared_expert_intermediate_size": len(shared)}
+    if (norm := tensors.get(f"{layer}.self_attn.q_norm.weight")) is None:
+        return sizes
+    heads, key_heads = (len(tensors[f"{layer}.self_attn.{part}_proj.weight"]) // len(norm) for part in "qk")
+    sizes |= {"num_attention_heads": heads, "num_key_value_heads": key_heads, "head_dim": len(norm)}
+    sizes |= {"num_experts_per_tok": 1, "norm_topk_prob": True} if use_moe else {}
+    return {**sizes, "qk_norm": True, "rms_norm_eps": 1e-6}
 
 
 def init_embeddings(model: MiniMindForCausalLM, path: str | Path) -> str:
@@ -248,7 +241,10 @@ def read_sizes(path: str | Path, num_attention_heads: int = 8) -> dict:
 def decoder_arguments(config: dict) -> dict:
     """The part of a config that a new decoder is made from; all else follows from it, or is the tower's."""
     names = (*inspect.signature(MiniMindConfig).parameters, "bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: config[name] for name in names if name in config}
+    arguments = {name: config[name] for name in names if name in config}
+    if arguments.get("head_dim") == config.get("hidden_size", 0) // config.get("num_attention_heads", 1):
+        del arguments["head_dim"]  # it follows from the other two, and goes with them where a flag changes one
+    return arguments
 
 
 def build_vlm(sizes: dict, tower_folder: str | Path) -> MiniMindVLM:

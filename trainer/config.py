@@ -104,7 +104,9 @@ class StageConfig:
     )
     save_dir: str = _first(str(OUT), "folder for weights and runs")
     from_weight: str = _first(
-        "none", "weights to start from: a file, a stage's name looked up in save_dir (llm: else what ships), or none"
+        "none",
+        "weights to start from: a file, a stage's name looked up in save_dir (llm: else what ships), a folder of "
+        "transformers' or a .gguf with a base of the Llama or Qwen families, or none",
     )
     init_embeddings: str = _model(
         "", "with --from_weight none: first token embeddings, of scripts/assets/embed_names.py"
@@ -231,10 +233,10 @@ class StageConfig:
 
     @property
     def start_path(self) -> Path | None:
-        """The file to start from: from_weight as it is, or the one of that stage's files in save_dir that fits."""
+        """What to start from: from_weight as it is, or the one of that stage's files in save_dir that fits."""
         if self.from_weight == "none":
             return None
-        if self.from_weight.endswith((".safetensors", ".pth")):
+        if names_weights(self.from_weight):
             return Path(self.from_weight)
         size = str(self.hidden_size) if self.hidden_size else "[0-9]+"
         fits = re.compile(f"{re.escape(self.from_weight)}_{size}{'_moe' if self.use_moe else '(_moe)?'}[.]safetensors")
@@ -246,6 +248,13 @@ class StageConfig:
                 f"{self.save_dir} and {choice}: train that stage first, or name one file"
             )
         return found[0]
+
+
+def names_weights(from_weight: str) -> bool:
+    """Whether --from_weight is a path, of a weights file or of a base of others, rather than a stage's name."""
+    path = Path(from_weight)
+    folder = (path / "config.json").is_file() or (path.name != from_weight and path.is_dir())
+    return folder or from_weight.endswith((".safetensors", ".pth", ".gguf"))
 
 
 def _what_is_wrong(

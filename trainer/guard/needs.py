@@ -12,7 +12,7 @@ from model.files import find_folder
 from model.messages import UserError
 from model.tower_folder import SHIPPED_TOWER, lacks_tower
 from model.weights import read_sizes
-from trainer.config import ROOT, SIZES, StageConfig
+from trainer.config import ROOT, SIZES, StageConfig, names_weights
 from trainer.report.commands import command, shown, stage_command
 
 SHIPPED_BASE = ROOT / "model/language_model/emoji-llm.safetensors"
@@ -66,7 +66,7 @@ def _stage_files(config: StageConfig) -> list[Path]:
 
 
 def _lacks_base(config: StageConfig) -> bool:
-    if config.from_weight == "none" or config.from_weight.endswith((".safetensors", ".pth")):
+    if config.from_weight == "none" or names_weights(config.from_weight):
         return False
     return not _stage_files(config)
 
