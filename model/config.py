@@ -165,15 +165,20 @@ class VLMConfig(MiniMindConfig):
 
     def __init__(
         self,
-        vision_config: dict | None = None,  # CLIPVisionConfig as a dict; None: CLIP-ViT-B/16's sizes
+        vision_config: dict | None = None,  # see model/vision_encoder.py; None: CLIP-ViT-B/16's sizes
         vision_source: str | None = None,  # the tower's folder; None: it came from nowhere and is saved with the model
         vision_sha256: str | None = None,  # of the tower's weights, checked when they are loaded again
+        projector: str = "linear",  # a name of model/projectors.py
+        image_tokens: int | None = None,  # that a picture takes in the sequence; None: one a patch
         image_token_id: int = IMAGE_TOKEN_ID,  # of the placeholder, by model.tokenizer_files.picture_token
         **kwargs,
     ):
         self.vision_config = dict(vision_config or CLIP_VIT_B16)
         self.vision_source = vision_source
         self.vision_sha256 = vision_sha256
+        self.projector = projector
+        self.image_tokens = image_tokens or self.patches_a_side**2
+        _ = self.fold  # refuses what cannot be
         self.image_token_id = image_token_id
         super().__init__(**kwargs)
 
@@ -183,10 +188,40 @@ class VLMConfig(MiniMindConfig):
 
     @property
     def image_size(self) -> int:
-        """Pixels per side, square."""
-        return self.vision_config["image_size"]
+        """Pixels per side, square: what the tower is given, which may be another size than it was trained with."""
+        return self.vision_config.get("picture_size") or self.vision_config["image_size"]
 
     @property
-    def image_tokens(self) -> int:
-        """Tokens a picture takes in the sequence: one a patch, 196 for CLIP-ViT-B/16."""
-        return (self.image_size // self.vision_config["patch_size"]) ** 2
+    def patches_a_side(self) -> int:
+        """14 for CLIP-ViT-B/16."""
+        return self.image_size // self.vision_config["patch_size"]
+
+    @property
+    def fold(self) -> tuple[int, int]:
+        """Rows and columns of patches that become one token: (2, 2) for 49 tokens of 196, (1, 2) for 98.
+
+        Raises:
+            UserError: the patches cannot be folded into so many tokens.
+        """
+        side = self.patches_a_side
+        divisors = [number for number in range(1, side + 1) if side % number == 0]
+        folds = [(rows, columns) for rows in divisors for columns in divisors if rows <= columns]
+        counts = {side // rows * (side // columns): (rows, columns) for rows, columns in folds}  # the squarest is last
+        if self.image_tokens not in counts:
+            raise UserError(
+                f"image_tokens {self.image_tokens} cannot be made of {side} x {side} patches: "
+                f"{', '.join(map(str, sorted(counts, reverse=True)))} can"
+            )
+        return counts[self.image_tokens]
+
+    @property
+    def image_grid(self) -> tuple[int, int]:
+        """Rows and columns of a picture's tokens."""
+        rows, columns = self.fold
+        return self.patches_a_side // rows, self.patches_a_side // columns
+
+    @property
+    def projected_size(self) -> int:
+        """Width of what enters the projector's layers."""
+        rows, columns = self.fold
+        return rows * columns * self.vision_hidden_size

@@ -64,7 +64,8 @@ def compile_layers(model: nn.Module, device: torch.device) -> None:
         ) from error
     torch._dynamo.config.recompile_limit = 64  # layers differ by mask, by what learns, by training or not; 8 is too few
     tower = getattr(model, "vision_encoder", None)
-    for layer in (*model.model.layers, *(tower.encoder.layers if tower is not None else ())):
+    towers_layers = next((m for m in tower.modules() if isinstance(m, nn.ModuleList)), ()) if tower is not None else ()
+    for layer in (*model.model.layers, *towers_layers):
         layer.compile(dynamic=True)
 
 

@@ -1,9 +1,12 @@
 """The useful arithmetic of a training step, counted: forward and backward, for what learns and what is frozen."""
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.layers import MoEFeedForward
 from model.model_minimind import DecoderLayer, MiniMindForCausalLM
+from model.vision_encoder import build_tower, leading_tokens
 
 
 class StepFlops:
@@ -25,10 +28,9 @@ class StepFlops:
         self.per_picture = self.per_encoded = 0.0
         flows = _learns(model.model.embed_tokens)  # whether a gradient must flow back through what comes next
         if hasattr(model, "vision_proj"):
-            tokens, projection = model.config.image_tokens, model.vision_proj.vision_proj[0]
-            self.per_picture = tokens * _product(projection, flows=False)
-            self.per_encoded = tower_flops(model.vision_encoder)
-            flows |= _learns(projection)
+            self.per_picture = model.config.image_tokens * _in_a_row(model.vision_proj)
+            self.per_encoded = tower_flops(model.vision_encoder, model.config.image_size)
+            flows |= _learns(model.vision_proj)
         for layer in model.model.layers:
             last = layer is model.model.layers[-1] and not model.config.use_moe
             flows = self._add_layer(layer, flows, last)
@@ -78,14 +80,28 @@ class StepFlops:
         )
 
 
-def tower_flops(tower: nn.Module) -> float:
-    """FLOP of one picture through the frozen CLIP tower, forward alone."""
+def tower_flops(tower: nn.Module, image_size: int) -> float:
+    """FLOP of one picture of image_size pixels a side through the frozen tower, forward alone."""
     config = tower.config
-    patches = (config.image_size // config.patch_size) ** 2
+    if not hasattr(config, "num_attention_heads"):  # of convolutions, whose pictures shrink on their way
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            build_tower(config)(torch.zeros(1, 3, image_size, image_size))
+        return float(counter.get_total_flops())
+    patches, leading = (image_size // config.patch_size) ** 2, leading_tokens(config)
     weights = sum(part.weight.numel() for part in tower.modules() if isinstance(part, nn.Linear))
-    pairs = config.num_hidden_layers * 2 * (patches + 1) ** 2 * config.hidden_size  # attention is not causal here
+    pairs = config.num_hidden_layers * 2 * (patches + leading) ** 2 * config.hidden_size  # not causal here
     convolution = sum(part.weight.numel() for part in tower.modules() if isinstance(part, nn.Conv2d))
-    return 2.0 * ((patches + 1) * weights + pairs + patches * convolution)
+    return 2.0 * ((patches + leading) * weights + pairs + patches * convolution)
+
+
+def _in_a_row(projector: nn.Module) -> float:
+    """FLOP a token of a projector's layers, one behind the other; no gradient goes on into the tower."""
+    total, flows = 0.0, False
+    for layer in projector.modules():
+        if isinstance(layer, nn.Linear):
+            total += _product(layer, flows)
+        flows |= not any(layer.children()) and _learns(layer)
+    return total
 
 
 def _product(linear: nn.Linear, flows: bool) -> float:

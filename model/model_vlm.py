@@ -1,31 +1,20 @@
-"""MiniMindVLM: the decoder, a frozen CLIP tower, and a projector that turns patches into tokens of the text."""
+"""MiniMindVLM: the decoder, a frozen vision tower, and a projector that turns patches into tokens of the text."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import CLIPVisionConfig
 
 from model.config import VLMConfig
 from model.messages import UserError
 from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
-from model.vision_encoder import build_tower, normalize_pixels
-
-
-class VisionProj(nn.Module):
-    """Patch embeddings to token embeddings: one linear layer."""
-
-    def __init__(self, vision_size: int, hidden_size: int):
-        super().__init__()
-        self.vision_proj = nn.Sequential(nn.Linear(vision_size, hidden_size))
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return self.vision_proj(patches)
+from model.projectors import build_projector
+from model.vision_encoder import build_tower, encode_patches, kind_of, normalize_pixels, pixel_statistics, tower_config
 
 
 class MiniMindVLM(MiniMindForCausalLM):
-    """MiniMindForCausalLM, a frozen CLIP tower and the projector between them.
+    """MiniMindForCausalLM, a frozen vision tower and the projector between them.
 
     A picture is a span of `config.image_tokens` placeholder tokens, whose embeddings are replaced by the projected
     patches. image_mask says which tokens are placeholders; ids alone do not tell, as a person may type `@` too.
@@ -36,8 +25,8 @@ class MiniMindVLM(MiniMindForCausalLM):
 
     def __init__(self, config: VLMConfig):
         super().__init__(config)
-        self.vision_proj = VisionProj(config.vision_hidden_size, config.hidden_size)
-        self.vision_encoder = build_tower(CLIPVisionConfig(**config.vision_config))
+        self.vision_proj = build_projector(config)
+        self.vision_encoder = build_tower(tower_config(config.vision_config))
         self.vision_encoder.requires_grad_(False)
         self.post_init()
 
@@ -53,7 +42,13 @@ class MiniMindVLM(MiniMindForCausalLM):
         return self
 
     def round_tower(self, dtype: torch.dtype) -> None:
-        """Cast the tower's matrices once, as autocast would in each step: the same results, half the memory."""
+        """Cast the tower's matrices once, as autocast would in each step: the same results, half the memory.
+
+        A kind of tower that needs float32 keeps it, whatever the rest of the model is.
+        """
+        if kind_of(self.config.vision_config).float32:
+            self.vision_encoder.float()
+            return
         for module in self.vision_encoder.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 for name, parameter in module.named_parameters(recurse=False):
@@ -61,13 +56,13 @@ class MiniMindVLM(MiniMindForCausalLM):
 
     @torch.no_grad()
     def encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[pictures, 3, height, width], uint8 or already normalized -> [pictures, image_tokens, vision hidden size]."""
+        """[pictures, 3, height, width], uint8 or already normalized -> [pictures, patches, vision hidden size]."""
         if not len(pixels):  # a batch may bring pictures of which no row has a span
-            return torch.zeros(0, self.config.image_tokens, self.config.vision_hidden_size, device=pixels.device)
+            patches = self.config.patches_a_side**2
+            return torch.zeros(0, patches, self.config.vision_hidden_size, device=pixels.device)
         if pixels.dtype == torch.uint8:
-            pixels = normalize_pixels(pixels)
-        hidden = self.vision_encoder(pixels.to(self.vision_encoder.dtype)).last_hidden_state
-        return hidden[:, 1:]  # without the class token: [pictures, image_tokens, vision hidden size]
+            pixels = normalize_pixels(pixels, *pixel_statistics(self.config.vision_config))
+        return encode_patches(self.vision_encoder, pixels)
 
     def embed(
         self,
@@ -83,7 +78,7 @@ class MiniMindVLM(MiniMindForCausalLM):
             input_ids: [batch, seq].
             image_mask: [batch, seq], true at placeholders; each row has image_tokens of them a picture.
             pixel_values: [batch, most pictures a row, 3, height, width], rows with fewer filled up with anything.
-            patch_features: [batch, most pictures a row, image_tokens, vision hidden size], what encode_pictures gave
+            patch_features: [batch, most pictures a row, patches, vision hidden size], what encode_pictures gave
                 earlier; instead of pixel_values.
             pictures_a_row: how many each row has, as model.processing counts them for a batch; without it they are
                 counted in image_mask, for which the host must wait for the GPU.
@@ -110,7 +105,8 @@ class MiniMindVLM(MiniMindForCausalLM):
     def _with_idle_projector(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The same embeddings, with a zero gradient for the projector: other ranks wait for one in every step."""
         device = next(self.vision_proj.parameters()).device  # may be another one, where layers stand on several
-        zeros = embeddings.new_zeros(1, self.config.vision_hidden_size, device=device)
+        patches = self.config.patches_a_side**2
+        zeros = embeddings.new_zeros(1, patches, self.config.vision_hidden_size, device=device)
         return embeddings + (0.0 * self.vision_proj(zeros).sum()).to(embeddings.device)
 
     def _count_pictures(self, image_mask: torch.Tensor, most: int) -> list[int]:

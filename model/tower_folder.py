@@ -1,45 +1,49 @@
-"""A folder with the weights of a CLIP tower: what it must hold, and what identifies it."""
+"""A folder with the weights of a vision tower: what it must hold, what kind it is, and what identifies it."""
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from model.files import file_sha256, find_folder
 from model.messages import UserError, did_you_mean
-from model.vision_encoder import unwrap
+from model.vision_encoder import DEFAULT_KIND, KINDS, TowerKind, kind_of, unwrap
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 SHIPPED_TOWER = "model/vision_model/emoji-clip"  # from ROOT
+WHOLE = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # text and vision together, and the half we take
+NAFLEX = ("siglip2", "siglip2_vision_model")  # pictures of any shape, already cut into patches
+LAYERS = r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\."
 
 
 def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
-    """The vision half of a CLIP folder, frozen, in fp32, and the sha256 of its weights file.
+    """The tower of a folder, frozen, in fp32, and the sha256 of its weights file.
 
     folder: as transformers saves it; text and vision together (openai/clip-vit-base-patch16) or vision alone.
 
     Raises:
-        UserError: no such folder, or its weights are not those of a complete CLIP vision tower.
+        UserError: no such folder, a kind that is not known, or its weights are not those of a complete tower.
     """
     given, folder = folder, find_folder(folder)
     if reason := lacks_tower(folder):
         if meant := did_you_mean(given) or did_you_mean(folder):
-            raise UserError(f"{folder} holds no CLIP vision tower: {reason}{meant}")
+            raise UserError(f"{folder} holds no vision tower: {reason}{meant}")
         raise UserError(
-            f"{folder} holds no CLIP vision tower: {reason}. Fetch openai's with `python "
+            f"{folder} holds no vision tower: {reason}. Fetch openai's with `python "
             f"scripts/download.py clip --to {folder}`, or name the small shipped one: "
             f"--vision_model {SHIPPED_TOWER}"
         )
     weights = next(folder / name for name in WEIGHT_NAMES if (folder / name).is_file())
     logging.disable_progress_bar()  # it would flash for a file of this size
-    wrapped = hasattr(CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=0)), "vision_model")
-    names = {r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\.": r"vision_model.\1."} if wrapped else None
+    kind = kind_of(tower_sizes(folder))
     try:
-        tower, report = CLIPVisionModel.from_pretrained(
-            folder, output_loading_info=True, dtype=torch.float32, local_files_only=True, ignore_mismatched_sizes=True,
-            key_mapping=names,
+        config = kind.config_class.from_pretrained(folder, local_files_only=True, **kind.fixed)
+        tower, report = kind.model_class.from_pretrained(
+            folder, config=config, output_loading_info=True, dtype=torch.float32, local_files_only=True,
+            ignore_mismatched_sizes=True, key_mapping=_longer_names(kind),
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} is damaged ({str(error)[:200]}): copy or download it again") from error
@@ -49,8 +53,16 @@ def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
     return unwrap(tower).requires_grad_(False).eval(), file_sha256(weights)
 
 
+def _longer_names(kind: TowerKind) -> dict[str, str] | None:
+    """From the names in a file of the tower alone to those of a class that wraps it once more."""
+    if "intermediate_size" not in kind.sizes:  # neither DINOv2 nor EfficientNet ever was
+        return None
+    smallest = kind.model_class(kind.config_class(num_hidden_layers=0, **kind.fixed))
+    return {LAYERS: r"vision_model.\1."} if unwrap(smallest) is not smallest else None
+
+
 def lacks_tower(folder: str | Path) -> str | None:
-    """Why a folder cannot hold a CLIP tower, None where it may."""
+    """Why a folder cannot hold a tower, None where it may."""
     folder = find_folder(folder)
     if not folder.is_dir():
         return "the folder does not exist"
@@ -59,8 +71,81 @@ def lacks_tower(folder: str | Path) -> str | None:
 
 
 def tower_sizes(folder: str | Path) -> dict:
-    """What a tower's config.json says, without its weights. Raises UserError where the folder has none."""
+    """A tower's VLMConfig.vision_config: its kind, sizes and what its pictures look like, without its weights.
+
+    Raises:
+        UserError: there is no config.json, or one of a tower that is not known or does not look at squares.
+    """
     folder = find_folder(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"--vision_model {folder} has no config.json: leave it out for CLIP-ViT-B/16's sizes")
-    return CLIPVisionConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    name = _kind_named(folder)
+    kind = KINDS[name]
+    try:
+        config = kind.config_class.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder} is damaged ({str(error)[:200]}): copy or download it again") from error
+    sizes = {field: getattr(config, field) for field in (*kind.sizes, "hidden_size", "patch_size")}
+    for field in ("image_size", "patch_size"):
+        sizes[field] = _side(folder, field, sizes[field])
+    if getattr(config, "num_channels", 3) != 3:
+        raise UserError(f"{folder} holds a tower for {config.num_channels} channels: pictures have 3")
+    return {"model_type": name, **sizes, **_looks(folder, kind, sizes)}
+
+
+def _kind_named(folder: Path) -> str:
+    facts = _read_json(folder / "config.json")
+    name = facts.get("model_type", DEFAULT_KIND)
+    name = WHOLE.get(name, name)
+    if name in NAFLEX:
+        raise UserError(
+            f"{folder} holds a SigLIP2 for pictures of any shape ({name}, NaFlex): take one of a fixed size, such as "
+            "google/siglip2-base-patch16-224"
+        )
+    if name not in KINDS:
+        raise UserError(f"{folder} holds a {name}, which is no tower that is known: {', '.join((*WHOLE, *KINDS))}")
+    return name
+
+
+def _looks(folder: Path, kind: TowerKind, sizes: dict) -> dict:
+    """image_mean, image_std, and picture_size where it is not image_size, of preprocessor_config.json or the kind."""
+    facts = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            facts = _read_json(folder / name)
+            facts = facts.get("image_processor", facts)
+            break
+    looks = {}
+    for field, default in (("image_mean", kind.mean), ("image_std", kind.std)):
+        values = facts.get(field) or default
+        if len(values) != 3 or not all(isinstance(value, (int, float)) for value in values):
+            raise UserError(f"{folder / name}: {field} {values} must be three numbers")
+        looks[field] = [float(value) for value in values]
+    if min(looks["image_std"]) <= 0:
+        raise UserError(f"{folder / name}: image_std {looks['image_std']} must be above 0")
+    size = facts.get("crop_size") if facts.get("do_center_crop", True) else None
+    size = size or facts.get("size")
+    if size and kind.any_size:
+        size = _side(folder, "size", [*size.values()] if isinstance(size, dict) else size)
+        if size % sizes["patch_size"]:
+            raise UserError(f"{folder / name}: size {size} is no multiple of the patch size {sizes['patch_size']}")
+        looks |= {"picture_size": size} if size != sizes["image_size"] else {}
+    return looks
+
+
+def _side(folder: Path, field: str, size: int | list[int] | tuple[int, ...]) -> int:
+    """Pixels a side of a square. Raises UserError where it is none."""
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise UserError(f"{folder}: {field} {' x '.join(map(str, size))} is not square; only square towers are known")
+    return int(sides.pop())
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): copy or download {path.parent} again") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} is damaged (it holds no settings): copy or download {path.parent} again")
+    return facts

@@ -16,9 +16,11 @@ from model.files import file_sha256, portable_path, written_aside
 from model.messages import UserError, counted, did_you_mean
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
+from model.projectors import projector_named
 from model.tensor_files import read_tensor_file
-from model.tokenizer_files import TOKENIZER
-from model.tower_folder import read_tower
+from model.tokenizer_files import TOKENIZER, picture_token, read_tokenizer
+from model.tower_folder import read_tower, tower_sizes
+from model.vision_encoder import pixel_statistics
 
 TOWER_PREFIX = "vision_encoder."
 PROJECTOR_PREFIX = "vision_proj."
@@ -247,19 +249,41 @@ def decoder_arguments(config: dict) -> dict:
     return arguments
 
 
-def build_vlm(sizes: dict, tower_folder: str | Path) -> MiniMindVLM:
+def build_vlm(sizes: dict, tower_folder: str | Path, seeing: dict | None = None) -> MiniMindVLM:
     """A new model around the tower of a folder; its config says which one that is.
 
     sizes: the decoder's, arguments of MiniMindConfig.
+    seeing: projector, image_tokens, image_token_id and the looks of pictures, as seeing_arguments finds them in a file.
     """
+    seeing = dict(seeing or {})
     tower, sha256 = read_tower(tower_folder)
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
-             "hidden_act", "layer_norm_eps")  # fmt: skip
-    vision_config = {name: getattr(tower.config, name) for name in names}
+    vision_config = {**tower_sizes(tower_folder), **seeing.pop("looks", {})}
     source = {"vision_source": portable_path(tower_folder), "vision_sha256": sha256}
-    model = MiniMindVLM(VLMConfig(vision_config=vision_config, **source, **sizes))
+    model = MiniMindVLM(VLMConfig(vision_config=vision_config, **source, **seeing, **sizes))
     model.vision_encoder = tower
     return model
+
+
+def seeing_arguments(config: dict | None, tensors: Mapping[str, torch.Tensor]) -> dict:
+    """What a file says of the way from pixels to tokens, beside the tower's sizes; nothing where it is a decoder.
+
+    image_tokens are left out where they are one a patch, so that another tower brings its own number.
+    """
+    names = [name.removeprefix(PROJECTOR_PREFIX) for name in tensors if name.startswith(PROJECTOR_PREFIX)]
+    if not names:
+        return {}
+    if not config:  # a .pth
+        return {"projector": projector_named(names)}
+    vision = config["vision_config"]
+    mean, std = pixel_statistics(vision)
+    looks = {"image_mean": list(mean), "image_std": list(std)}
+    looks |= {"picture_size": vision["picture_size"]} if "picture_size" in vision else {}
+    seeing = {"projector": config.get("projector", "linear"), "looks": looks}
+    seeing |= {"image_token_id": config["image_token_id"]} if "image_token_id" in config else {}
+    tokens = config.get("image_tokens")
+    return (
+        seeing if tokens in (None, VLMConfig(vision_config=vision).image_tokens) else {**seeing, "image_tokens": tokens}
+    )
 
 
 def load_model(
@@ -282,9 +306,11 @@ def load_model(
     if not sees:
         model = MiniMindForCausalLM(MiniMindConfig(**sizes))
     elif tower_folder:
-        model = build_vlm(sizes, tower_folder)
+        token = {} if config else {"image_token_id": picture_token(read_tokenizer(path), sizes["vocab_size"])}
+        model = build_vlm(sizes, tower_folder, seeing_arguments(config, tensors) | token)
     elif config:  # a tower that came from nowhere travels in the file
-        model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **sizes))
+        seeing = {name: config[name] for name in ("projector", "image_tokens", "image_token_id") if name in config}
+        model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **seeing, **sizes))
     else:
         raise UserError(f"{path} does not say which tower it was trained with: name it with --vision_model DIR")
     advice = "It is cut, or was written by another program: copy or train it again."

@@ -8,11 +8,21 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from dataset.vlm_dataset import text_only
-from model.config import MiniMindConfig
+from model.config import MiniMindConfig, VLMConfig
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
-from model.tokenizer_files import special_ids
-from model.weights import PROJECTOR_PREFIX, build_vlm, decoder_arguments, init_embeddings, load_weights, read_sizes
+from model.tokenizer_files import picture_token, special_ids
+from model.tower_folder import tower_sizes
+from model.weights import (
+    PROJECTOR_PREFIX,
+    build_vlm,
+    decoder_arguments,
+    init_embeddings,
+    load_weights,
+    read_sizes,
+    read_weights,
+    seeing_arguments,
+)
 from trainer.checkpoint.probe import check_probe
 from trainer.checkpoint.resume import last_manifest
 from trainer.config import OPEN, SIZES, StageConfig
@@ -56,6 +66,7 @@ def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
     flags = {name: getattr(config, name) for name in OPEN if getattr(config, name) != OPEN[name]}
     settings = {**(in_file if manifest is None else manifest.get("decoder", {})), **flags}
     settings["use_moe"] = bool(settings.get("use_moe"))
+    settings |= {name: in_file[name] for name in ("vocab_size",) if name in in_file}  # before build_model adds one
     for name, value in flags.items():
         if in_file.get(name, value) != value:
             say(f"--{name} {value} where {config.start_path} says {in_file[name]}")
@@ -69,11 +80,36 @@ def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
     return settings
 
 
+def seeing_settings(config: StageConfig, image_token_id: int) -> dict:
+    """Projector, tokens a picture, its looks and placeholder: as the weights to start from have them, else as the flags
+    say. image_token_id: a token that can be had for the placeholder.
+
+    Raises:
+        UserError: the weights have a projector of another kind, or for another number of tokens.
+    """
+    flags = {"projector": config.projector, "image_tokens": config.image_tokens}
+    flags = {name: value for name, value in flags.items() if value}
+    start = seeing_arguments(*read_weights(config.start_path, shapes_only=True)) if config.start_path else {}
+    if not start:
+        return {"image_token_id": image_token_id, **flags}
+    patches = VLMConfig(vision_config=tower_sizes(config.vision_model)).image_tokens
+    for name, value in flags.items():
+        trained = start.get(name, patches)
+        if value != trained:
+            raise UserError(
+                f"--{name} {value} is not what {config.start_path} was trained with, {trained}: leave --{name} out, or "
+                "start from weights without a projector"
+            )
+    return {"image_token_id": image_token_id, **start}
+
+
 def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerFast, say: Callable = print) -> MiniMindForCausalLM:
     """The model that flags and start file describe, with its tower, filled from that file. tokenizer: the file's."""
     settings = decoder_settings(config, say) | special_ids(tokenizer)
     if config.with_vision:
-        model = build_vlm(settings, config.vision_model)
+        vocab_size = MiniMindConfig(**settings).vocab_size
+        seeing = seeing_settings(config, picture_token(tokenizer, vocab_size))
+        model = build_vlm(settings, config.vision_model, seeing)
     else:
         model = MiniMindForCausalLM(MiniMindConfig(**settings))
     if config.start_path and config.init_embeddings:
@@ -85,6 +121,9 @@ def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerFast, say: Ca
         say(init_embeddings(model, config.init_embeddings))
     elif config.with_vision:
         say("the decoder starts from nothing: it will first have to learn to speak (--from_weight names a base)")
+    if config.with_vision and model.config.image_token_id >= model.config.vocab_size:
+        model.resize_token_embeddings(model.config.image_token_id + 1, mean_resizing=False)
+        say("every token of this base is taken: the embeddings grow by one, for the placeholder of pictures")
     return model
 
 

@@ -24,6 +24,7 @@ from dataset.quarantine import MAX_BAD_SHARE
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError
+from model.projectors import PROJECTORS
 from trainer.guard.ending import wait_to_be_ended
 
 OUT = ROOT / "out"
@@ -113,7 +114,15 @@ class StageConfig:
     )
     from_resume: int = _first(0, "1: go on from the run's last checkpoint, if there is one; torchrun's restarts do so")
     allow_data_change: int = _saving(0, "1: go on from a checkpoint although the training data has changed since")
-    vision_model: str = _first(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the CLIP tower")
+    vision_model: str = _first(str(ROOT / "model/vision_model/clip-vit-base-patch16"), "folder of the vision tower")
+    projector: str = _model(
+        "", f"from patches to tokens: {', '.join(PROJECTORS)}; empty: as --from_weight says, else linear",
+        choices=("", *PROJECTORS),
+    )  # fmt: skip
+    image_tokens: int = _model(
+        0, "tokens a picture, several patches folded into one: 49 or 98 of 196; 0: as --from_weight, or one a patch",
+        at_least=0,
+    )  # fmt: skip
     strict_data: int = _data(0, "1: stop at the first bad sample; 0: leave bad samples out, named in quarantine.jsonl")
     max_bad_share: float = _data(
         MAX_BAD_SHARE, "of a file's samples: where more are bad, the run stops", at_least=0, at_most=1

@@ -21,6 +21,7 @@ from dataset.vlm_dataset import ConversationDataset
 from model.messages import UserError, counted
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
+from model.vision_encoder import pixel_statistics
 from trainer.config import StageConfig
 from trainer.distributed import Runtime
 from trainer.guard.run_folder import RunFolder
@@ -72,10 +73,11 @@ class StageData:
             with runtime.autocast():
                 return model.encode_pictures(pixels.to(runtime.device)).float().cpu()
 
+        looks = pixel_statistics(model.config.vision_config)
         datasets = {id(subset.dataset): subset.dataset for subset in (self.train, self.validation) if subset}
         for dataset in datasets.values():
             cache_features(
-                dataset, encode, f"{model.config.vision_sha256}:{runtime.dtype}", config.cache_features,
+                dataset, encode, f"{model.config.vision_sha256}:{looks}:{runtime.dtype}", config.cache_features,
                 Path(config.save_dir) / "features", runtime.rank, runtime.world_size, runtime.print0,
             )  # fmt: skip
         runtime.wait_for_all()

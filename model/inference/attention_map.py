@@ -26,13 +26,13 @@ class Looked:
     """Attention of an answer's tokens to the pictures of its conversation."""
 
     patches: torch.Tensor  # [tokens, layers, pictures, patches], mean over heads; a token's attention sums to at most 1
+    grid: tuple[int, int]  # rows and columns of a picture's patches, or of what several were folded into
 
     def maps(self, tokens: slice = slice(None), layer: int | None = None) -> torch.Tensor:
-        """[pictures, side, side]: the attention's mean over these tokens and over the layers, or in one layer."""
+        """[pictures, rows, columns]: the attention's mean over these tokens and over the layers, or in one layer."""
         chosen = self.patches[tokens].float()
         chosen = chosen.mean((0, 1)) if layer is None else chosen[:, layer].mean(0)
-        side = round(chosen.shape[-1] ** 0.5)
-        return chosen.view(-1, side, side)
+        return chosen.view(-1, *self.grid)
 
 
 def attention_weights(
@@ -87,7 +87,7 @@ def look(model: MiniMindForCausalLM, prompt: Prompt, token_ids: Sequence[int]) -
 
     with watch_attention(model, see):
         model(ids, image_mask=image_mask, pixel_values=torch.stack(pictures)[None].to(device), logits_to_keep=1)
-    return Looked(torch.stack(layers, dim=1))
+    return Looked(torch.stack(layers, dim=1), model.config.image_grid)
 
 
 def words(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int]) -> list[tuple[str, slice]]:
@@ -121,7 +121,7 @@ def _goes_on(before: str, text: str) -> bool:
 def heat_picture(picture: Image.Image, heat: torch.Tensor, most: float) -> Image.Image:
     """The picture in grey under its map: light where it was looked at most.
 
-    heat: [side, side]; most: the value that is drawn lightest, the same for pictures that are to be compared.
+    heat: [rows, columns]; most: the value that is drawn lightest, the same for pictures that are to be compared.
     """
     levels = Image.fromarray((heat / max(most, 1e-9)).clamp(0, 1).numpy().astype(np.float32))
     level = np.asarray(levels.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)

@@ -76,6 +76,8 @@ class Reader:
         model.to(device) if on_cpu else model.to(device, dtype)
         if self.sees and on_cpu:
             pack_linears(model.vision_encoder, dtype)
+        elif self.sees:
+            model.round_tower(dtype)  # to which all of it was cast, but for a tower that needs float32
         self.decoder = Decoder(model, dtype)
         self.picture_tokens = model.config.image_tokens if self.sees else 1
         self.prefixes, self.pictures = PrefixCache(REMEMBERED_TOKENS), LRUCache(REMEMBERED_PICTURES)

@@ -19,8 +19,8 @@ from dataset import emoji_world as world
 from model.command_line import CommandLine
 from model.messages import UserError
 from model.tokenizer_files import load_tokenizer
-from model.tower_folder import read_tower
-from model.vision_encoder import normalize_pixels
+from model.tower_folder import read_tower, tower_sizes
+from model.vision_encoder import encode_patches, normalize_pixels, pixel_statistics
 from scripts.assets.train_tower import Scenes
 
 COMMON = 0.8  # of a name's embedding is its thing's; the rest, 0.6 of the length, tells its tokens apart
@@ -31,9 +31,10 @@ LENGTH = 0.28  # of an embedding, as the decoder's own initialisation has it at 
 def concept_directions(vision_model: Path, pictures: int, batch_size: int = 32) -> torch.Tensor:
     """Unit vectors [concepts, tower width], from the patches that things cover in training scenes."""
     tower, _ = read_tower(vision_model)
+    statistics = pixel_statistics(tower_sizes(vision_model))
     features, labels = [], []
     for batch in DataLoader(Scenes(9, "train", pictures, max_things=9), batch_size):
-        patches = tower(normalize_pixels(batch["pixels"])).last_hidden_state[:, 1:]  # [pictures, 196, width]
+        patches = encode_patches(tower, normalize_pixels(batch["pixels"], *statistics))  # [pictures, 196, width]
         on_thing = batch["concept"] >= 0
         features.append(patches[on_thing])
         labels.append(batch["concept"][on_thing])

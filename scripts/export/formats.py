@@ -19,7 +19,7 @@ from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import IMAGE_TAG
-from model.vision_encoder import PIXEL_MEAN, PIXEL_STD
+from model.vision_encoder import pixel_statistics
 from model.weights import EMBEDDINGS, HEAD, TOWER_PREFIX, infer_config, tied_head
 from scripts.export.stock import decoder_tensors, generation_config, llava_config, llava_tensors, stock_config
 
@@ -34,6 +34,8 @@ SHIPPED_CODE = {
     "attention.py": ROOT / "model/attention.py",
     "modeling_minimind.py": ROOT / "model/model_minimind.py",
     "modeling_minimind_vlm.py": ROOT / "model/model_vlm.py",
+    "projectors.py": ROOT / "model/projectors.py",
+    "efficientnet_lite.py": ROOT / "model/efficientnet_lite.py",
     "vision_encoder.py": ROOT / "model/vision_encoder.py",
     "tower_folder.py": ROOT / "model/tower_folder.py",
     "chat_format.py": ROOT / "model/chat_format.py",
@@ -154,6 +156,7 @@ def export_llava(source: Source, folder: Path) -> Exported:
     _write_stock(source, folder, "LlavaForConditionalGeneration", stock, tensors)
     generation_config(config, suppress_tokens=[image_token_id]).save_pretrained(folder)
     _write_tokenizer(source.tokenizer, folder, {IMAGE_TAG: image_token_id})
+    mean, std = pixel_statistics(config.vision_config)
     size = {"height": config.image_size, "width": config.image_size}
     _write_json(
         folder / "preprocessor_config.json",
@@ -161,7 +164,7 @@ def export_llava(source: Source, folder: Path) -> Exported:
             "image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor",
             "do_convert_rgb": True, "do_resize": True, "size": size, "resample": 3,  # bicubic
             "do_center_crop": False, "crop_size": size, "do_rescale": True, "rescale_factor": 1 / 255,
-            "do_normalize": True, "image_mean": list(PIXEL_MEAN), "image_std": list(PIXEL_STD),
+            "do_normalize": True, "image_mean": list(mean), "image_std": list(std),
         },
     )  # fmt: skip
     _write_json(

@@ -1,12 +1,13 @@
 """Our models in classes that every inference engine knows: Llama, Qwen2-MoE and Llava, equal to the last digit."""
 
 import torch
-from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, Qwen2MoeConfig
+from transformers import GenerationConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, Qwen2MoeConfig
 
 from model.config import MiniMindConfig
 from model.inference.llava_projector import projector_tensors
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
+from model.vision_encoder import tower_config
 
 MAX_NEW_TOKENS = 512  # transformers alone would stop after 20
 
@@ -62,7 +63,7 @@ def llava_config(model: MiniMindVLM, image_token_id: int, activation: str = "gel
     activation: between Llava's two projector layers, where ours has nothing: see model.inference.llava_projector.
     """
     return LlavaConfig(
-        vision_config=CLIPVisionConfig(**model.config.vision_config),
+        vision_config=tower_config(model.config.vision_config),
         text_config=stock_config(model.config, image_token_id + 1),
         image_token_index=image_token_id, image_seq_length=model.config.image_tokens,
         projector_hidden_act=activation, vision_feature_layer=-1, vision_feature_select_strategy="default",

@@ -25,7 +25,6 @@ from model.device import choose_dtype
 from model.inference.answerer import Answerer, Options
 from model.inference.reader import Prompt
 from model.model_vlm import MiniMindVLM
-from model.vision_encoder import normalize_pixels
 
 QUESTIONS = ("What do you see in the picture?", "Where is it, and how many of them are there beside it?")
 ROWS = 16
@@ -58,8 +57,7 @@ class PlainWay:
     def tokens(self, ids: list[int], picture: torch.Tensor, first_placeholder: int, count: int) -> tuple[list, list]:
         """Greedy tokens, and the clocks when each was there."""
         model = self.model
-        features = model.vision_encoder(normalize_pixels(picture)[None]).last_hidden_state[:, 1:]
-        image = model.vision_proj(features)
+        image = model.vision_proj(model.encode_pictures(picture[None]))
         x = model.model.embed_tokens(torch.tensor([ids]))
         x = torch.cat([x[:, :first_placeholder], image, x[:, first_placeholder + image.shape[1] :]], 1)
         past, tokens, times, start = [None] * len(model.model.layers), [], [], 0

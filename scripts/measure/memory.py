@@ -67,7 +67,7 @@ class Step:
             batch["image_mask"], batch["pictures_a_row"] = in_picture.repeat(self.rows, 1), [1] * self.rows
             side = self.config.image_size
             if self.cached:
-                shape = (self.rows, 1, self.config.image_tokens, self.config.vision_hidden_size)
+                shape = (self.rows, 1, self.config.patches_a_side**2, self.config.vision_hidden_size)
                 batch["patch_features"] = torch.zeros(shape, dtype=torch.float16)
             else:
                 batch["pixel_values"] = torch.zeros(self.rows, 1, 3, side, side, dtype=torch.uint8)

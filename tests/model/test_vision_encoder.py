@@ -1,5 +1,6 @@
 """Reading a CLIP tower: the vision half of a whole CLIP, or one alone, never one with holes."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -12,10 +13,10 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
 
 from helpers.models import IMAGE_SIZE, SIZES, VISION_SIZES
-from model import tower_folder, vision_encoder
 from model.files import ROOT
 from model.tokenizer_files import load_tokenizer
 from model.tower_folder import SHIPPED_TOWER, read_tower
+from model.vision_encoder import KINDS
 from model.weights import build_vlm
 from scripts.assets import train_tokenizer, train_tower
 
@@ -73,7 +74,7 @@ def test_missing_tower_names_the_cure(tmp_path):
         with pytest.raises(ValueError) as caught:
             read_tower(folder)
         message = str(caught.value)
-        assert f"{folder} holds no CLIP vision tower: {reason}" in message
+        assert f"{folder} holds no vision tower: {reason}" in message
         assert f"python scripts/download.py clip --to {folder}" in message
         assert f"--vision_model {SHIPPED_TOWER}" in message
         folder.mkdir(exist_ok=True)
@@ -141,9 +142,8 @@ class WrappedOnce(nn.Module):
 @pytest.mark.parametrize("version", [CLIPVisionModel, WrappedOnce], ids=["as here", "wrapped once more"])
 def test_a_tower_trained_from_another_folder_has_the_shipped_ones_names(version, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for module in (tower_folder, vision_encoder):
-        monkeypatch.setattr(module, "CLIPVisionModel", version)
-    monkeypatch.setattr(train_tower, "CLIPVisionModel", version, raising=False)
+    clip = dataclasses.replace(KINDS["clip_vision_model"], model_class=version)
+    monkeypatch.setitem(KINDS, "clip_vision_model", clip)
     evaluate = train_tower.evaluate
     monkeypatch.setattr(train_tower, "evaluate", lambda model, device: evaluate(model, device, count=4))
     train_tower.main(["--output", "tower", "--minutes", "0.001", "--batch_size", "4", "--hidden_size", "64",

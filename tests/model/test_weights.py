@@ -356,7 +356,7 @@ def test_lost_tower_is_named(tmp_path, tower_folder):
     shutil.copytree(tower_folder, tmp_path / "place")
     save_weights(build_vlm(SIZES, tmp_path / "place"), tmp_path / "vlm.safetensors")
     shutil.rmtree(tmp_path / "place")
-    with pytest.raises(ValueError, match="place holds no CLIP vision tower: the folder does not exist"):
+    with pytest.raises(ValueError, match="place holds no vision tower: the folder does not exist"):
         load_model(tmp_path / "vlm.safetensors")
 
 

@@ -46,7 +46,7 @@ def check_needs(config: StageConfig) -> None:
         absent.append(f"{shown(config.save_dir)} has no {config.from_weight}_<hidden_size>.safetensors (--from_weight)")
     if tower:
         folder = shown(find_folder(config.vision_model))
-        absent.append(f"{folder} holds no CLIP vision tower, {tower} (--vision_model)")
+        absent.append(f"{folder} holds no vision tower, {tower} (--vision_model)")
     if not tower and len(absent) < 2:
         return
     flags = ["--vision_model", SHIPPED_TOWER] if tower else []

@@ -274,7 +274,7 @@ def test_image_token_is_its_own_and_at_stays_text(lively_vlm, tmp_path):
         (["--to", "llava", "--weight", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
         (["--to", "llava", "--score", "nowhere.json"], "nowhere.json is no report"),
         (["--to", "llava", "--tokenizer", "nowhere"], "nowhere holds no tokenizer.json"),
-        (["--to", "llava", "--vision_model", "nowhere"], "nowhere holds no CLIP vision tower"),
+        (["--to", "llava", "--vision_model", "nowhere"], "nowhere holds no vision tower"),
     ],
 )
 def test_mistakes_get_a_sentence(weight, tmp_path, arguments, message, monkeypatch):
