@@ -25,7 +25,10 @@ from model.device import choose_dtype
 from model.flops import StepFlops
 from model.messages import UserError, counted
 from model.processing import VLMProcessor
+from model.projectors import PROJECTORS
+from model.tokenizer_files import read_tokenizer
 from model.tower_folder import tower_sizes
+from model.weights import decoder_arguments, read_sizes
 from scripts.measure.memory import AFTER_START, DEVICES, FREE, Step, StepMemory, largest_batch, step_memory
 from scripts.measure.real_step import Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
 from scripts.measure.stages import STAGES, choices_of
@@ -52,8 +55,11 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stage", choices=STAGES, default="sft_vlm")
     for name, default in SIZES.items():
         choices, meaning = ((0, 1), "1: mixture of experts") if name == "use_moe" else (None, "as the stage's flag")
-        parser.add_argument(f"--{name}", type=int, choices=choices, default=default, help=f"{meaning}; {default}")
+        parser.add_argument(f"--{name}", type=int, choices=choices, help=f"{meaning}; {default}, or the weights'")
+    parser.add_argument("--from_weight", type=Path, help="weights, a base's folder or GGUF: whose sizes count")
     parser.add_argument("--vision_model", help="folder with the tower's config.json; CLIP-ViT-B/16's sizes without")
+    parser.add_argument("--projector", choices=PROJECTORS, default="linear", help="as the stage's flag; linear")
+    parser.add_argument("--image_tokens", type=int, default=0, help="as the stage's flag; 0: one a patch")
     parser.add_argument("--max_seq_len", type=int, default=0, help="tokens of every row; 0: the stage's")
     parser.add_argument("--supervised", type=int, default=0, help="of which so many are learnt; 0: all but the picture")
     parser.add_argument("--batch_size", type=int, default=0, help="rows a micro-batch; 0: the stage's")
@@ -78,16 +84,19 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 def step_of(options: argparse.Namespace) -> Step:
     """The micro-batch that the options describe. Raises UserError where there is none."""
     for name in (*SIZES, "epochs", "accumulation_steps"):
-        if getattr(options, name) < 1 and name != "use_moe":
-            raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
-    for name in ("max_seq_len", "supervised", "batch_size", "tflops"):
+        if (value := getattr(options, name)) is not None and value < 1 and name != "use_moe":
+            raise UserError(f"--{name} {value} must be at least 1")
+    for name in ("max_seq_len", "supervised", "batch_size", "tflops", "image_tokens"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)} must not be below 0")
-    sizes = {name: getattr(options, name) for name in SIZES} | {"use_moe": bool(options.use_moe)}
-    config = MiniMindConfig(**sizes)
+    sizes = {**SIZES, **(decoder_arguments(read_sizes(options.from_weight)) if options.from_weight else {})}
+    sizes |= {name: value for name in SIZES if (value := getattr(options, name)) is not None}
+    config = MiniMindConfig(**{**sizes, "use_moe": bool(sizes["use_moe"])})
     before = 1  # tokens that cannot be learnt: nothing stands before the first that could predict it
     if options.stage != "llm":
-        config = VLMConfig(**sizes, vision_config=tower_sizes(options.vision_model) if options.vision_model else None)
+        tower = tower_sizes(options.vision_model) if options.vision_model else None
+        seeing = {"vision_config": tower, "projector": options.projector, "image_tokens": options.image_tokens or None}
+        config = VLMConfig(**decoder_arguments(config.to_dict()), **seeing)
         before = AFTER_START + config.image_tokens
     tokens = options.max_seq_len or STAGES[options.stage].max_seq_len
     supervised = options.supervised or tokens - before
@@ -177,7 +186,9 @@ def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed
     """
     samples = open_data(options.data, ReadOptions.from_flags(options))
     lenient = Quarantine(strict=False, max_share=1.0)
-    data = ConversationDataset(samples, VLMProcessor.for_config(step.config), step.tokens, lenient)
+    data = ConversationDataset(
+        samples, VLMProcessor.for_config(step.config, read_tokenizer(options.from_weight)), step.tokens, lenient
+    )
     if data.report.bad:
         print(left_out(data.report.bad, len(samples), "samples"))
     batch = step.rows * options.accumulation_steps

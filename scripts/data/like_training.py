@@ -16,15 +16,20 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                         "folder or GGUF: its words are what counts; the shipped tokenizer without")  # fmt: skip
     parser.add_argument("--vision_model", help="folder with the tower's config.json; without it the tower of "
                         "--from_weight, or CLIP-ViT-B/16's 196 tokens a picture")  # fmt: skip
+    parser.add_argument("--image_tokens", type=int, default=0, help="that a picture takes, as in training; 0: those of "
+                        "--from_weight, or one a patch")  # fmt: skip
 
 
 def processor_like(options: argparse.Namespace) -> VLMProcessor:
     """Raises UserError where the weights or the tower cannot be read."""
     tokenizer = read_tokenizer(options.from_weight)
     known = read_sizes(options.from_weight) if options.from_weight else {}
-    if "vision_config" in known and not options.vision_model:
+    if "vision_config" in known and not options.vision_model and not options.image_tokens:
         return VLMProcessor.for_config(VLMConfig.from_dict(known), tokenizer)
     tower = tower_sizes(options.vision_model) if options.vision_model else None
     vocab_size = known.get("vocab_size", len(tokenizer))
-    config = VLMConfig(vision_config=tower, image_token_id=picture_token(tokenizer, vocab_size), vocab_size=vocab_size)
+    config = VLMConfig(
+        vision_config=tower, image_tokens=options.image_tokens or None, vocab_size=vocab_size,
+        image_token_id=picture_token(tokenizer, vocab_size),
+    )  # fmt: skip
     return VLMProcessor.for_config(config, tokenizer)
