@@ -1,7 +1,10 @@
 """A base model that somebody else made, as our sizes and tensors: a folder that transformers wrote, or a GGUF file."""
 
+import copy
+import functools
 import importlib.util
 import json
+import mmap
 from pathlib import Path
 
 import torch
@@ -27,6 +30,7 @@ OURS = ("minimind", "minimind_vlm")
 WEIGHT_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                 "pytorch_model.bin.index.json")  # fmt: skip
 GGUF_PACKAGES = ("gguf", "accelerate")
+SCALING_KEY = b".rope.scaling.type"
 
 
 def is_base(path: str | Path) -> bool:
@@ -169,32 +173,48 @@ def _read_gguf(path: Path, shapes_only: bool) -> tuple[PreTrainedConfig, dict[st
             "`pip install -r requirements/real.txt`"
         )
     logging.disable_progress_bar()
-    place = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
+    facts = path.stat()
     try:
-        config = AutoConfig.from_pretrained(**place)
-        if config.model_type not in CONFIGS:
-            raise UserError(f"{path} holds a model of type {config.model_type!r}: this reads {', '.join(CONFIGS)}")
-        if scaled := _scaled_rope(path):
-            raise UserError(f"{path} asks for {scaled}, which is lost on the way: take the model's transformers folder")
+        config = copy.deepcopy(_gguf_config(path, facts.st_size, facts.st_mtime_ns))
         if shapes_only:
             with torch.device("meta"):
                 return config, AutoModelForCausalLM.from_config(config).state_dict()
-        return config, AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).state_dict()
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, config=config, local_files_only=True, dtype=torch.float32
+        )
+        return config, model.state_dict()
     except UserError:
         raise
     except Exception as error:  # gguf raises what Python raises over bytes that are something else
         raise UserError(f"{path} is damaged or of an unknown kind ({str(error)[:200]}): copy it again") from error
 
 
+@functools.cache
+def _gguf_config(path: Path, size: int, changed: int) -> PreTrainedConfig:
+    """What a GGUF file says of its model; remembered, because gguf takes seconds to read a large vocabulary.
+
+    size, changed: the file's, so that another one under the same name is read.
+    """
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    if config.model_type not in CONFIGS:
+        raise UserError(f"{path} holds a model of type {config.model_type!r}: this reads {', '.join(CONFIGS)}")
+    if scaled := _scaled_rope(path):
+        raise UserError(f"{path} asks for {scaled}, which is lost on the way: take the model's transformers folder")
+    return config
+
+
 def _scaled_rope(path: Path) -> str:
     """How a GGUF file stretches its positions, which transformers does not read from it; nothing where it does not."""
-    from gguf import GGUFReader  # only where a .gguf is read: the package is optional
-
-    reader = GGUFReader(path)
-    if "rope_freqs.weight" in {tensor.name for tensor in reader.tensors}:
-        return "rope_freqs.weight (Llama 3's RoPE)"
-    kinds = [field.contents() for name, field in reader.fields.items() if name.endswith(".rope.scaling.type")]
-    return "" if not kinds or kinds[0] == "none" else f"rope.scaling.type {kinds[0]!r}"
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"rope_freqs.weight") >= 0:
+            return "rope_freqs.weight (Llama 3's RoPE)"
+        place = content.find(SCALING_KEY)
+        if place < 0:
+            return ""
+        after = place + len(SCALING_KEY) + 4  # behind the number of the value's type: a length and so many characters
+        length = int.from_bytes(content[after : after + 8], "little")
+        kind = content[after + 8 : after + 8 + min(length, 20)].decode(errors="replace")
+        return "" if kind == "none" else f"rope.scaling.type {kind!r}"
 
 
 def _under_our_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

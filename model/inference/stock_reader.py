@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from model.base_folder import CONFIGS
 from model.config import MiniMindConfig, VLMConfig
 from model.files import find_folder
 from model.inference.llava_projector import unscale_projector
@@ -29,7 +30,7 @@ from model.vision_encoder import normalize_pixels
 from model.weights import load_weights, weights_in
 
 OURS = {"minimind": (MiniMindConfig, MiniMindForCausalLM), "minimind_vlm": (VLMConfig, MiniMindVLM)}
-STOCK = {"llava": LlavaForConditionalGeneration, "llama": AutoModelForCausalLM, "qwen2_moe": AutoModelForCausalLM}
+STOCK = {"llava": LlavaForConditionalGeneration, **dict.fromkeys(CONFIGS, AutoModelForCausalLM)}
 BLIND = "MiniMindVLMWithoutVision"  # the class that a --no_vision folder names
 
 

@@ -45,7 +45,8 @@ SHIPPED_CODE = {
     "modeling_without_vision.py": TEMPLATES / "modeling_without_vision.py",
 }
 MINIMIND_SETTINGS = ("num_key_value_heads", "intermediate_size", "rope_parameters", "rms_norm_eps",
-                     "num_experts_per_tok", "tie_word_embeddings")  # fmt: skip
+                     "num_experts_per_tok", "tie_word_embeddings", "head_dim", "qk_norm", "qkv_bias", "output_bias",
+                     "mlp_bias", "weights_sum_to_one", "shared_expert_size", "shared_expert_gate")  # fmt: skip
 OWN_IMPORT = re.compile(r"^from model\.(\w+) import", re.MULTILINE)
 GENERATION_MARK = re.compile(r"\{%-? (end)?generation -?%\}")  # for training only, and other engines do not know it
 
@@ -145,7 +146,7 @@ def export_transformers(source: Source, folder: Path) -> Exported:
 
 
 def export_llava(source: Source, folder: Path) -> Exported:
-    """A stock LlavaForConditionalGeneration around Llama or Qwen2-MoE: no code of ours in it."""
+    """A stock LlavaForConditionalGeneration around a stock decoder: no code of ours in it."""
     _needs_vision(source, "llava")
     dtype = _round_weights(source, source.dtype, with_tower=True)
     config = source.model.config
@@ -183,11 +184,12 @@ def export_llava(source: Source, folder: Path) -> Exported:
 
 
 def export_llm(source: Source, folder: Path) -> Exported:
-    """The decoder alone, as a stock Llama or Qwen2-MoE."""
-    dtype = _round_weights(source, source.dtype, with_tower=False)
+    """The decoder alone, as a stock Llama, Qwen2, Qwen3, Qwen2-MoE or Qwen3-MoE."""
     config = source.model.config
-    name = "Qwen2MoeForCausalLM" if config.use_moe else "LlamaForCausalLM"
-    _write_stock(source, folder, name, stock_config(config), decoder_tensors(source.model))
+    stock = stock_config(config)
+    dtype = _round_weights(source, source.dtype, with_tower=False)
+    name = type(stock).__name__.replace("Config", "ForCausalLM")
+    _write_stock(source, folder, name, stock, decoder_tensors(source.model))
     generation_config(config).save_pretrained(folder)
     _write_tokenizer(source.tokenizer, folder)
     kind = f"The decoder alone, as a stock `{name}`: it sees no pictures."
@@ -201,8 +203,11 @@ def export_minimind(source: Source, folder: Path) -> Exported:
         UserError: a setting that such a file cannot tell, and that is not MiniMind's.
     """
     config = source.model.config
-    inferred = MiniMindConfig(**infer_config(source.model.state_dict(), config.num_attention_heads)).to_dict()
-    lost = [f"{name} {getattr(config, name)}" for name in MINIMIND_SETTINGS if getattr(config, name) != inferred[name]]
+    inferred = MiniMindConfig(**infer_config(source.model.state_dict(), config.num_attention_heads))
+    lost = [
+        f"{name} {getattr(config, name)}" for name in MINIMIND_SETTINGS
+        if getattr(config, name) != getattr(inferred, name)
+    ]  # fmt: skip
     if lost:
         raise UserError(f"--to minimind: a .pth cannot tell {', '.join(lost)}: choose another format")
     if source.sees:

@@ -1,10 +1,12 @@
-"""Our models in classes that every inference engine knows: Llama, Qwen2-MoE and Llava, equal to the last digit."""
+"""Our models in classes that every inference engine knows: Llama's and Qwen's, and Llava; equal to the last digit."""
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, Qwen2MoeConfig
+from transformers import GenerationConfig, LlavaConfig, PreTrainedConfig
 
+from model.base_folder import CONFIGS
 from model.config import MiniMindConfig
 from model.inference.llava_projector import projector_tensors
+from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.vision_encoder import tower_config
@@ -20,8 +22,9 @@ def generation_config(config: MiniMindConfig, **further) -> GenerationConfig:
 
 
 def stock_config(config: MiniMindConfig, vocab_size: int | None = None) -> PreTrainedConfig:
-    """LlamaConfig or Qwen2MoeConfig of a decoder, for a vocabulary that may have grown."""
-    sizes = {
+    """The config of the class that holds a decoder (stock_kind), for a vocabulary that may have grown."""
+    kind = stock_kind(config)
+    settings = {
         "vocab_size": vocab_size or config.vocab_size, "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size, "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.num_key_value_heads,
@@ -29,31 +32,80 @@ def stock_config(config: MiniMindConfig, vocab_size: int | None = None) -> PreTr
         "rope_parameters": dict(config.rope_parameters), "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id,
     }  # fmt: skip
-    if not config.use_moe:
-        return LlamaConfig(**sizes, attention_bias=False, mlp_bias=False)
-    return Qwen2MoeConfig(
-        **sizes, qkv_bias=False, num_experts=config.num_experts, num_experts_per_tok=config.num_experts_per_tok,
-        norm_topk_prob=config.num_experts_per_tok > 1, moe_intermediate_size=config.intermediate_size,
-        shared_expert_intermediate_size=config.intermediate_size,
-        router_aux_loss_coef=config.router_aux_loss_coef,
-    )  # fmt: skip
+    if kind not in ("qwen2", "qwen2_moe"):
+        settings |= {"head_dim": config.head_dim, "attention_bias": config.qkv_bias}
+    elif config.head_dim * config.num_attention_heads != config.hidden_size:
+        settings["head_dim"] = config.head_dim  # these derive it where nothing is said
+    if kind == "llama":
+        settings["mlp_bias"] = config.mlp_bias
+    if config.use_moe:
+        settings |= {
+            "num_experts": config.num_experts, "num_experts_per_tok": config.num_experts_per_tok,
+            "norm_topk_prob": config.weights_sum_to_one, "moe_intermediate_size": config.intermediate_size,
+            "router_aux_loss_coef": config.router_aux_loss_coef,
+        }  # fmt: skip
+    if kind == "qwen2_moe":
+        settings |= {"qkv_bias": config.qkv_bias, "shared_expert_intermediate_size": config.shared_expert_size}
+    return CONFIGS[kind](**settings)
+
+
+def stock_kind(config: MiniMindConfig) -> str:
+    """The model_type of the class of transformers that holds a decoder exactly: one of CONFIGS.
+
+    Raises:
+        UserError: none does; the message says what is in the way.
+    """
+    normed = config.qk_norm
+    if config.use_moe:
+        kinds = ("qwen3_moe",) if normed else ("qwen2_moe",)
+    else:
+        kinds = ("qwen3",) if normed else ("llama", "qwen2")
+    lacking = {kind: _what_it_lacks(kind, config) for kind in kinds}
+    for kind, lacks in lacking.items():
+        if not lacks:
+            return kind
+    said = "; ".join(f"{kind} has no {' and no '.join(lacks)}" for kind, lacks in lacking.items())
+    raise UserError(
+        f"none of transformers' own classes holds this decoder: {said}. Export a model that sees with --to "
+        "transformers, which ships the code it needs"
+    )
+
+
+def _what_it_lacks(kind: str, config: MiniMindConfig) -> list[str]:
+    """Which settings of a decoder a class of transformers has no place for."""
+    biases = (config.qkv_bias, config.output_bias)
+    possible = {"qwen2": [(True, False)], "qwen2_moe": [(True, False), (False, False)]}
+    lacks = []
+    if biases not in possible.get(kind, [(True, True), (False, False)]):
+        lacks.append(f"qkv_bias {biases[0]} beside output_bias {biases[1]}")
+    if config.mlp_bias and kind != "llama":
+        lacks.append("mlp_bias")
+    if kind == "qwen2_moe" and not config.shared_expert_size:
+        lacks.append("experts without a shared one")
+    if kind == "qwen3_moe" and config.shared_expert_size:
+        lacks.append("shared expert")
+    if kind == "llama" and config.hidden_size % config.num_attention_heads:
+        lacks.append(f"hidden_size {config.hidden_size} for {config.num_attention_heads} heads, no multiple of these")
+    return lacks
 
 
 def decoder_tensors(model: MiniMindForCausalLM) -> dict[str, torch.Tensor]:
-    """The decoder's tensors as files of Llama or Qwen2-MoE name them, a tied head left out.
+    """The decoder's tensors as files of its stock class name them, a tied head left out.
 
     The names of published files, which every version of transformers and every other engine reads; what save_pretrained
     writes, and what models call their parameters in memory, depends on the version.
     """
-    named = {}
+    named, config = {}, model.config
+    lacks_gate = config.use_moe and config.shared_expert_size and not config.shared_expert_gate
     for name, value in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings or not name.startswith(("model.", "lm_head.")):
+        if name == "lm_head.weight" and config.tie_word_embeddings or not name.startswith(("model.", "lm_head.")):
             continue
         name = name.replace(".mlp.shared_experts.0.", ".mlp.shared_expert.")
         # their shared expert has a gate of its own: at zero it halves, and a doubled output undoes that
-        named[name] = 2 * value if name.endswith(".shared_expert.down_proj.weight") else value
-        if name.endswith(".mlp.gate.weight"):
-            named[name.replace(".gate.", ".shared_expert_gate.")] = torch.zeros(1, model.config.hidden_size)
+        doubled = lacks_gate and name.endswith(".shared_expert.down_proj.weight")
+        named[name] = 2 * value if doubled else value
+        if lacks_gate and name.endswith(".mlp.gate.weight"):
+            named[name.replace(".gate.", ".shared_expert_gate.")] = torch.zeros(1, config.hidden_size)
     return named
 
 

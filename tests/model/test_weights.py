@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from helpers.models import IMAGE_SIZE, SIZES, VISION_SIZES, metadata_of, minimind_tensors, rewrite, untrained_decoder
-from model import weights
+from model import tensor_files
 from model.config import MiniMindConfig, VLMConfig
 from model.files import ROOT, portable_path
 from model.model_minimind import MiniMindForCausalLM
@@ -136,7 +136,7 @@ def test_sizes_are_read_from_the_header_alone(vlm, saved, monkeypatch):
             reads.extend(["tensor"] if name == "get_tensor" else [])
             return getattr(self.file, name)
 
-    monkeypatch.setattr(weights, "safe_open", Watched)
+    monkeypatch.setattr(tensor_files, "safe_open", Watched)
     sizes = read_sizes(saved)
     assert {name: sizes[name] for name in SIZES} == SIZES and not reads
     save_file(load_file(saved), saved, {"format": "pt"})  # without its config, as other programs write it
