@@ -92,7 +92,9 @@ def arguments_of(config: PreTrainedConfig, path: Path) -> dict:
     padding = config.pad_token_id
     if padding is None:  # then the end of a text fills up rows, as everywhere
         padding = ends[0] if isinstance(ends, list) else ends
-    rope = {name: value for name, value in config.rope_parameters.items() if name != "partial_rotary_factor"}
+    rope = {
+        name: value for name, value in config.rope_parameters.items() if name not in ("type", "partial_rotary_factor")
+    }
     arguments = {
         "hidden_size": config.hidden_size, "num_hidden_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.num_key_value_heads,
@@ -159,7 +161,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
         raise UserError(f"{folder} holds a model of type {kind!r}: as a base this reads {', '.join(CONFIGS)}")
     try:
         return CONFIGS[kind].from_dict(facts)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # its checks raise classes of their own, or what Python raises over a wrong value
         raise UserError(f"{folder}/config.json is none of a {kind} ({str(error)[:200]}): mend or copy it") from error
 
 
