@@ -37,16 +37,21 @@ def read_tower(folder: str | Path) -> tuple[PreTrainedModel, str]:
             f"--vision_model {SHIPPED_TOWER}"
         )
     weights = next(folder / name for name in WEIGHT_NAMES if (folder / name).is_file())
+    kind, said = kind_of(tower_sizes(folder)), logging.get_verbosity()
     logging.disable_progress_bar()  # it would flash for a file of this size
-    kind = kind_of(tower_sizes(folder))
+    logging.set_verbosity_error()  # it would list the text half and the pooling head, which are left out on purpose
     try:
-        config = kind.config_class.from_pretrained(folder, local_files_only=True, **kind.fixed)
+        config = kind.config_class.from_pretrained(folder, local_files_only=True)
+        for name, value in kind.fixed.items():
+            setattr(config, name, value)
         tower, report = kind.model_class.from_pretrained(
             folder, config=config, output_loading_info=True, dtype=torch.float32, local_files_only=True,
             ignore_mismatched_sizes=True, key_mapping=_longer_names(kind),
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} is damaged ({str(error)[:200]}): copy or download it again") from error
+    finally:
+        logging.set_verbosity(said)
     wrong = [*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])]
     if wrong:
         raise UserError(f"{weights} lacks {len(wrong)} of the vision tower's tensors, the first is {wrong[0]}")
