@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -88,7 +89,9 @@ def tower_sizes(folder: str | Path) -> dict:
     kind = KINDS[name]
     try:
         config = kind.config_class.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(f"{folder} is damaged ({str(error)[:200]}): copy or download it again") from error
     sizes = {field: getattr(config, field) for field in (*kind.sizes, "hidden_size", "patch_size")}
     for field in ("image_size", "patch_size"):
