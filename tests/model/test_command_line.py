@@ -94,7 +94,7 @@ def test_weights_that_are_none_name_what_is_there_and_nothing_dangerous(tmp_path
             f"does not exist: name one of the weights in {path.parent}, {path}",
         ),
         (load_model, data, f"is no weights file, those end in .safetensors, .pth, .pt, .bin: name one of .*{path}"),
-        (load_model, path.parent, f"is a folder, .*{path}"),
+        (load_model, path.parent, f"is a folder without a config.json.*{path}"),
         (load_folder, path.parent, f"is no model folder: .*: name one of the weights in {path.parent}, {path}"),
         (load_folder, tmp_path, f": name one of the weights in {tmp_path}, {path}"),
     ):
