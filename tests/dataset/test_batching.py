@@ -37,9 +37,12 @@ def talks(processor) -> list[Rendered]:
     return [conversation(processor, PICTURE + first, *rest) for first, *rest in turns]
 
 
-@pytest.mark.parametrize("use_moe", [False, True])
-def test_a_shared_row_gives_the_loss_and_gradients_of_its_conversations(make_vlm, processor, talks, use_moe):
-    model = make_vlm(use_moe=use_moe, router_aux_loss_coef=0.0).train()
+QWEN3 = {"qk_norm": True, "head_dim": 16, "qkv_bias": True, "output_bias": True}
+
+
+@pytest.mark.parametrize("decoder", [{}, {"use_moe": True}, QWEN3, {**QWEN3, "use_moe": True}], ids=str)
+def test_a_shared_row_gives_the_loss_and_gradients_of_its_conversations(make_vlm, processor, talks, decoder):
+    model = make_vlm(**decoder, router_aux_loss_coef=0.0).train()
     pixels = [processor.pixels(make_picture(1))]
     [(_, row)] = grouped(((number, "a.png", talk) for number, talk in enumerate(talks)), 400)
     assert len(row.input_ids) < sum(len(talk.input_ids) for talk in talks)

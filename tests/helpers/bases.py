@@ -37,10 +37,11 @@ BASES = {  # name: model_type, and what is not as in SIZES
 
 
 @torch.no_grad()
-def stock_model(name: str) -> PreTrainedModel:
+def stock_model(name: str, vocab_size: int = VOCABULARY) -> PreTrainedModel:
     """One of BASES."""
     kind, changes = BASES[name]
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SIZES, **changes})).eval()
+    sizes = {**SIZES, **changes, "vocab_size": vocab_size}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).eval()
     generator = torch.Generator().manual_seed(5)
     for parameter_name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
@@ -53,9 +54,9 @@ def stock_model(name: str) -> PreTrainedModel:
     return model
 
 
-def save_base(name: str, folder: Path, **changes) -> PreTrainedModel:
+def save_base(name: str, folder: Path, vocabulary: int = VOCABULARY, **changes) -> PreTrainedModel:
     """Saves one of BASES as transformers does, and changes its config.json."""
-    model = stock_model(name)
+    model = stock_model(name, vocabulary)
     model.save_pretrained(folder)
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

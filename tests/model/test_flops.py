@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.models import IMAGE_SIZE, IMAGE_TOKENS, SIZES
+from helpers.models import IMAGE_SIZE, IMAGE_TOKENS, SIZES, untrained_decoder
 from model.config import MiniMindConfig, VLMConfig
 from model.flops import StepFlops, tower_flops
 from model.model_minimind import MiniMindForCausalLM
@@ -13,6 +13,9 @@ from model.model_vlm import MiniMindVLM
 from trainer.optim import freeze_all_but
 
 STAGE_1, STAGE_2 = ("projector", "last_layer"), ("projector", "language_model")
+ENDS = ("projector", "first_layer", "last_layer")
+QWEN3 = {"qk_norm": True, "head_dim": 16, "qkv_bias": True}
+GATED = {"use_moe": True, "num_experts_per_tok": 4, "shared_expert_gate": True, "shared_expert_intermediate_size": 40}
 ROWS, LENGTH, SUPERVISED = 3, 20, 5
 
 
@@ -35,7 +38,7 @@ def counted_by_us(model, **pictures) -> float:
     return flops.count(ROWS * LENGTH, squares, ROWS * SUPERVISED, **pictures) + flops.per_pair * squares / 2
 
 
-@pytest.mark.parametrize("trainable", [STAGE_1, STAGE_2, ("projector",), ("last_layer",)])
+@pytest.mark.parametrize("trainable", [STAGE_1, STAGE_2, ENDS, ("projector",), ("last_layer",)])
 @pytest.mark.parametrize("experts", [0, 3])
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_step_of_the_vlm_has_the_arithmetic_that_torch_counts(make_vlm, trainable, experts, cached):
@@ -48,9 +51,10 @@ def test_a_step_of_the_vlm_has_the_arithmetic_that_torch_counts(make_vlm, traina
     assert counted_by_us(model, pictures=ROWS, encoded=0 if cached else ROWS) == pytest.approx(by_torch, rel=1e-6)
 
 
-@pytest.mark.parametrize("trainable", [("language_model",), ("last_layer",)])
-def test_a_step_of_the_bare_decoder_has_the_arithmetic_that_torch_counts(tiny_config, trainable):
-    model = MiniMindForCausalLM(tiny_config)
+@pytest.mark.parametrize("trainable", [("language_model",), ("last_layer",), ("first_layer",)])
+@pytest.mark.parametrize("decoder", [{}, QWEN3, GATED], ids=str)
+def test_a_step_of_the_bare_decoder_has_the_arithmetic_that_torch_counts(decoder, trainable):
+    model = untrained_decoder(**decoder)
     freeze_all_but(model, trainable)
     assert counted_by_us(model) == pytest.approx(counted_by_torch(model), rel=1e-6)
 

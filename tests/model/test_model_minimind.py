@@ -38,16 +38,19 @@ def test_projector_is_one_linear_layer_and_the_tower_is_not_trained():
 
 
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "reason"),
     [
-        {"hidden_size": 30, "num_attention_heads": 4},
-        {"num_attention_heads": 4, "num_key_value_heads": 3},
-        {"hidden_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2},
-        {"use_moe": True, "num_experts": 2, "num_experts_per_tok": 3},
+        ({"hidden_size": 30, "num_attention_heads": 4}, "30 must be a multiple of num_attention_heads 4, or head_dim"),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, "4 must be a multiple of num_key_value_heads 3"),
+        ({"hidden_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2}, "head size 3 is odd"),
+        ({"head_dim": 9}, "head size 9 is odd"),
+        ({"use_moe": True, "num_experts": 2, "num_experts_per_tok": 3}, "3 is not within 1..num_experts 2"),
+        ({"shared_expert_gate": True, "shared_expert_intermediate_size": 0}, "shared_expert_gate needs a shared"),
     ],
+    ids=str,
 )
-def test_impossible_sizes_are_refused(sizes):
-    with pytest.raises(ValueError):
+def test_impossible_sizes_are_refused(sizes, reason):
+    with pytest.raises(ValueError, match=reason):
         MiniMindConfig(**{**SIZES, **sizes})
 
 
@@ -65,10 +68,19 @@ def test_loss_is_the_naive_cross_entropy():
     assert output.logits is None and output.aux_loss is None
 
 
-@pytest.mark.parametrize("use_moe", [False, True])
-def test_loss_computed_where_labels_are_has_the_gradients_of_logits_everywhere(use_moe):
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        {}, {"use_moe": True}, {"qk_norm": True, "head_dim": 16},
+        {"qkv_bias": True, "output_bias": True, "mlp_bias": True},
+        {"use_moe": True, "shared_expert_gate": True, "shared_expert_intermediate_size": 40, "norm_topk_prob": False},
+        {"use_moe": True, "shared_expert_intermediate_size": 0, "qk_norm": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_loss_computed_where_labels_are_has_the_gradients_of_logits_everywhere(decoder):
     """The last dense layer and the head run at supervised positions only; rows with 0, few and many of them."""
-    model, ids = make_decoder(use_moe=use_moe, router_aux_loss_coef=0.0), make_ids(4, 20)
+    model, ids = make_decoder(**decoder, router_aux_loss_coef=0.0), make_ids(4, 20)
     labels = make_labels(ids)
     labels[1], labels[2, :-1] = IGNORE_INDEX, IGNORE_INDEX
     logits = model(ids).logits[:, :-1].flatten(0, 1)

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from trainer.optim import Muon, build_optimizer, freeze_all_but, orthogonalized
+from helpers.models import untrained_decoder
+from trainer.optim import Muon, build_optimizer, count_parts, freeze_all_but, orthogonalized, table_of_parts
 from trainer.train_sft_vlm import SFT_VLM
 
 MUON = dataclasses.replace(SFT_VLM, optimizer="muon", learning_rate=1e-3, weight_decay=0.1)
@@ -53,6 +54,35 @@ def test_only_matrices_of_the_decoder_layers_are_muons(make_vlm):
             moved = parameter - before[name] * (1 - 1e-3 * 0.1) ** 2
             wanted = -2 * 0.2e-3 * math.sqrt(max(parameter.shape)) * orthogonalized(gradients[name])
             torch.testing.assert_close(moved, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_the_gate_of_a_shared_expert_is_a_vector_and_adamw_s():
+    model = untrained_decoder(use_moe=True, shared_expert_gate=True, qk_norm=True)
+    groups = build_optimizer(model, MUON).param_groups
+    muon = {parameter for group in groups if group["muon"] for parameter in group["params"]}
+    learning = dict(model.model.layers[0].named_parameters())
+    assert {name for name, parameter in learning.items() if parameter not in muon} == {
+        "mlp.shared_expert_gate.weight", "self_attn.q_norm.weight", "self_attn.k_norm.weight", "input_layernorm.weight",
+        "post_attention_layernorm.weight",
+    }  # fmt: skip
+
+
+def test_first_and_last_layer_can_learn_alone(make_vlm):
+    """MiniMind-3V's choice; its line stands in the table only then."""
+    model = make_vlm(num_hidden_layers=3)
+    config = dataclasses.replace(SFT_VLM, trainable=("projector", "first_layer", "last_layer"))
+    freeze_all_but(model, config.trainable)
+    learns = [all(p.requires_grad for p in layer.parameters()) for layer in model.model.layers]
+    assert learns == [True, False, True] and not model.model.embed_tokens.weight.requires_grad
+    parts = count_parts(model)
+    first, last = (parts[f"language model, {which} layer"] for which in ("first", "last"))
+    assert first == last and first["learning"] == first["parameters"] > 0
+    assert parts["language model, other"]["learning"] == 0
+    assert sum(part["parameters"] for part in parts.values()) == sum(p.numel() for p in model.parameters())
+    assert "language model, first layer" in table_of_parts(model, config)
+    for trainable in (("projector", "last_layer"), ("projector", "language_model")):
+        freeze_all_but(model, trainable)
+        assert "language model, first layer" not in count_parts(model)
 
 
 def test_a_step_that_the_scaler_finds_infinite_changes_nothing():

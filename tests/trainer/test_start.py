@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.bases import save_base
 from helpers.models import SIZES
 from helpers.runs import assert_bit_equal, run_until, tiny, watched_run, weights_of, write_texts
 from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor
 from model.tokenizer_files import load_tokenizer
-from model.weights import decoder_arguments, read_sizes, save_weights
+from model.weights import decoder_arguments, load_model, read_sizes, save_weights
 from trainer import build, stage
 from trainer.checkpoint import saver
 from trainer.checkpoint.files import checkpoints_in, read_manifest
 from trainer.checkpoint.resume import last_manifest
-from trainer.config import StageConfig
+from trainer.config import StageConfig, names_weights
 from trainer.train_llm import LLM
 from trainer.train_sft_vlm import SFT_VLM
 
@@ -134,3 +135,35 @@ def test_heads_of_a_pth_are_those_of_the_flag(starts_from, tmp_path):
 def test_tokenizer_with_more_tokens_than_the_weights_know_is_refused():
     with pytest.raises(ValueError, match="6400 tokens and the weights know 300: .*beside them"):
         VLMProcessor.for_config(MiniMindConfig(**SIZES, vocab_size=300))
+
+
+@pytest.mark.parametrize("name", ["llama attention_bias", "qwen3", "qwen3_moe"])
+def test_a_base_of_others_is_started_from_and_saved_as_ours(name, data_folder, tower_folder, monkeypatch, tmp_path):
+    """Its sizes, its biases and norms, its weights; two layers at the ends and the projector learn."""
+    theirs = save_base(name, tmp_path, vocabulary=6400)
+    open_sizes = dict.fromkeys(SIZES, 0)
+    learning = {"trainable": ("projector", "first_layer", "last_layer"), "optimizer": "muon", "epochs": 1}
+    config = tiny(SFT_VLM, data_folder, tower_folder, from_weight=str(tmp_path), **learning, **open_sizes)
+    before, model = watched_run(config, monkeypatch)
+    embeddings = theirs.model.embed_tokens.weight
+    assert torch.equal(before["model.embed_tokens.weight"], embeddings)
+    assert torch.equal(model.model.embed_tokens.weight, embeddings)
+    moved = [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]
+    assert all(any(part in key for part in ("vision_proj", "layers.0.", "layers.1.")) for key in moved)
+    assert {"model.layers.0.self_attn.q_proj.weight", "vision_proj.vision_proj.0.weight"} <= set(moved)
+    weights = Path(config.save_dir) / f"sft_vlm_32{'_moe' if 'moe' in name else ''}.safetensors"
+    again = load_model(weights)
+    told = decoder_of(tmp_path)
+    assert {setting: decoder_of(weights).get(setting) for setting in told} == told
+    ids = torch.arange(40, 60)[None]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model.eval()(ids).logits)
+
+
+def test_what_is_a_path_and_what_a_stage_s_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("base", "llm"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    paths = ("llm_512.safetensors", "a.pth", "a.gguf", "base", str(tmp_path / "base"), str(tmp_path / "llm"))
+    assert [name for name in (*paths, "llm", "none", "sft_vlm") if names_weights(name)] == list(paths)

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from helpers.data import make_picture
-from helpers.models import IMAGE_SIZE
+from helpers.models import IMAGE_SIZE, make_decoder
 from model.inference.answerer import Answerer, Options, user_turn
 from model.messages import UserError
 from model.processing import open_picture
@@ -41,6 +41,16 @@ def ask(folder, dtype: str = "float32", **options) -> tuple[int, ...]:
 
 def rewrite(path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("changes", [{"qk_norm": True, "head_dim": 16}, {"qkv_bias": True}], ids=str)
+def test_a_decoder_in_a_class_of_its_own(changes, tmp_path):
+    model, question = make_decoder(**changes), [user_turn("What is it?")]
+    FORMATS["llm"](Source(model, load_tokenizer(), "tiny"), tmp_path)
+    stock, ours = Answerer.from_weight(tmp_path, device="cpu", dtype="float32"), Answerer(model)
+    assert type(stock.model).__name__ == ("Qwen3ForCausalLM" if "qk_norm" in changes else "Qwen2ForCausalLM")
+    expected, found = (answerer.stream(answerer.prompt(question), SHORT).token_ids for answerer in (ours, stock))
+    assert len(expected) > 1 and found == expected
 
 
 @pytest.fixture
