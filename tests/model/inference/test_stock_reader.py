@@ -45,7 +45,7 @@ def rewrite(path, **changes) -> None:
 
 @pytest.mark.parametrize("changes", [{"qk_norm": True, "head_dim": 16}, {"qkv_bias": True}], ids=str)
 def test_a_decoder_in_a_class_of_its_own(changes, tmp_path):
-    model, question = make_decoder(**changes), [user_turn("What is it?")]
+    model, question = make_decoder(**changes), [user_turn("What is it?", 0)]
     FORMATS["llm"](Source(model, load_tokenizer(), "tiny"), tmp_path)
     stock, ours = Answerer.from_weight(tmp_path, device="cpu", dtype="float32"), Answerer(model)
     assert type(stock.model).__name__ == ("Qwen3ForCausalLM" if "qk_norm" in changes else "Qwen2ForCausalLM")
