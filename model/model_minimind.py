@@ -9,6 +9,7 @@ from dataclasses import fields
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
@@ -16,6 +17,7 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from model.attention import Attention, RotaryEmbedding, branch_mask, causal_mask, gather_positions, rope_frequencies
 from model.config import IGNORE_INDEX, MiniMindConfig
 from model.layers import FeedForward, MoEFeedForward, RMSNorm, product_dtype
+from model.loss import summed_cross_entropy
 from model.messages import UserError
 
 # What the installed transformers calls the cache: in what a model returns, and in what generate() hands to it.
@@ -73,6 +75,7 @@ class MiniMindModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config)
+        self.gradient_checkpointing = False  # as transformers calls it, whose Trainer sets it
 
     def forward(
         self,
@@ -111,7 +114,12 @@ class MiniMindModel(nn.Module):
             if hidden_states is not None:
                 hidden_states.append(x)
             wanted = positions if layer is self.layers[-1] and not self.config.use_moe else None
-            x, balance_loss = layer(x, rotary, mask, token_mask, cache, wanted)
+            inputs = (x, rotary, mask, token_mask, cache, wanted)
+            if self.gradient_checkpointing and self.training and cache is None:  # a cache would be filled twice
+                drops = self.config.dropout > 0  # what was drawn for it must be drawn again
+                x, balance_loss = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=drops)
+            else:
+                x, balance_loss = layer(*inputs)
             if balance_loss is not None:
                 balance_losses.append(balance_loss.to(device))  # layers may stand on several
         if positions is not None and self.config.use_moe:
@@ -128,6 +136,7 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = MiniMindConfig
     base_model_prefix = "model"
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer"]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
@@ -255,10 +264,10 @@ class MiniMindForCausalLM(PreTrainedModel, GenerationMixin):
         if hidden.device.type == "cpu":  # skip the filling; on a GPU the host would have to wait for the count
             hidden, targets = hidden[targets != IGNORE_INDEX], targets[targets != IGNORE_INDEX]
         count = (targets != IGNORE_INDEX).sum() if supervised_tokens is None else torch.as_tensor(supervised_tokens)
-        logits = self.lm_head(hidden).float().flatten(0, -2)  # [labels, vocabulary]
+        loss = summed_cross_entropy(self.lm_head, hidden, targets, product_dtype(hidden))
         if count.device.type != "cpu":  # where layers stand on several devices; a CPU scalar may divide any tensor
-            count = count.to(logits.device)
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum") / count.clamp(1)
+            count = count.to(loss.device)
+        return loss / count.clamp(1)
 
 
 def refuse_others(inputs: dict) -> None:

@@ -65,6 +65,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=0, help="rows a micro-batch; 0: the stage's")
     parser.add_argument("--accumulation_steps", type=int, default=1, help="micro-batches a step")
     parser.add_argument("--cache_features", choices=choices_of("cache_features"), default="none")
+    parser.add_argument("--checkpoint_activations", type=int, choices=(0, 1), default=0, help="as the stage's flag")
     parser.add_argument("--optimizer", choices=choices_of("optimizer"), default="adamw")
     parser.add_argument("--dtype", choices=choices_of("dtype"), default="auto",
                         help="auto: bfloat16 for --memory_gb, else this machine's")  # fmt: skip
@@ -112,6 +113,7 @@ def step_of(options: argparse.Namespace) -> Step:
         config, options.stage, options.batch_size or STAGES[options.stage].batch_size, tokens, supervised,
         cached=options.cache_features in ("float16", "int8"), dtype=choose_dtype(dtype, torch.device("cpu")),
         optimizer=options.optimizer, accumulates=options.accumulation_steps > 1, device=device,
+        checkpointed=bool(options.checkpoint_activations),
     )  # fmt: skip
 
 
@@ -163,6 +165,7 @@ def describe(step: Step, options: argparse.Namespace) -> str:
         f"{step.stage}, {step.config.hidden_size} x {step.config.num_hidden_layers}: {options.accumulation_steps} x "
         f"{counted(step.rows, 'rows')} of {step.tokens} tokens, {step.supervised} learnt{pictures}, "
         f"{str(step.dtype).removeprefix('torch.')}, {step.optimizer}, for {step.device}"
+        f"{', activations computed again' if step.checkpointed else ''}"
     )
 
 

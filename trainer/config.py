@@ -54,8 +54,8 @@ def _batch_of(rows: int) -> dict[str, int]:
 
 
 CARDS: dict[str, dict[str, dict[str, int]]] = {  # rows of 640 tokens in pretrain_vlm, of 1024 in sft_vlm
-    "4gb": {"pretrain_vlm": _batch_of(16), "sft_vlm": _batch_of(8)},  # at most 26 and 10 rows fit
-    "8gb": {"pretrain_vlm": _batch_of(32), "sft_vlm": _batch_of(16)},  # 55 and 23
+    "4gb": {"pretrain_vlm": _batch_of(16), "sft_vlm": _batch_of(8)},  # at most 30 and 10 rows fit
+    "8gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(16)},  # 68 and 27
     "12gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(32)},  # 84 and 36
     "24gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(64)},  # 171 and 75
 }
@@ -176,6 +176,13 @@ class StageConfig:
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     compile: int = _speed(0, "1: torch.compile fuses operations; needs a C++ compiler and a minute at the start")
+    checkpoint_activations: int = _speed(
+        0,
+        "1: keep of a decoder layer only what enters it, and compute the rest again in the backward pass: far less "
+        "memory, about a third more time",
+        at_least=0,
+        at_most=1,
+    )
     pack_tokens: int = _speed(
         0, "pack rows side by side into longer ones of so many tokens; 0: batches of like lengths", at_least=0
     )

@@ -66,6 +66,7 @@ def place(config: StageConfig, runtime: Runtime, model: MiniMindForCausalLM, dat
     model.to(runtime.device)
     if config.with_vision:
         model.round_tower(runtime.dtype)
+    model.model.gradient_checkpointing = bool(config.checkpoint_activations)
     if config.compile:
         compile_layers(model, runtime.device)
     if config.with_vision and config.cache_features != "none":

@@ -32,6 +32,7 @@ SHIPPED_CODE = {
     "configuration_minimind_vlm.py": ROOT / "model/config.py",
     "layers.py": ROOT / "model/layers.py",
     "attention.py": ROOT / "model/attention.py",
+    "loss.py": ROOT / "model/loss.py",
     "modeling_minimind.py": ROOT / "model/model_minimind.py",
     "modeling_minimind_vlm.py": ROOT / "model/model_vlm.py",
     "projectors.py": ROOT / "model/projectors.py",

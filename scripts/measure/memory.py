@@ -1,6 +1,7 @@
 """The memory of a training step, counted: the step is made with fake tensors, which have shapes but hold no data."""
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ class Step:
     optimizer: str = "adamw"
     accumulates: bool = False  # gradients of an earlier micro-batch are there already
     device: str = "cpu"  # of DEVICES
+    checkpointed: bool = False  # of a layer only what enters it is kept
 
     @property
     def sees(self) -> bool:
@@ -50,6 +52,7 @@ class Step:
         freeze_all_but(model, STAGES[self.stage].trainable)
         if self.sees:
             model.round_tower(self.dtype)
+        model.model.gradient_checkpointing = self.checkpointed
         if self.device != "cpu":  # fake tensors lie on a CPU, where attention may be written out; a GPU never does so
             for layer in model.model.layers:
                 layer.self_attn.short = 0
@@ -188,9 +191,18 @@ def optimizer_state(model: nn.Module, name: str) -> list[torch.Tensor]:
 
 
 def largest_batch(step: Step, limit: float) -> int:
-    """Most rows whose step stays within so many bytes; 0 where one does not."""
-    few, more = (step_memory(replace(step, rows=rows)).peak for rows in (4, 8))
-    rows = max(1, int(4 + 4 * (limit - few) / (more - few)) + 1)  # a step grows with its rows, nearly as a line
-    while rows and step_memory(replace(step, rows=rows)).peak > limit:
-        rows -= max(1, rows // 64)
-    return rows
+    """Most rows whose step stays within so many bytes; 0 where one does not.
+
+    A step grows with its rows nearly as a line, which is flatter once its logits come in pieces (model/loss.py): each
+    guess lies on the line through the two before it.
+    """
+    peaks = {rows: step_memory(replace(step, rows=rows)).peak for rows in (4, 8)}
+    while True:
+        fits = max((rows for rows, peak in peaks.items() if peak <= limit), default=0)
+        too_many = min((rows for rows, peak in peaks.items() if peak > limit), default=math.inf)
+        if too_many - fits == 1:
+            return fits
+        (earlier, earlier_peak), (later, peak) = list(peaks.items())[-2:]
+        guess = later + int((limit - peak) * (later - earlier) / (peak - earlier_peak))
+        rows = int(min(max(guess, fits + 1), too_many - 1))
+        peaks[rows] = step_memory(replace(step, rows=rows)).peak

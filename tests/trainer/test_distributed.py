@@ -35,6 +35,7 @@ SETTINGS = {
     "moe": {"use_moe": 1},
     "accumulated": {"use_moe": 1, "batch_size": 2, "accumulation_steps": 2},
     "cut": {"use_moe": 1, "batch_size": 4, "batch_tokens": 64},
+    "recomputed": {"use_moe": 1, "batch_size": 4, "batch_tokens": 64, "checkpoint_activations": 1},
 }
 
 
@@ -130,7 +131,8 @@ def test_a_step_exists_in_which_one_rank_has_no_picture_and_other_tokens(uneven_
 
 
 @pytest.mark.parametrize(
-    ("name", "alone"), [("dense", "dense"), ("moe", "moe"), ("accumulated", "moe"), ("cut", "moe")]
+    ("name", "alone"),
+    [("dense", "dense"), ("moe", "moe"), ("accumulated", "moe"), ("cut", "moe"), ("recomputed", "moe")],
 )
 def test_two_ranks_train_as_one(name, alone, trained, tower_folder):
     first, second = (load_file(trained / f"{name}_2_rank_{rank}.safetensors") for rank in range(2))

@@ -79,6 +79,12 @@ def test_parts_learn_what_the_whole_learns(whole, in_parts):
     assert sizes[0]["optimizer.safetensors"] == sizes[1]["optimizer.safetensors"]
 
 
+def test_layers_computed_again_in_parts_learn_the_same_bits(folder, in_parts):
+    config = run(folder, "recomputed", shard=1, checkpoint_activations=1)
+    assert on_two_ranks(config) == [0, 0], said_by(config, 0)
+    assert outcome(config) == outcome(in_parts)
+
+
 def test_stopped_in_parts_goes_on_to_the_same_bits(folder, in_parts):
     config = run(folder, "stopped", shard=1)
     assert on_two_ranks(config, leave_after(5)) == [STOPPED, STOPPED]

@@ -26,7 +26,7 @@ FREE_FLAGS = frozenset((
     "data_path", "images_path", "val_path", "save_dir", "from_weight", "init_embeddings", "from_resume", "vision_model",
     "batch_size", "accumulation_steps", "batch_tokens", "device", "shard", "num_workers", "log_interval",
     "save_interval", "keep_last", "allow_data_change", "strict_data", "max_bad_share", "use_wandb", "wandb_project",
-    "profile", "data_format", "max_samples", "min_rating", "follow_links", "max_megapixels",
+    "profile", "checkpoint_activations", "data_format", "max_samples", "min_rating", "follow_links", "max_megapixels",
 ))  # fmt: skip
 # Of these the flags that ranks must share all the same, because they decide when ranks talk to each other.
 SAME_ON_RANKS = ("batch_size", "accumulation_steps", "batch_tokens", "from_resume", "log_interval", "save_interval",
