@@ -141,6 +141,7 @@ def test_tokenizer_with_more_tokens_than_the_weights_know_is_refused():
 def test_a_base_of_others_is_started_from_and_saved_as_ours(name, data_folder, tower_folder, monkeypatch, tmp_path):
     """Its sizes, its biases and norms, its weights; two layers at the ends and the projector learn."""
     theirs = save_base(name, tmp_path, vocabulary=6400)
+    load_tokenizer().save_pretrained(tmp_path)
     open_sizes = dict.fromkeys(SIZES, 0)
     learning = {"trainable": ("projector", "first_layer", "last_layer"), "optimizer": "muon", "epochs": 1}
     config = tiny(SFT_VLM, data_folder, tower_folder, from_weight=str(tmp_path), **learning, **open_sizes)
