@@ -133,7 +133,7 @@ def choose_weights(weights: list[Weight]) -> list[Weight]:
     weight = st.selectbox(text("weights"), list(best), key="weight", format_func=known.get)
     if best[weight] is not None and st.toggle(text("use_best"), key="use_best"):
         weight = best[weight]
-    others = [other for other in weights if other != weight and other.image_size == weight.image_size]
+    others = [other for other in weights if other != weight and other.square == weight.square]
     if not others:
         return [weight]
     known = {"": text("no_second"), **names(others, language)}

@@ -22,6 +22,7 @@ from PIL import Image
 from dataset.check import CheckedData, stamp_of
 from dataset.samples import BadSample, DataError, Sample
 from dataset.vlm_dataset import ConversationDataset
+from model.config import BICUBIC
 from model.messages import counted
 from model.progress import progress_over
 
@@ -132,6 +133,8 @@ def cache_features(
     sources, hashes = pictures.sources, pictures.hashes
     shape = (len(sources), *encode(pictures.pixels([0])[0]).shape[1:])
     facts = [tower, data.processor.image_size, kind, hashes]
+    if data.processor.resample != BICUBIC:
+        facts.append(data.processor.resample)
     folder = folder / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
     needed, free = FeatureCache.bytes_needed(kind, shape), shutil.disk_usage(_existing(folder)).free
     what, smaller = ("pixels", "") if kind == PIXELS else ("features", ", choose int8")

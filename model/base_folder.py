@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 from model.config import ROPE_NUMBERS
 from model.messages import UserError
+from model.minimind_files import folder_arguments, is_minimind
 from model.tensor_files import read_tensor_file
 
 FAMILIES = (LlamaConfig, Qwen2Config, Qwen3Config, Qwen2MoeConfig, Qwen3MoeConfig)
@@ -53,10 +54,13 @@ def read_base(path: str | Path, shapes_only: bool = False) -> tuple[dict, dict[s
     if path.suffix == ".gguf":
         config, tensors = _read_gguf(path, shapes_only)
         return arguments_of(config, path), _under_our_names(tensors)
-    arguments = arguments_of(_read_config(path), path)
+    facts = _read_facts(path)
+    arguments = None if is_minimind(facts) else arguments_of(_config_of(facts, path), path)
     tensors = {}
     for file in weight_files(path):
         tensors |= read_tensor_file(file, shapes_only)[1]
+    if arguments is None:  # MiniMind's names are ours
+        return folder_arguments(facts, tensors, path), tensors
     return arguments, _under_our_names(tensors)
 
 
@@ -145,20 +149,30 @@ def _not_done(config: PreTrainedConfig) -> list[str]:
     ]  # fmt: skip
 
 
-def _read_config(folder: Path) -> PreTrainedConfig:
-    """config.json, read by transformers' own class of its type, which knows the names of older versions, too."""
+def _read_facts(folder: Path) -> dict:
+    """config.json of a model that this reads."""
     try:
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = facts.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}/config.json cannot be read ({error}): copy or download it again") from error
+    if is_minimind(facts):
+        return facts
     if kind in OURS:
         raise UserError(
             f"{folder} holds a MiniMind model as this project exports it: name the weights file that it was made from, "
             "or ask the folder with `python eval_vlm.py --weight FOLDER`"
         )
     if kind not in CONFIGS:
-        raise UserError(f"{folder} holds a model of type {kind!r}: as a base this reads {', '.join(CONFIGS)}")
+        raise UserError(
+            f"{folder} holds a model of type {kind!r}: as a base this reads {', '.join(CONFIGS)}, minimind-v"
+        )
+    return facts
+
+
+def _config_of(facts: dict, folder: Path) -> PreTrainedConfig:
+    """By transformers' own class of its type, which knows the names of older versions, too."""
+    kind = facts["model_type"]
     try:
         return CONFIGS[kind].from_dict(facts)
     except Exception as error:  # its checks raise classes of their own, or what Python raises over a wrong value

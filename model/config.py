@@ -17,6 +17,7 @@ YARN_NUMBERS = ("factor", "original_max_position_embeddings")
 YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
 LLAMA3_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 ROPE_NUMBERS = {"default": (), "linear": ("factor",), "llama3": LLAMA3_NUMBERS, "yarn": YARN_NUMBERS}  # by rope_type
+BICUBIC = 3  # as Pillow and preprocessor_config.json count filters
 CLIP_VIT_B16 = {  # the sizes of openai/clip-vit-base-patch16's vision half
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -195,6 +196,16 @@ class VLMConfig(MiniMindConfig):
     def patches_a_side(self) -> int:
         """14 for CLIP-ViT-B/16."""
         return self.image_size // self.vision_config["patch_size"]
+
+    @property
+    def resample(self) -> int:
+        """Pillow's number of the filter by which pictures are scaled: the tower's own, or bicubic."""
+        return self.vision_config.get("resample", BICUBIC)
+
+    @property
+    def before_last_norm(self) -> bool:
+        """Whether a SigLIP tower is read before its last norm: as LLaVA's models do, and MiniMind-3V does not."""
+        return self.vision_config.get("model_type") == "siglip_vision_model" and self.projector != "norm_mlp"
 
     @property
     def fold(self) -> tuple[int, int]:

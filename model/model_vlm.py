@@ -62,7 +62,7 @@ class MiniMindVLM(MiniMindForCausalLM):
             return torch.zeros(0, patches, self.config.vision_hidden_size, device=pixels.device)
         if pixels.dtype == torch.uint8:
             pixels = normalize_pixels(pixels, *pixel_statistics(self.config.vision_config))
-        return encode_patches(self.vision_encoder, pixels)
+        return encode_patches(self.vision_encoder, pixels, self.config.before_last_norm)
 
     def embed(
         self,

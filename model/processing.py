@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from model.chat_format import ChatFormat
-from model.config import END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, MiniMindConfig, VLMConfig
+from model.config import BICUBIC, END_OF_TEXT_ID, IGNORE_INDEX, IMAGE_TOKEN_ID, MiniMindConfig, VLMConfig
 from model.messages import UserError, counted
 from model.model_minimind import positions_before
 from model.tokenizer_files import load_tokenizer
@@ -191,17 +191,14 @@ class VLMProcessor:
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        image_tokens: int = 196,
-        image_size: int = 224,
-        image_token_id: int = IMAGE_TOKEN_ID,
-    ):
+        self, tokenizer: PreTrainedTokenizerFast, image_tokens: int = 196, image_size: int = 224,
+        image_token_id: int = IMAGE_TOKEN_ID, resample: int = BICUBIC,
+    ):  # fmt: skip
         self.tokenizer = tokenizer
         self.image_tokens = image_tokens
         self.image_span = Piece([image_token_id] * image_tokens, image=True)
         self.image_token_id = image_token_id
-        self.image_size = image_size
+        self.image_size, self.resample = image_size, resample
         self._encoded: dict[str, tuple[int, ...]] = {}  # questions repeat
         line, letter, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "a", "\na"))
         self._line_break = len(line)  # tokens of one, where a text begins with it
@@ -225,7 +222,7 @@ class VLMProcessor:
                 "tokenizer.json that they were trained with beside them"
             )
         if isinstance(config, VLMConfig):
-            return cls(tokenizer, config.image_tokens, config.image_size, config.image_token_id)
+            return cls(tokenizer, config.image_tokens, config.image_size, config.image_token_id, config.resample)
         return cls(tokenizer)
 
     def __getstate__(self) -> dict:
@@ -291,10 +288,13 @@ class VLMProcessor:
         start = () if self.start_id is None else (self.start_id,)
         return Rendered.of([Piece(start), Piece([*self.encode(text), self.end_id], trained=True)])
 
+    def square(self, picture: Image.Image) -> Image.Image:
+        """The whole picture, squeezed: nothing is cut off."""
+        return picture.resize((self.image_size, self.image_size), Image.Resampling(self.resample))
+
     def pixels(self, picture: Image.Image) -> torch.Tensor:
-        """uint8 [3, image_size, image_size]; the whole picture, squeezed to a square: nothing is cut off."""
-        square = picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        """uint8 [3, image_size, image_size]"""
+        return torch.from_numpy(np.array(self.square(picture))).permute(2, 0, 1).contiguous()
 
     def check_pictures(self, rendered: Rendered, pictures: int) -> None:
         """Raises SampleError where the text has places for more or fewer pictures than there are."""

@@ -39,19 +39,32 @@ def read_tokenizer(path: str | Path | None) -> PreTrainedTokenizerFast:
         return tokenizer_from_text(text) if text else load_tokenizer()
     if path.suffix == ".gguf":
         return _of_base(path.parent, gguf_file=path.name)
-    if path != Path() and (path.is_dir() or (path.parent / TOKENIZER_FILE).is_file()):
+    if path != Path() and (path.is_dir() or has_tokenizer(path)):
         return _of_base(path if path.is_dir() else path.parent)
     return load_tokenizer()
+
+
+def has_tokenizer(path: str | Path) -> bool:
+    """Whether a tokenizer lies beside a file, or in a folder."""
+    path = Path(path)
+    return ((path if path.is_dir() else path.parent) / TOKENIZER_FILE).is_file()
 
 
 def _of_base(folder: Path, **options: str) -> PreTrainedTokenizerFast:
     if not options and not (folder / TOKENIZER_FILE).is_file():
         raise UserError(f"{folder} holds no {TOKENIZER_FILE}: put the base's own there, its words are its own")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+        reader = PreTrainedTokenizerFast if _is_plain(folder) else AutoTokenizer
+        tokenizer = reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError) as error:
         raise UserError(f"{folder} holds a tokenizer that cannot be read: {str(error)[:300]}") from error
     return in_our_form(tokenizer)
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether a folder says that its tokenizer.json is all there is: then nobody asks for code that lies beside it."""
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and json.loads(path.read_text("utf-8")).get("tokenizer_class") == "PreTrainedTokenizerFast"
 
 
 def in_our_form(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

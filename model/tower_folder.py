@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from model.config import BICUBIC
 from model.files import file_sha256, find_folder
 from model.messages import UserError, did_you_mean
 from model.vision_encoder import DEFAULT_KIND, KINDS, TowerKind, kind_of, unwrap
@@ -98,7 +100,7 @@ def tower_sizes(folder: str | Path) -> dict:
         sizes[field] = _side(folder, field, sizes[field])
     if getattr(config, "num_channels", 3) != 3:
         raise UserError(f"{folder} holds a tower for {config.num_channels} channels: pictures have 3")
-    return {"model_type": name, **sizes, **_looks(folder, kind, sizes)}
+    return {"model_type": name, **sizes, **looks_of(folder, kind, sizes)}
 
 
 def _kind_named(folder: Path) -> str:
@@ -115,8 +117,11 @@ def _kind_named(folder: Path) -> str:
     return name
 
 
-def _looks(folder: Path, kind: TowerKind, sizes: dict) -> dict:
-    """image_mean, image_std, and picture_size where it is not image_size, of preprocessor_config.json or the kind."""
+def looks_of(folder: Path, kind: TowerKind, sizes: dict) -> dict:
+    """What pictures are made to look like, by preprocessor_config.json or the kind: image_mean and image_std.
+
+    And where they are not what goes without saying, picture_size (image_size) and resample (bicubic).
+    """
     facts = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
@@ -131,6 +136,10 @@ def _looks(folder: Path, kind: TowerKind, sizes: dict) -> dict:
         looks[field] = [float(value) for value in values]
     if min(looks["image_std"]) <= 0:
         raise UserError(f"{folder / name}: image_std {looks['image_std']} must be above 0")
+    resample = facts.get("resample", BICUBIC)
+    if resample not in list(Image.Resampling):
+        raise UserError(f"{folder / name}: resample {resample} is none of Pillow's filters, 0 to 5")
+    looks |= {"resample": resample} if resample != BICUBIC else {}
     size = facts.get("crop_size") if facts.get("do_center_crop", True) else None
     size = size or facts.get("size")
     if size and kind.any_size:

@@ -109,8 +109,13 @@ def normalize_pixels(
     return (pixels.float() / 255 - mean) / std
 
 
-def encode_patches(tower: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Normalized [pictures, 3, height, width] -> [pictures, patches, width], without class token and registers."""
+def encode_patches(tower: PreTrainedModel, pixels: torch.Tensor, before_last_norm: bool = False) -> torch.Tensor:
+    """Normalized [pictures, 3, height, width] -> [pictures, patches, width], without class token and registers.
+
+    before_last_norm: of SigLIP, whose last_hidden_state is normed; what stock Llava reads is not.
+    """
+    if before_last_norm:
+        return tower.encoder(inputs_embeds=tower.embeddings(pixels.to(tower.dtype))).last_hidden_state
     exact = KINDS[tower.config.model_type].float32
     with torch.autocast(pixels.device.type, enabled=False) if exact else nullcontext():
         return tower(pixels.to(tower.dtype)).last_hidden_state[:, leading_tokens(tower.config) :]

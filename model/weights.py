@@ -9,16 +9,18 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerFast
 
 from model.base_folder import is_base, read_base, weight_files
-from model.config import MiniMindConfig, VLMConfig
+from model.config import BICUBIC, MiniMindConfig, VLMConfig
 from model.files import file_sha256, portable_path, written_aside
 from model.messages import UserError, counted, did_you_mean
+from model.minimind_files import EMBEDDINGS, infer_config
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.projectors import projector_named
 from model.tensor_files import read_tensor_file
-from model.tokenizer_files import TOKENIZER, picture_token, read_tokenizer
+from model.tokenizer_files import TOKENIZER, has_tokenizer, picture_token, read_tokenizer
 from model.tower_folder import read_tower, tower_sizes
 from model.vision_encoder import pixel_statistics
 
@@ -29,7 +31,7 @@ SHOWN = 6  # weights that a message lists
 NOWHERE = ": check its name, or train the stage that writes it"
 NO_FACTS = ("config", "format", TOKENIZER)  # of a file's metadata
 WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
-HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"  # one tensor where the config ties them
+HEAD = "lm_head.weight"  # EMBEDDINGS once more where the config ties them
 
 
 @dataclass
@@ -69,6 +71,11 @@ def read_weights(path: str | Path, shapes_only: bool = False) -> tuple[dict | No
         raise UserError(f"{path} is no weights file, those end in {', '.join(WEIGHT_ENDINGS)}{weights_in(path.parent)}")
     config, tensors = read_tensor_file(path, shapes_only)
     return config, {_canonical(name): value for name, value in tensors.items()}
+
+
+def weight_file(path: str | Path) -> Path:
+    """The file by whose sha256 weights are known: of a folder the first."""
+    return weight_files(path)[0] if is_base(path) else Path(path)
 
 
 def weights_in(folder: Path) -> str:
@@ -131,7 +138,7 @@ def load_weights(
     parameters = {name: v.numel() for name, v in wanted.items() if not name.startswith((TOWER_PREFIX, *tied))}
     return LoadReport(
         path=Path(path),
-        sha256=file_sha256(weight_files(path)[0] if is_base(path) else Path(path)),
+        sha256=file_sha256(weight_file(path)),
         matched=sum(size for name, size in parameters.items() if name in tensors),
         total=sum(parameters.values()),
         left_at_start=[name for name in missing if name.startswith(may_miss)],
@@ -182,43 +189,6 @@ def save_weights(
         aside.chmod(0o644)  # safetensors leaves 0600, which a demo's user could not read
 
 
-def infer_config(
-    tensors: Mapping[str, torch.Tensor], num_attention_heads: int = 8, path: str | Path = "this file"
-) -> dict:
-    """Sizes of a MiniMind .pth from its tensors.
-
-    num_attention_heads: what MiniMind2's do not tell. MiniMind-3's have norms for queries and keys, which do, and come
-    with that generation's settings: an epsilon of its own, experts one a token and weighed by 1.
-    """
-    layer = "model.layers.0"
-    use_moe = f"{layer}.mlp.gate.weight" in tensors
-    try:
-        embeddings, keys = tensors[EMBEDDINGS], tensors[f"{layer}.self_attn.k_proj.weight"]
-        feed_forward = tensors[f"{layer}.mlp.{'experts.0.' if use_moe else ''}gate_proj.weight"]
-    except KeyError as error:
-        raise UserError(f"{path} is no MiniMind decoder: {error} is missing") from error
-    hidden_size = embeddings.shape[1]
-    sizes = {
-        "hidden_size": hidden_size,
-        "num_hidden_layers": 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("model.layers.")),
-        "num_attention_heads": num_attention_heads,
-        "num_key_value_heads": len(keys) * num_attention_heads // hidden_size,
-        "vocab_size": len(embeddings),
-        "intermediate_size": len(feed_forward),
-        "use_moe": use_moe,
-    }
-    if use_moe:
-        shared = tensors.get(f"{layer}.mlp.shared_experts.0.gate_proj.weight", ())
-        sizes |= {"num_experts": len(tensors[f"{layer}.mlp.gate.weight"])}
-        sizes |= {} if len(shared) == len(feed_forward) else {"shared_expert_intermediate_size": len(shared)}
-    if (norm := tensors.get(f"{layer}.self_attn.q_norm.weight")) is None:
-        return sizes
-    heads, key_heads = (len(tensors[f"{layer}.self_attn.{part}_proj.weight"]) // len(norm) for part in "qk")
-    sizes |= {"num_attention_heads": heads, "num_key_value_heads": key_heads, "head_dim": len(norm)}
-    sizes |= {"num_experts_per_tok": 1, "norm_topk_prob": True} if use_moe else {}
-    return {**sizes, "qk_norm": True, "rms_norm_eps": 1e-6}
-
-
 def init_embeddings(model: MiniMindForCausalLM, path: str | Path) -> str:
     """Overwrite the embeddings of some tokens in a model that is still untrained; returns what was done.
 
@@ -264,6 +234,11 @@ def build_vlm(sizes: dict, tower_folder: str | Path, seeing: dict | None = None)
     return model
 
 
+def tells_sight(config: dict | None) -> bool:
+    """Whether a config is of a file of ours that sees: MiniMind's .pth has none, and its folders' say little."""
+    return "vision_config" in (config or {})
+
+
 def seeing_arguments(config: dict | None, tensors: Mapping[str, torch.Tensor]) -> dict:
     """What a file says of the way from pixels to tokens, beside the tower's sizes; nothing where it is a decoder.
 
@@ -272,12 +247,13 @@ def seeing_arguments(config: dict | None, tensors: Mapping[str, torch.Tensor]) -
     names = [name.removeprefix(PROJECTOR_PREFIX) for name in tensors if name.startswith(PROJECTOR_PREFIX)]
     if not names:
         return {}
-    if not config:  # a .pth
+    if not tells_sight(config):
         return {"projector": projector_named(names)}
     vision = config["vision_config"]
     mean, std = pixel_statistics(vision)
     looks = {"image_mean": list(mean), "image_std": list(std)}
     looks |= {"picture_size": vision["picture_size"]} if "picture_size" in vision else {}
+    looks["resample"] = vision.get("resample", BICUBIC)
     seeing = {"projector": config.get("projector", "linear"), "looks": looks}
     seeing |= {"image_token_id": config["image_token_id"]} if "image_token_id" in config else {}
     tokens = config.get("image_tokens")
@@ -287,12 +263,14 @@ def seeing_arguments(config: dict | None, tensors: Mapping[str, torch.Tensor]) -
 
 
 def load_model(
-    path: str | Path, vision_model: str | Path | None = None, num_attention_heads: int = 8
-) -> MiniMindForCausalLM:
+    path: str | Path, vision_model: str | Path | None = None, num_attention_heads: int = 8,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> MiniMindForCausalLM:  # fmt: skip
     """A trained model ready to answer: MiniMindVLM where the file has a projector, MiniMindForCausalLM where not.
 
     vision_model: the tower's folder; by default the one that the file names.
     num_attention_heads: for MiniMind's .pth, which does not say.
+    tokenizer: for such a file, by default the one beside it.
 
     Raises:
         UserError: the file does not fit, or the tower is missing or another than the one trained with.
@@ -306,14 +284,21 @@ def load_model(
     if not sees:
         model = MiniMindForCausalLM(MiniMindConfig(**sizes))
     elif tower_folder:
-        token = {} if config else {"image_token_id": picture_token(read_tokenizer(path), sizes["vocab_size"])}
-        model = build_vlm(sizes, tower_folder, seeing_arguments(config, tensors) | token)
-    elif config:  # a tower that came from nowhere travels in the file
+        seeing = seeing_arguments(config, tensors)
+        if not tells_sight(config):
+            if tokenizer is None and seeing["projector"] == "norm_mlp" and not has_tokenizer(path):
+                raise UserError(
+                    f"{path} is a MiniMind-3V, whose words and placeholder are its tokenizer's: put its tokenizer.json "
+                    "and tokenizer_config.json beside it"
+                )
+            seeing["image_token_id"] = picture_token(tokenizer or read_tokenizer(path), sizes["vocab_size"])
+        model = build_vlm(sizes, tower_folder, seeing)
+    elif tells_sight(config):  # a tower that came from nowhere travels in the file
         seeing = {name: config[name] for name in ("projector", "image_tokens", "image_token_id") if name in config}
         model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **seeing, **sizes))
     else:
         raise UserError(f"{path} does not say which tower it was trained with: name it with --vision_model DIR")
     advice = "It is cut, or was written by another program: copy or train it again."
     # a .pth may hold a CLIP: the folder's serves
-    load_weights(model, path, ignore=() if config else (TOWER_PREFIX,), advice=advice)
+    load_weights(model, path, ignore=() if tells_sight(config) else (TOWER_PREFIX,), advice=advice)
     return model.eval()

@@ -4,10 +4,13 @@
 
 --to    transformers   MiniMindVLM with its code, processor and tower; loads with trust_remote_code=True
         llava          a stock LlavaForConditionalGeneration, for every engine that knows it; no code
-        llm            the decoder alone, a stock Llama or Qwen2-MoE
+        llm            the decoder alone, a stock Llama, Qwen2 or Qwen3, dense or MoE
         minimind       a .pth as MiniMind2-V writes it
+        minimind3v     a .pth as MiniMind-3V writes it
 
-MiniMind's own files come in too: --weight sft_vlm_512.pth --vision_model clip-vit-base-patch16 --tokenizer DIR.
+What cannot be held is refused by name, with the format that takes it; docs/deploy.md has the table.
+MiniMind's own files come in too: --weight sft_vlm_512.pth --vision_model clip-vit-base-patch16 --tokenizer DIR, or
+--weight sft_vlm_768.pth --vision_model siglip2-base-p32-256-ve, or a folder of theirs.
 Every conversion is loaded again in a fresh process and must give the same logits (1e-4) and the same greedy text; only
 then the folder appears, whole. An older conversion at --output is replaced, anything else there is refused.
 """
@@ -27,7 +30,7 @@ from model.config import MiniMindConfig
 from model.files import file_sha256, find_folder
 from model.messages import UserError
 from model.tokenizer_files import TOKENIZER_FILE, read_tokenizer, special_ids
-from model.weights import load_model, read_facts
+from model.weights import load_model, read_facts, weight_file
 from scripts.export.card import model_card
 from scripts.export.folder import claim, publish, seal
 from scripts.export.formats import FORMATS, Exported, Source, portable_name
@@ -53,7 +56,7 @@ def convert(options: argparse.Namespace) -> dict:
         (temporary / "README.md").write_text(card, encoding="utf-8")
         manifest = {
             "format": options.to,
-            "weight": {"name": options.weight.name, "sha256": file_sha256(options.weight)},
+            "weight": {"name": options.weight.name, "sha256": file_sha256(weight_file(options.weight))},
             "vision_tower": tower_identity(source, exported),
             "largest_logit_difference": proof(source, exported, temporary),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -67,10 +70,11 @@ def convert(options: argparse.Namespace) -> dict:
 
 def read_source(options: argparse.Namespace) -> Source:
     """The model and tokenizer that the options name."""
-    model = load_model(options.weight, options.vision_model, options.num_attention_heads)
-    return Source(
-        model, tokenizer_of(options, model.config), options.weight.stem, DTYPES[options.dtype], not options.no_vision
-    )
+    tokenizer = own_tokenizer(options.tokenizer)
+    model = load_model(options.weight, options.vision_model, options.num_attention_heads, tokenizer)
+    tokenizer = tokenizer or read_tokenizer(options.weight)
+    check_tokenizer(tokenizer, model.config, options.tokenizer)
+    return Source(model, tokenizer, options.weight.stem, DTYPES[options.dtype], not options.no_vision)
 
 
 def proof(source: Source, exported: Exported, folder: Path) -> float:
@@ -104,19 +108,24 @@ def read_score(path: Path | None) -> dict | None:
     return score
 
 
-def tokenizer_of(options: argparse.Namespace, config: MiniMindConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer of the weights, or of --tokenizer; its special tokens must stand where the model knows them."""
-    if options.tokenizer is not None and not (options.tokenizer / TOKENIZER_FILE).is_file():
-        raise UserError(f"--tokenizer {options.tokenizer} holds no {TOKENIZER_FILE}: name MiniMind's `model` folder")
-    tokenizer = read_tokenizer(options.tokenizer or options.weight)
+def own_tokenizer(folder: Path | None) -> PreTrainedTokenizerFast | None:
+    """That of --tokenizer, for weights that come without one."""
+    if folder is None:
+        return None
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise UserError(f"--tokenizer {folder} holds no {TOKENIZER_FILE}: name MiniMind's `model` folder")
+    return read_tokenizer(folder)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, config: MiniMindConfig, folder: Path | None) -> None:
+    """Raises UserError where its special tokens do not stand where the model knows them."""
     found = special_ids(tokenizer)
     wrong = [f"its {name} is {found[name]} and the model's {ids}" for name in found
              if found[name] not in _listed(ids := getattr(config, name))]  # fmt: skip
     if len(tokenizer) > config.vocab_size:
         wrong.append(f"it has {len(tokenizer)} tokens and the model {config.vocab_size}")
     if wrong:
-        raise UserError(f"--tokenizer {options.tokenizer or 'model'} does not fit these weights: {'; '.join(wrong)}")
-    return tokenizer
+        raise UserError(f"--tokenizer {folder or 'model'} does not fit these weights: {'; '.join(wrong)}")
 
 
 def _listed(ids: int | list[int] | None) -> list[int | None]:
@@ -130,7 +139,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to make, or an older conversion to replace")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors; a .pth is always float16")
     parser.add_argument("--no_vision", action="store_true", help="transformers: leave the tower out, name it only")
-    parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
+    parser.add_argument("--vision_model", help="folder of the vision tower; by default the one trained with")
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of a tokenizer; by default the one that belongs to the weights"
     )

@@ -73,7 +73,7 @@ class StageData:
             with runtime.autocast():
                 return model.encode_pictures(pixels.to(runtime.device)).float().cpu()
 
-        looks = pixel_statistics(model.config.vision_config)
+        looks = (*pixel_statistics(model.config.vision_config), model.config.before_last_norm)
         datasets = {id(subset.dataset): subset.dataset for subset in (self.train, self.validation) if subset}
         for dataset in datasets.values():
             cache_features(

@@ -16,18 +16,19 @@ from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration, Pr
 from transformers.cache_utils import Cache, DynamicCache
 
 from model.base_folder import CONFIGS
-from model.config import MiniMindConfig, VLMConfig
+from model.config import BICUBIC, MiniMindConfig, VLMConfig
 from model.files import find_folder
 from model.inference.llava_projector import unscale_projector
 from model.inference.reader import Prompt
 from model.messages import UserError
+from model.minimind_files import is_minimind
 from model.model_minimind import CACHE_NAME, MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import VLMProcessor
 from model.tokenizer_files import read_tokenizer
-from model.tower_folder import read_tower
-from model.vision_encoder import normalize_pixels
-from model.weights import load_weights, weights_in
+from model.tower_folder import looks_of, read_tower
+from model.vision_encoder import KINDS, normalize_pixels, pixel_statistics
+from model.weights import load_model, load_weights, weights_in
 
 OURS = {"minimind": (MiniMindConfig, MiniMindForCausalLM), "minimind_vlm": (VLMConfig, MiniMindVLM)}
 STOCK = {"llava": LlavaForConditionalGeneration, **dict.fromkeys(CONFIGS, AutoModelForCausalLM)}
@@ -50,6 +51,9 @@ def load_folder(folder: Path, vision_model: str | None = None) -> tuple[PreTrain
         raise UserError(
             f"{folder} is no model folder: its config.json cannot be read ({reason}){weights_in(folder)}"
         ) from error
+    if is_minimind(facts):
+        model = load_model(folder, vision_model)
+        return model, VLMProcessor.for_config(model.config, read_tokenizer(folder))
     if kind not in (*OURS, *STOCK):
         raise UserError(f"{folder} holds a model of type {kind!r}: this reads {', '.join((*OURS, *STOCK))}")
     without_tower = BLIND in (facts.get("architectures") or ())
@@ -67,7 +71,12 @@ def load_folder(folder: Path, vision_model: str | None = None) -> tuple[PreTrain
     if not isinstance(model, LlavaForConditionalGeneration):
         return model, VLMProcessor.for_config(model.config, tokenizer)
     vision = model.config.vision_config
-    return model, VLMProcessor(tokenizer, (vision.image_size // vision.patch_size) ** 2, vision.image_size)
+    if vision.model_type not in KINDS:
+        raise UserError(f"{folder} sees through a {vision.model_type}: this reads Llava with {', '.join(KINDS)}")
+    looks = looks_of(folder, KINDS[vision.model_type], vision.to_dict())
+    vision.image_mean, vision.image_std = looks["image_mean"], looks["image_std"]
+    tokens, filter_number = (vision.image_size // vision.patch_size) ** 2, looks.get("resample", BICUBIC)
+    return model, VLMProcessor(tokenizer, tokens, vision.image_size, resample=filter_number)
 
 
 def _tower_of(folder: Path, facts: dict, named: str | None) -> tuple[PreTrainedModel, str]:
@@ -118,6 +127,7 @@ class StockReader:
         self.sees = isinstance(model, LlavaForConditionalGeneration)
         if self.sees:
             unscale_projector(model.model.multi_modal_projector)
+            self.statistics = pixel_statistics(vars(model.config.vision_config))
         self.model, self.device = model.to(device, dtype), device
 
     def start(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, StockCache]:
@@ -131,7 +141,9 @@ class StockReader:
         ids = pad_sequence(rows, batch_first=True, padding_side="left")  # [rows, longest]
         inputs = {}
         if pictures:
-            inputs["pixel_values"] = normalize_pixels(torch.stack(pictures)).to(self.device, self.model.dtype)
+            inputs["pixel_values"] = normalize_pixels(torch.stack(pictures), *self.statistics).to(
+                self.device, self.model.dtype
+            )
         cache = StockCache(DynamicCache(), mask.to(self.device))
         return self._forward(ids.to(self.device), cache, **inputs), cache
 

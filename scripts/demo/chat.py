@@ -9,6 +9,7 @@ from random import Random
 from PIL import Image
 
 from dataset import emoji_world as world
+from model.config import BICUBIC
 from model.inference.answerer import Answer, Options, assistant_turn, user_turn
 from model.inference.attention_map import Looked
 from scripts.demo import limits
@@ -53,10 +54,12 @@ class Turn:
         return replace(self, question=question, replies=[])
 
 
-def new_turn(turns: Sequence[Turn], question: str, files: Sequence[bytes], image_size: int | None) -> Turn:
+def new_turn(
+    turns: Sequence[Turn], question: str, files: Sequence[bytes], image_size: int | None, resample: int = BICUBIC
+) -> Turn:
     """The next turn of a conversation, all of it checked; pictures that read_upload refuses are left out of it.
 
-    image_size: None for weights without eyes.
+    image_size: None for weights without eyes. resample: as read_upload takes it.
 
     Raises:
         Refused: too long, too many pictures, or none of them that can be used (file_number says which is meant).
@@ -70,7 +73,7 @@ def new_turn(turns: Sequence[Turn], question: str, files: Sequence[bytes], image
         raise Refused("too_many_in_all")
     for number, content in enumerate(files, 1):
         try:
-            turn.pictures.append(read_upload(content, image_size))
+            turn.pictures.append(read_upload(content, image_size, resample))
         except Refused as error:
             turn.left_out.append(Refused(error.key, number))
     if turn.left_out and not turn.pictures:  # an answer without the picture would be about nothing
@@ -121,6 +124,10 @@ class Chat:
         return self.weights[0].image_size
 
     @property
+    def resample(self) -> int:
+        return self.weights[0].resample
+
+    @property
     def answering(self) -> list[Reply]:
         """The replies that are still to come."""
         return [reply for reply in self.turns[-1].replies if reply.job] if self.turns else []
@@ -131,12 +138,12 @@ class Chat:
             if not question and not files:
                 return
             self.draft = question[: limits.MAX_CHARACTERS]
-            self._ask([*self.turns, new_turn(self.turns, question or wordless, files, self.image_size)])
+            self._ask([*self.turns, new_turn(self.turns, question or wordless, files, self.image_size, self.resample)])
 
     def begin_with(self, scene: Image.Image, questions: list[str]) -> None:
         """Ask the first of an example's questions, and suggest the others."""
         with self._refusals_noticed():
-            picture = prepare_picture(scene, self.image_size)
+            picture = prepare_picture(scene, self.image_size, self.resample)
             self._ask([Turn(questions[0], [picture], world.attribution(), questions)])
 
     def ask_again(self, number: int, question: str) -> None:

@@ -6,6 +6,7 @@ from io import BytesIO
 
 from PIL import Image
 
+from model.config import BICUBIC
 from model.inference.answerer import Options
 from model.messages import UserError
 from model.processing import SampleError, open_picture
@@ -37,10 +38,10 @@ class Picture:
     square: Image.Image  # as the model gets it: squeezed whole, exactly as eval_vlm.py would
 
 
-def read_upload(content: bytes, image_size: int) -> Picture:
+def read_upload(content: bytes, image_size: int, resample: int = BICUBIC) -> Picture:
     """An uploaded file as a picture. Its name is never looked at: what it is says its content alone.
 
-    image_size: side of the square that the model sees, pixels.
+    image_size: side of the square that the model sees, pixels. resample: Pillow's number of the filter for it.
 
     Raises:
         Refused: too many bytes or pixels, no picture of the known formats, or damaged.
@@ -50,17 +51,17 @@ def read_upload(content: bytes, image_size: int) -> Picture:
     try:
         picture = open_picture(BytesIO(content), decode=False)  # the header alone: a bomb waits for nobody's decoding
         with _decoding:
-            return prepare_picture(open_picture(picture), image_size)
+            return prepare_picture(open_picture(picture), image_size, resample)
     except SampleError as error:
         too_many = error.__cause__ is None or isinstance(error.__cause__, Image.DecompressionBombError)
         raise Refused("too_many_pixels" if too_many else "no_picture") from error
 
 
-def prepare_picture(picture: Image.Image, image_size: int) -> Picture:
+def prepare_picture(picture: Image.Image, image_size: int, resample: int = BICUBIC) -> Picture:
     """picture: RGB. Only pixels are kept: no EXIF, no place where it was taken, no comment."""
     bare = Image.new("RGB", picture.size)
     bare.paste(picture)
-    square = bare.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    square = bare.resize((image_size, image_size), Image.Resampling(resample))
     bare.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     file = BytesIO()
     bare.save(file, "JPEG", quality=90)

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from dataset.sources import short_names
+from model.config import BICUBIC
 from model.messages import plain
 from scripts.demo.text import TEXT, translate
 
@@ -30,6 +31,12 @@ class Weight:
     steps: str = ""
     val_loss: str = ""
     tower: str = ""
+    resample: int = BICUBIC  # Pillow's number of the filter that makes a picture image_size large
+
+    @property
+    def square(self) -> tuple[int | None, int]:
+        """What a picture is made before the model sees it; models that are compared need the same."""
+        return self.image_size, self.resample
 
 
 def find_weights(folders: Sequence[Path]) -> list[Weight]:
@@ -62,15 +69,17 @@ def _read_weight(path: Path, changed: int) -> Weight | None:
         return None
     if not isinstance(config, dict) or "hidden_size" not in config:
         return None
+    vision = config.get("vision_config") or {}
     data = stage.get("data_path", "") if isinstance(stage, dict) else ""
     return Weight(
         path,
         changed,
         facts.get("stage", ""),
-        (config.get("vision_config") or {}).get("image_size"),
+        vision.get("picture_size") or vision.get("image_size"),
         data=short_names(str(data), SHOWN_PARTS),
         steps=facts.get("step", ""),
         val_loss=facts.get("val_loss", ""),
+        resample=vision.get("resample", BICUBIC),
         tower=Path(str(config.get("vision_source") or "")).name,
     )
 

@@ -5,9 +5,15 @@ from pathlib import Path
 
 from dataset import emoji_world
 from dataset.sources import short_names
+from model.config import VLMConfig
+from model.vision_encoder import DEFAULT_KIND
 from scripts.export.formats import Exported, Source, portable_name
 
 STAGE_FACTS = ("data_path", "epochs", "batch_size", "learning_rate", "projector_learning_rate", "max_seq_len", "seed")
+TOWER_NAMES = {
+    "clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "dinov2": "DINOv2",
+    "dinov2_with_registers": "DINOv2 with registers", "efficientnet_lite": "EfficientNet-Lite",
+}  # fmt: skip
 SCORE_COLUMNS = {"right": "right picture", "shuffled": "another picture", "none": "no picture"}
 
 
@@ -46,14 +52,21 @@ def _model(source: Source, exported: Exported) -> str:
         ("numbers", exported.dtype),
     ]  # fmt: skip
     if config.use_moe:
-        rows.insert(1, ("experts", f"{config.num_experts}, {config.num_experts_per_tok} a token, and a shared one"))
+        shared = ", and a shared one" if config.shared_expert_size else ""
+        rows.insert(1, ("experts", f"{config.num_experts}, {config.num_experts_per_tok} a token{shared}"))
     if exported.sees:
         tower = f"{portable_name(config) or 'trained with the model'}, sha256 {config.vision_sha256 or 'of no file'}"
         rows += [
-            ("vision tower", f"CLIP, {config.image_size} pixels a side: {tower}"),
+            ("vision tower", f"{_tower_name(config)}, {config.image_size} pixels a side: {tower}"),
+            ("projector", config.projector),
             ("a picture", f"{config.image_tokens} tokens; squeezed to a square, nothing is cut off"),
         ]
     return _table(("", ""), rows)
+
+
+def _tower_name(config: VLMConfig) -> str:
+    kind = config.vision_config.get("model_type", DEFAULT_KIND)
+    return TOWER_NAMES.get(kind, kind)
 
 
 def _training(source: Source, facts: dict[str, str]) -> str:

@@ -3,54 +3,41 @@
 A new format is one function, and a line in FORMATS.
 """
 
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from model.config import MiniMindConfig, VLMConfig
-from model.files import ROOT
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.processing import IMAGE_TAG
-from model.vision_encoder import pixel_statistics
-from model.weights import EMBEDDINGS, HEAD, TOWER_PREFIX, infer_config, tied_head
-from scripts.export.stock import decoder_tensors, generation_config, llava_config, llava_tensors, stock_config
+from model.vision_encoder import DEFAULT_KIND, pixel_statistics
+from model.weights import EMBEDDINGS, HEAD, TOWER_PREFIX, decoder_arguments, infer_config, tied_head
+from scripts.export.shipped import files_behind, shipped_code
+from scripts.export.stock import (
+    decoder_tensors,
+    generation_config,
+    llava_config,
+    llava_tensors,
+    selected,
+    stock_config,
+)
+from scripts.export.writing import (
+    free_token_id,
+    round_weights,
+    write_json,
+    write_stock,
+    write_tensors,
+    write_tokenizer,
+)
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
-# What a `transformers` folder ships where its model needs it, and which file of this project it is; only import lines
-# differ.
-SHIPPED_CODE = {
-    "messages.py": ROOT / "model/messages.py",
-    "files.py": ROOT / "model/files.py",
-    "configuration_minimind_vlm.py": ROOT / "model/config.py",
-    "layers.py": ROOT / "model/layers.py",
-    "attention.py": ROOT / "model/attention.py",
-    "loss.py": ROOT / "model/loss.py",
-    "modeling_minimind.py": ROOT / "model/model_minimind.py",
-    "modeling_minimind_vlm.py": ROOT / "model/model_vlm.py",
-    "projectors.py": ROOT / "model/projectors.py",
-    "efficientnet_lite.py": ROOT / "model/efficientnet_lite.py",
-    "vision_encoder.py": ROOT / "model/vision_encoder.py",
-    "tower_folder.py": ROOT / "model/tower_folder.py",
-    "chat_format.py": ROOT / "model/chat_format.py",
-    "tokenizer_files.py": ROOT / "model/tokenizer_files.py",
-    "rendering.py": ROOT / "model/processing.py",
-    "processing_minimind_vlm.py": TEMPLATES / "processing_minimind_vlm.py",
-    "modeling_without_vision.py": TEMPLATES / "modeling_without_vision.py",
-}
-MINIMIND_SETTINGS = ("num_key_value_heads", "intermediate_size", "rope_parameters", "rms_norm_eps",
-                     "num_experts_per_tok", "tie_word_embeddings", "head_dim", "qk_norm", "qkv_bias", "output_bias",
-                     "mlp_bias", "weights_sum_to_one", "shared_expert_size", "shared_expert_gate")  # fmt: skip
-OWN_IMPORT = re.compile(r"^from model\.(\w+) import", re.MULTILINE)
-GENERATION_MARK = re.compile(r"\{%-? (end)?generation -?%\}")  # for training only, and other engines do not know it
-
+IMAGE_PAD = ("<|image_pad|>", 12)  # MiniMind-3V's placeholder and its id
+# Of training, or a limit: a .pth does not tell them, and nothing that it answers depends on them.
+NOT_IN_PTH = ("dropout", "router_aux_loss_coef", "max_position_embeddings")
 
 ASK = """\
 from transformers import pipeline
@@ -67,7 +54,7 @@ pipe = pipeline("text-generation", model=FOLDER)
 answer = pipe([{"role": "user", "content": "Hello"}], return_full_text=False)
 print(answer[0]["generated_text"])"""
 ASK_PTH = """\
-# in MiniMind2-V's checkout: out/{name}.pth; in this project:
+# in {family}'s checkout: out/{name}.pth; in this project:
 # python eval_vlm.py --weight {name}.pth --vision_model TOWER --image picture.png"""
 
 
@@ -105,7 +92,7 @@ def export_transformers(source: Source, folder: Path) -> Exported:
     if not source.with_vision:
         _needs_tower_folder(source)
         model_class = "modeling_without_vision.MiniMindVLMWithoutVision"
-    dtype = _round_weights(source, source.dtype, source.with_vision)
+    dtype = round_weights(source.model, source.dtype, source.with_vision)
     for name in files_behind("processing_minimind_vlm.py", f"{model_class.split('.')[0]}.py"):
         (folder / name).write_text(shipped_code(name), encoding="utf-8")
     config = source.model.config.to_dict()
@@ -125,12 +112,13 @@ def export_transformers(source: Source, folder: Path) -> Exported:
         "dtype": dtype,
         "vision_source": portable_name(source.model.config),
     }
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     left_out = (*tied_head(source.model), *(() if source.with_vision else (TOWER_PREFIX,)))
-    _write_tensors({n: v for n, v in source.model.state_dict().items() if not n.startswith(left_out)}, source, folder)
+    tensors = {n: v for n, v in source.model.state_dict().items() if not n.startswith(left_out)}
+    write_tensors(tensors, source.dtype, folder)
     generation_config(source.model.config).save_pretrained(folder)
-    _write_tokenizer(source.tokenizer, folder)
-    _write_json(
+    write_tokenizer(source.tokenizer, folder)
+    write_json(
         folder / "processor_config.json",
         {
             "processor_class": "MiniMindVLMProcessor",
@@ -138,6 +126,7 @@ def export_transformers(source: Source, folder: Path) -> Exported:
             "image_tokens": source.model.config.image_tokens,
             "image_size": source.model.config.image_size,
             "image_token_id": source.model.config.image_token_id,
+            "resample": source.model.config.resample,
         },
     )
     kind = "MiniMindVLM with its own code: load it with `trust_remote_code=True`."
@@ -147,36 +136,17 @@ def export_transformers(source: Source, folder: Path) -> Exported:
 
 
 def export_llava(source: Source, folder: Path) -> Exported:
-    """A stock LlavaForConditionalGeneration around a stock decoder: no code of ours in it."""
+    """A stock LlavaForConditionalGeneration around Llama, Qwen2 or Qwen3, dense or MoE: no code of ours in it."""
     _needs_vision(source, "llava")
-    dtype = _round_weights(source, source.dtype, with_tower=True)
     config = source.model.config
-    image_token_id = config.vocab_size
-    activation = "linear" if source.dtype == torch.float16 else "gelu"
-    stock = llava_config(source.model, image_token_id, activation)
-    tensors = llava_tensors(source.model, stock)
-    _write_stock(source, folder, "LlavaForConditionalGeneration", stock, tensors)
+    image_token_id = free_token_id(source.tokenizer)
+    exact = config.projector == "linear" and source.dtype == torch.float16  # fp16 has no room for the scaling
+    stock = llava_config(source.model, image_token_id, "linear" if exact else "gelu")
+    dtype = round_weights(source.model, source.dtype, with_tower=True)
+    write_stock(stock, llava_tensors(source.model, stock), source.dtype, folder)
     generation_config(config, suppress_tokens=[image_token_id]).save_pretrained(folder)
-    _write_tokenizer(source.tokenizer, folder, {IMAGE_TAG: image_token_id})
-    mean, std = pixel_statistics(config.vision_config)
-    size = {"height": config.image_size, "width": config.image_size}
-    _write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor",
-            "do_convert_rgb": True, "do_resize": True, "size": size, "resample": 3,  # bicubic
-            "do_center_crop": False, "crop_size": size, "do_rescale": True, "rescale_factor": 1 / 255,
-            "do_normalize": True, "image_mean": list(mean), "image_std": list(std),
-        },
-    )  # fmt: skip
-    _write_json(
-        folder / "processor_config.json",
-        {
-            "processor_class": "LlavaProcessor", "image_token": IMAGE_TAG,
-            "patch_size": config.vision_config["patch_size"], "num_additional_image_tokens": 1,  # CLIP's class token,
-            "vision_feature_select_strategy": "default",  # which this leaves out again
-        },
-    )  # fmt: skip
+    write_tokenizer(source.tokenizer, folder, {IMAGE_TAG: image_token_id})
+    _write_llava_processor(config, folder)
     kind = (
         "A stock `LlavaForConditionalGeneration`: no code of its own. Pictures with transparency should be laid on "
         "white first, as in training."
@@ -184,16 +154,42 @@ def export_llava(source: Source, folder: Path) -> Exported:
     return Exported(kind, ASK.format(further=""), sees=True, has_tower=True, dtype=dtype)
 
 
+def _write_llava_processor(config: VLMConfig, folder: Path) -> None:
+    """How pictures enter: squeezed to a square, nothing cut off, and normalized as the tower's."""
+    size = {"height": config.image_size, "width": config.image_size}
+    mean, std = pixel_statistics(config.vision_config)
+    clip = config.vision_config.get("model_type", DEFAULT_KIND) == DEFAULT_KIND
+    cutting = {"do_center_crop": False, "crop_size": size} if clip else {}
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "CLIPImageProcessor" if clip else "SiglipImageProcessor",
+            "processor_class": "LlavaProcessor",
+            "do_convert_rgb": True, "do_resize": True, "size": size, "resample": config.resample, **cutting,
+            "do_rescale": True, "rescale_factor": 1 / 255,
+            "do_normalize": True, "image_mean": list(mean), "image_std": list(std),
+        },
+    )  # fmt: skip
+    write_json(
+        folder / "processor_config.json",
+        {
+            "processor_class": "LlavaProcessor", "image_token": IMAGE_TAG,
+            "patch_size": config.vision_config["patch_size"],
+            "num_additional_image_tokens": int(clip),  # CLIP's class token, which "default" leaves out again
+            "vision_feature_select_strategy": selected(config),
+        },
+    )  # fmt: skip
+
+
 def export_llm(source: Source, folder: Path) -> Exported:
-    """The decoder alone, as a stock Llama, Qwen2, Qwen3, Qwen2-MoE or Qwen3-MoE."""
+    """The decoder alone, as a stock Llama, Qwen2 or Qwen3, dense or MoE."""
     config = source.model.config
     stock = stock_config(config)
-    dtype = _round_weights(source, source.dtype, with_tower=False)
-    name = type(stock).__name__.replace("Config", "ForCausalLM")
-    _write_stock(source, folder, name, stock, decoder_tensors(source.model))
+    dtype = round_weights(source.model, source.dtype, with_tower=False)
+    write_stock(stock, decoder_tensors(source.model), source.dtype, folder)
     generation_config(config).save_pretrained(folder)
-    _write_tokenizer(source.tokenizer, folder)
-    kind = f"The decoder alone, as a stock `{name}`: it sees no pictures."
+    write_tokenizer(source.tokenizer, folder)
+    kind = f"The decoder alone, as a stock `{stock.architectures[0]}`: it sees no pictures."
     return Exported(kind, ASK_DECODER, sees=False, has_tower=False, dtype=dtype)
 
 
@@ -204,24 +200,76 @@ def export_minimind(source: Source, folder: Path) -> Exported:
         UserError: a setting that such a file cannot tell, and that is not MiniMind's.
     """
     config = source.model.config
-    inferred = MiniMindConfig(**infer_config(source.model.state_dict(), config.num_attention_heads))
-    lost = [
-        f"{name} {getattr(config, name)}" for name in MINIMIND_SETTINGS
-        if getattr(config, name) != getattr(inferred, name)
-    ]  # fmt: skip
+    if config.qk_norm:
+        raise UserError(f"--to minimind: MiniMind2's decoder has no q/k norms: {_other_format(source)} takes them")
+    if source.sees and config.projector != "linear":
+        other = _other_format(source)
+        raise UserError(f"--to minimind: MiniMind2-V's projector is linear, not {config.projector}: {other} takes it")
+    return _export_pth(source, folder, "minimind", "MiniMind2-V")
+
+
+def export_minimind3v(source: Source, folder: Path) -> Exported:
+    """A .pth as MiniMind-3V's trainer writes it: a Qwen3-like decoder, a SigLIP2 tower named beside it.
+
+    Raises:
+        UserError: a part that MiniMind-3V has not, or a setting that such a file cannot tell.
+    """
+    config = source.model.config
+    if not config.qk_norm:
+        raise UserError(
+            f"--to minimind3v: its decoder has q/k norms, this one has none: {_other_format(source)} takes it"
+        )
+    if source.sees:
+        _check_minimind3v_sight(source)
+    return _export_pth(source, folder, "minimind3v", "MiniMind-3V")
+
+
+def _check_minimind3v_sight(source: Source) -> None:
+    config, known = source.model.config, source.tokenizer.get_vocab()
+    kind = config.vision_config.get("model_type", DEFAULT_KIND)
+    text, number = IMAGE_PAD
+    reasons = {
+        f"the projector {config.projector} and not norm_mlp": config.projector != "norm_mlp",
+        f"a {kind} tower and not SigLIP": kind != "siglip_vision_model",
+        f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
+        f"token {config.image_token_id} for pictures and not {text}, {number}":
+        (config.image_token_id, known.get(text)) != (number, number),
+    }  # fmt: skip
+    if found := [reason for reason, there in reasons.items() if there]:
+        raise UserError(f"--to minimind3v: this model has {'; '.join(found)}: {_other_format(source)} takes it")
+
+
+def _export_pth(source: Source, folder: Path, format_name: str, family: str) -> Exported:
+    """Tensors as a family's trainer saves them, without a word about what they do not tell."""
+    model, config = source.model, source.model.config
+    told = _settings(MiniMindConfig(**infer_config(model.state_dict(), config.num_attention_heads)))
+    lost = [f"{name} {value}" for name, value in _settings(config).items() if told.get(name) != value]
     if lost:
-        raise UserError(f"--to minimind: a .pth cannot tell {', '.join(lost)}: choose another format")
+        raise UserError(f"--to {format_name}: a .pth cannot tell {', '.join(lost)}: {_other_format(source)} can")
     if source.sees:
         _needs_tower_folder(source)
-    dtype = _round_weights(source, torch.float16, with_tower=False)
-    tensors = {n: v.detach().half() for n, v in source.model.state_dict().items() if not n.startswith(TOWER_PREFIX)}
-    if source.model.config.tie_word_embeddings:
+    dtype = round_weights(model, torch.float16, with_tower=False)
+    tensors = {n: v.detach().half() for n, v in model.state_dict().items() if not n.startswith(TOWER_PREFIX)}
+    if config.tie_word_embeddings:
         tensors[HEAD] = tensors[EMBEDDINGS]  # one tensor under both names, as there
     torch.save(tensors, folder / f"{source.name}.pth")
-    _write_tokenizer(source.tokenizer, folder)
-    kind = "A `.pth` as MiniMind2-V writes it: half precision, without the vision tower."
-    usage = ASK_PTH.format(name=source.name)
+    write_tokenizer(source.tokenizer, folder)
+    kind = f"A `.pth` as {family} writes it: half precision, without the vision tower."
+    usage = ASK_PTH.format(name=source.name, family=family)
     return Exported(kind, usage, sees=source.sees, has_tower=False, dtype=dtype, library="pytorch")
+
+
+def _settings(config: MiniMindConfig) -> dict:
+    """All of a decoder that decides what it answers."""
+    settings = {n: v for n, v in decoder_arguments(config.to_dict()).items() if n not in NOT_IN_PTH}
+    if not config.use_moe:
+        return {n: v for n, v in settings.items() if "expert" not in n and n != "norm_topk_prob"}
+    summed, shared = config.weights_sum_to_one, config.shared_expert_size  # whatever was said, or left unsaid
+    return {**settings, "norm_topk_prob": summed, "shared_expert_intermediate_size": shared}
+
+
+def _other_format(source: Source) -> str:
+    return "--to transformers" if source.sees else "--to llm"
 
 
 FORMATS: dict[str, Callable[[Source, Path], Exported]] = {
@@ -229,31 +277,8 @@ FORMATS: dict[str, Callable[[Source, Path], Exported]] = {
     "llava": export_llava,
     "llm": export_llm,
     "minimind": export_minimind,
+    "minimind3v": export_minimind3v,
 }
-
-
-def shipped_code(name: str) -> str:
-    """A file of SHIPPED_CODE as it ships: the project's own, importing its neighbours in the folder."""
-    neighbours = {path.stem: shipped.removesuffix(".py") for shipped, path in SHIPPED_CODE.items()}
-    text = SHIPPED_CODE[name].read_text(encoding="utf-8")
-    shipped = OWN_IMPORT.sub(lambda match: f"from .{neighbours[match[1]]} import", text)
-    further = sorted(neighbours[module] for module in _needs(text) - set(OWN_IMPORT.findall(text)))
-    if further:  # what its neighbours import
-        shipped += "\n\n# transformers 5.3 copies no file but those that are named here\n"
-        shipped += "".join(f"from .{module} import __name__ as _  # noqa: E402, F401\n" for module in further)
-    return shipped
-
-
-def files_behind(*names: str) -> list[str]:
-    """These files of SHIPPED_CODE, and all that they import."""
-    needed = set().union(*(_needs(SHIPPED_CODE[name].read_text(encoding="utf-8")) for name in names))
-    return [shipped for shipped, path in SHIPPED_CODE.items() if shipped in names or path.stem in needed]
-
-
-def _needs(text: str) -> set[str]:
-    """Modules of model/ that code imports, and that those import."""
-    imported = set(OWN_IMPORT.findall(text))
-    return imported.union(*(_needs((ROOT / f"model/{name}.py").read_text(encoding="utf-8")) for name in imported))
 
 
 def portable_name(config: VLMConfig) -> str | None:
@@ -269,61 +294,3 @@ def _needs_vision(source: Source, format_name: str) -> None:
 def _needs_tower_folder(source: Source) -> None:
     if not source.model.config.vision_source:
         raise UserError("the tower came from no folder and travels with the model: it cannot be left out")
-
-
-@torch.no_grad()
-def _round_weights(source: Source, dtype: torch.dtype, with_tower: bool) -> str:
-    """Round the model to the precision that is written, but not a tower that is left out; returns its name."""
-    for name, parameter in source.model.named_parameters():
-        if with_tower or not name.startswith(TOWER_PREFIX):
-            parameter.copy_(parameter.to(dtype).float())
-    return str(dtype).removeprefix("torch.")
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, added: dict[str, int] | None = None) -> None:
-    """tokenizer.json with further special tokens, our chat template, and a config that old and new versions read."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content |= {"truncation": None, "padding": None}  # the last call's, not the tokenizer's
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    content["added_tokens"] += [{"id": number, "content": text, **plain} for text, number in (added or {}).items()]
-    _write_json(folder / "tokenizer.json", content)
-    template = (ROOT / "model/chat_template.jinja").read_text(encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(GENERATION_MARK.sub("", template), encoding="utf-8")
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "model_max_length": tokenizer.model_max_length,
-        "clean_up_tokenization_spaces": False, "padding_side": "left", "add_bos_token": False,
-    }  # fmt: skip
-    _write_json(folder / "tokenizer_config.json", settings)
-
-
-def _write_stock(
-    source: Source, folder: Path, architecture: str, config: PreTrainedConfig, tensors: dict[str, torch.Tensor]
-) -> None:
-    """config.json and model.safetensors of one of transformers' own classes."""
-    config.architectures, config.dtype = [architecture], str(source.dtype).removeprefix("torch.")
-    config.save_pretrained(folder)
-    _add_old_names(folder)
-    _write_tensors(tensors, source, folder)
-
-
-def _write_tensors(tensors: dict[str, torch.Tensor], source: Source, folder: Path) -> None:
-    tensors = {name: value.detach().to(source.dtype).contiguous() for name, value in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def _add_old_names(folder: Path) -> None:
-    """rope_theta and rope_scaling as they were called before transformers 5: engines that read config.json themselves
-    would else assume Llama's 10,000."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    decoder = config.get("text_config", config)
-    rope = decoder["rope_parameters"]
-    decoder["rope_theta"] = rope["rope_theta"]
-    if rope["rope_type"] != "default":
-        decoder["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
-    _write_json(path, config)

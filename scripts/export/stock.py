@@ -4,14 +4,15 @@ import torch
 from transformers import GenerationConfig, LlavaConfig, PreTrainedConfig
 
 from model.base_folder import CONFIGS
-from model.config import MiniMindConfig
+from model.config import MiniMindConfig, VLMConfig
 from model.inference.llava_projector import projector_tensors
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
-from model.vision_encoder import tower_config
+from model.vision_encoder import DEFAULT_KIND, tower_config
 
 MAX_NEW_TOKENS = 512  # transformers alone would stop after 20
+SELECTED = {"clip_vision_model": "default", "siglip_vision_model": "full"}  # Llava: without class token, or all
 
 
 def generation_config(config: MiniMindConfig, **further) -> GenerationConfig:
@@ -46,7 +47,9 @@ def stock_config(config: MiniMindConfig, vocab_size: int | None = None) -> PreTr
         }  # fmt: skip
     if kind == "qwen2_moe":
         settings |= {"qkv_bias": config.qkv_bias, "shared_expert_intermediate_size": config.shared_expert_size}
-    return CONFIGS[kind](**settings)
+    stock = CONFIGS[kind](**settings)
+    stock.architectures = [type(stock).__name__.replace("Config", "ForCausalLM")]
+    return stock
 
 
 def stock_kind(config: MiniMindConfig) -> str:
@@ -109,18 +112,40 @@ def decoder_tensors(model: MiniMindForCausalLM) -> dict[str, torch.Tensor]:
     return named
 
 
-def llava_config(model: MiniMindVLM, image_token_id: int, activation: str = "gelu") -> LlavaConfig:
-    """The model as LlavaForConditionalGeneration, with a token of its own for pictures after the vocabulary.
+def check_llava(config: VLMConfig) -> None:
+    """Raises UserError where transformers' Llava sees in another way than this model."""
+    kind = config.vision_config.get("model_type", DEFAULT_KIND)
+    reasons = {
+        f"a {kind} tower, whose features Llava does not take as they are": kind not in SELECTED,
+        f"the projector {config.projector}, which begins with a norm": config.projector not in ("linear", "mlp"),
+        f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
+    }
+    if found := [reason for reason, there in reasons.items() if there]:
+        raise UserError(f"Llava cannot hold {' and '.join(found)}: --to transformers takes this model with its code")
 
-    activation: between Llava's two projector layers, where ours has nothing: see model.inference.llava_projector.
+
+def llava_config(model: MiniMindVLM, image_token_id: int, activation: str = "gelu") -> LlavaConfig:
+    """The model as LlavaForConditionalGeneration, with a token of its own for pictures.
+
+    activation: between Llava's two projector layers, where `linear` has nothing: see model.inference.llava_projector.
+
+    Raises:
+        UserError: the tower, the projector or the decoder is none that it can hold.
     """
+    config = model.config
+    check_llava(config)
     return LlavaConfig(
-        vision_config=tower_config(model.config.vision_config),
-        text_config=stock_config(model.config, image_token_id + 1),
-        image_token_index=image_token_id, image_seq_length=model.config.image_tokens,
-        projector_hidden_act=activation, vision_feature_layer=-1, vision_feature_select_strategy="default",
-        tie_word_embeddings=model.config.tie_word_embeddings,
+        architectures=["LlavaForConditionalGeneration"], vision_config=tower_config(config.vision_config),
+        text_config=stock_config(config, max(config.vocab_size, image_token_id + 1)),
+        image_token_index=image_token_id, image_seq_length=config.image_tokens, projector_hidden_act=activation,
+        vision_feature_layer=-1, vision_feature_select_strategy=selected(config),
+        tie_word_embeddings=config.tie_word_embeddings,
     )  # fmt: skip
+
+
+def selected(config: VLMConfig) -> str:
+    """Llava's word for the tokens of the tower that are patches."""
+    return SELECTED[config.vision_config.get("model_type", DEFAULT_KIND)]
 
 
 def llava_tensors(model: MiniMindVLM, config: LlavaConfig) -> dict[str, torch.Tensor]:
@@ -132,9 +157,12 @@ def llava_tensors(model: MiniMindVLM, config: LlavaConfig) -> dict[str, torch.Te
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
         if name in tensors:
             new_rows = config.text_config.vocab_size - len(tensors[name])
-            padding = tensors[name][model.config.pad_token_id].expand(new_rows, -1)
+            padding = tensors[name][model.config.pad_token_id or 0].expand(new_rows, -1)
             tensors[name] = torch.cat([tensors[name], padding])
-    projector = projector_tensors(model.vision_proj.vision_proj[0], config.projector_hidden_act)
+    if model.config.projector == "mlp":
+        projector = model.vision_proj.state_dict()
+    else:
+        projector = projector_tensors(model.vision_proj.vision_proj[0], config.projector_hidden_act)
     tensors |= {f"multi_modal_projector.{name}": value for name, value in projector.items()}
     tower = model.vision_encoder.state_dict()
     return tensors | {f"vision_tower.vision_model.{name}": value for name, value in tower.items()}

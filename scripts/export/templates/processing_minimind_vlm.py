@@ -12,7 +12,7 @@ from transformers.image_utils import load_image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
 
-from model.config import IMAGE_TOKEN_ID
+from model.config import BICUBIC, IMAGE_TOKEN_ID
 from model.messages import counted
 from model.processing import IMAGE_TAG, Piece, Rendered, SampleError, VLMProcessor, open_picture
 
@@ -39,14 +39,15 @@ class MiniMindVLMProcessor(ProcessorMixin):
 
     def __init__(
         self, tokenizer=None, image_tokens: int = 196, image_size: int = 224, image_token_id: int = IMAGE_TOKEN_ID,
-        chat_template=None, **_ignored,
+        resample: int = BICUBIC, chat_template=None, **_ignored,
     ):  # fmt: skip
         self.image_tokens, self.image_size, self.image_token_id = image_tokens, image_size, image_token_id
+        self.resample = resample
         super().__init__(tokenizer, chat_template=chat_template)
 
     @property
     def renderer(self) -> VLMProcessor:
-        return VLMProcessor(self.tokenizer, self.image_tokens, self.image_size, self.image_token_id)
+        return VLMProcessor(self.tokenizer, self.image_tokens, self.image_size, self.image_token_id, self.resample)
 
     @property
     def model_input_names(self) -> list[str]:

@@ -10,10 +10,11 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from helpers.data import make_picture
+from helpers.exports import export, make_seeing
 from helpers.models import IMAGE_SIZE, make_decoder
 from model.inference.answerer import Answerer, Options, user_turn
 from model.messages import UserError
-from model.processing import open_picture
+from model.processing import VLMProcessor, open_picture
 from model.tokenizer_files import load_tokenizer
 from scripts.export.formats import FORMATS, Source
 
@@ -128,3 +129,19 @@ def test_stock_processors_clip_16_bits_to_white_as_the_docs_say(converted, proce
     with Image.open(tmp_path / "grey.png") as picture:
         assert (seen(picture) == 255).float().mean() > 0.95 > 0.1 > (ours == 255).float().mean()
     assert torch.equal(seen(open_picture(tmp_path / "grey.png")), ours.float())
+
+
+@pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model"])
+def test_pictures_enter_as_the_folder_says(tower, tmp_path):
+    """Mean, deviation and filter are the tower's; answers are those of the model that was converted."""
+    model = make_seeing(tower, projector="mlp", qk_norm=True)
+    tokenizer = load_tokenizer()
+    stock = Answerer.from_weight(export(model, "llava", tmp_path / "llava"), device="cpu", dtype="float32")
+    own = Answerer(model, processor=VLMProcessor.for_config(model.config, tokenizer))
+    assert stock.processor.resample == model.config.resample
+    question, pictures = [user_turn("What is it?", 2)], [make_picture(1), make_picture(2).resize((90, 30))]
+    answers = [
+        answerer.stream(answerer.prompt(question, pictures), Options(max_new_tokens=8, temperature=0))
+        for answerer in (own, stock)
+    ]
+    assert answers[0].token_ids == answers[1].token_ids and len(answers[0].token_ids) > 1

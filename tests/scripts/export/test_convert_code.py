@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from helpers.repository import ROOT
-from scripts.export.formats import SHIPPED_CODE, TEMPLATES, files_behind, shipped_code
+from scripts.export.shipped import SHIPPED_CODE, TEMPLATES, files_behind, shipped_code
 
 
 class WithoutOwnImports(ast.NodeTransformer):

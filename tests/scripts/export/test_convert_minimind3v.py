@@ -1,0 +1,80 @@
+"""MiniMind-3V's files come in and go out again, tensor by tensor, and become folders that others read."""
+
+import json
+
+import pytest
+import torch
+
+from helpers.exports import bare_decoder, differences, export, make_seeing
+from helpers.minimind3v import MiniMind3V, write_minimind3v, write_tokenizer
+from model.messages import UserError
+from model.tokenizer_files import read_tokenizer
+from model.weights import load_model, save_weights
+
+BAR = 1e-5  # largest difference of an fp32 logit
+
+
+@pytest.fixture(scope="module", params=["dense", "moe"])
+def published(request, tmp_path_factory) -> MiniMind3V:
+    return write_minimind3v(tmp_path_factory.mktemp(request.param), use_moe=request.param == "moe")
+
+
+def test_there_and_back(published, tmp_path):
+    """Through a file of ours, which carries tower, tokenizer and placeholder by itself."""
+    model, tokenizer = load_model(published.pth, published.tower), read_tokenizer(published.pth)
+    save_weights(model, tmp_path / "ours.safetensors")
+    folder = export(load_model(tmp_path / "ours.safetensors"), "minimind3v", tmp_path / "again", tokenizer)
+    there, back = (torch.load(path, weights_only=True) for path in (published.pth, folder / "tiny.pth"))
+    assert there.keys() == back.keys()
+    for name, value in there.items():
+        assert back[name].dtype == torch.float16 and torch.equal(back[name], value), name
+    assert differences(model, folder, tmp_path / "reference", str(published.tower), tokenizer)["texts"]
+    assert load_model(folder / "tiny.pth", published.tower).config.image_token_id == 12
+
+
+def test_it_becomes_a_folder_with_code_and_its_decoder_a_stock_one(published, tmp_path):
+    model, tokenizer = load_model(published.pth, published.tower), read_tokenizer(published.pth)
+    with pytest.raises(UserError, match="the projector norm_mlp.*--to transformers"):
+        export(model, "llava", tmp_path / "llava", tokenizer)
+    for format_name, converted in (("transformers", model), ("llm", bare_decoder(model))):
+        folder = export(converted, format_name, tmp_path / format_name, tokenizer)
+        found = differences(converted, folder, tmp_path / f"{format_name} reference", tokenizer=tokenizer)
+        assert found["largest_logit_difference"] <= BAR and found["texts"] == found["expected"]
+    kind = json.loads((tmp_path / "llm" / "config.json").read_text())["model_type"]
+    assert kind == ("qwen3_moe" if published.use_moe else "qwen3")
+
+
+SIZES = {"qk_norm": True, "rms_norm_eps": 1e-6, "vocab_size": 292, "image_token_id": 12, "projector": "norm_mlp"}
+
+
+@pytest.mark.parametrize(
+    ("tower", "changes", "reason"),
+    [
+        ("siglip_vision_model", {"qk_norm": False}, "its decoder has q/k norms"),
+        ("siglip_vision_model", {"projector": "mlp"}, "the projector mlp and not norm_mlp"),
+        ("clip_vision_model", {}, "a clip_vision_model tower and not SigLIP"),
+        ("siglip_vision_model", {"image_tokens": 4}, "patches folded into 4 tokens"),
+        ("siglip_vision_model", {"image_token_id": 34}, "token 34 for pictures"),
+        ("siglip_vision_model", {"rms_norm_eps": 1e-5}, "cannot tell rms_norm_eps 1e-05"),
+        ("siglip_vision_model", {"rope_theta": 1e4}, "cannot tell rope_parameters"),
+        ("siglip_vision_model", {"qkv_bias": True, "output_bias": True}, "cannot tell qkv_bias True, output_bias True"),
+        ("siglip_vision_model", {"use_moe": True, "num_experts_per_tok": 2}, "cannot tell num_experts_per_tok 2"),
+        ("siglip_vision_model", {"eos_token_id": 5}, "cannot tell eos_token_id 5"),
+        ("siglip_vision_model", {}, "travels with the model"),
+    ],
+)
+def test_what_the_layout_cannot_tell_is_refused(tower, changes, reason, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    write_tokenizer(tmp_path / "tokenizer")
+    model = make_seeing(tower, **{**SIZES, **changes})
+    with pytest.raises(UserError, match=reason) as refused:
+        export(model, "minimind3v", tmp_path / "out", read_tokenizer(tmp_path / "tokenizer"))
+    assert "--to transformers" in str(refused.value) or "travels" in reason
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_older_layout_refuses_the_newer(tmp_path):
+    for changes, reason in (({}, "no q/k norms"), ({"qk_norm": False}, "projector is linear, not norm_mlp")):
+        model = make_seeing("siglip_vision_model", **{**SIZES, **changes})
+        with pytest.raises(UserError, match=reason):
+            export(model, "minimind", tmp_path / reason.replace("/", ""))
