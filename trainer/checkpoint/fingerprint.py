@@ -31,6 +31,7 @@ FREE_FLAGS = frozenset((
 # Of these the flags that ranks must share all the same, because they decide when ranks talk to each other.
 SAME_ON_RANKS = ("batch_size", "accumulation_steps", "batch_tokens", "from_resume", "log_interval", "save_interval",
                  "shard")  # fmt: skip
+LATER_FLAGS = ("projector", "image_tokens")  # no part of it where open, so that older checkpoints have the same
 SHOWN = 5  # differences a refusal lists
 SAMPLED_PICTURES = 2000  # rows, evenly chosen, whose pictures are part of the data's fingerprint
 
@@ -38,6 +39,7 @@ SAMPLED_PICTURES = 2000  # rows, evenly chosen, whose pictures are part of the d
 def binding_flags(config: StageConfig) -> dict:
     """The flags that may not change within a run, as JSON gives them back."""
     flags = {name: value for name, value in vars(config).items() if name not in FREE_FLAGS}
+    flags = {name: value for name, value in flags.items() if value or name not in LATER_FLAGS}
     return json.loads(json.dumps(flags))
 
 
