@@ -1,25 +1,40 @@
-"""Our projector, one linear layer, as Llava's two with a GELU between them, equal to the last bit; and back again.
+"""Our projectors as Llava's, two linear layers with a GELU between them, equal to the last bit; and back again.
 
-"linear" in the place of GELU would say the same, but vLLM does not know it and MLX applies GELU regardless. So the
-input of GELU is made tiny and its output large again. GELU is x times the normal distribution up to x: for an x below
-2 ** -25 that is 0.5 to the last bit of fp32. Scaling by a power of two loses nothing either, as long as the exponent
-has room: in fp32 and bf16, not in fp16, for which files say "linear".
+"mlp" is that. "linear" is one layer: an activation "linear" in the place of GELU would say the same, but vLLM does not
+know it and MLX applies GELU regardless. So the input of GELU is made tiny and its output large again. GELU is x times
+the normal distribution up to x: for an x below 2 ** -25 that is 0.5 to the last bit of fp32. Scaling by a power of two
+loses nothing either, as long as the exponent has room: in fp32 and bf16, not in fp16, for which files say "linear".
 """
 
 import torch
 from torch import nn
 
+from model.messages import UserError
+from model.projectors import LinearProjector, MLPProjector, Projector
+
 SMALL = 2.0**-40
 
 
-def projector_tensors(projector: nn.Linear, activation: str) -> dict[str, torch.Tensor]:
-    """The tensors of Llava's projector with this activation, "gelu" or "linear"."""
+def projector_tensors(projector: Projector, activation: str) -> dict[str, torch.Tensor]:
+    """The tensors of Llava's projector with this activation, "gelu" or, for one layer only, "linear".
+
+    Raises:
+        UserError: Llava has no such projector.
+    """
+    if projector.fold != (1, 1) or not isinstance(projector, (LinearProjector, MLPProjector)):
+        raise UserError(
+            f"stock Llava has neither a {type(projector).__name__} nor folded patches: take --to transformers, or "
+            "train with --projector linear or mlp and one token a patch"
+        )
+    if isinstance(projector, MLPProjector):
+        return projector.state_dict()
     scale, undo = (1.0, 1.0) if activation == "linear" else (SMALL, 2 / SMALL)
+    linear = projector.vision_proj[0]
     return {
-        "linear_1.weight": scale * projector.weight,
-        "linear_1.bias": scale * projector.bias,
-        "linear_2.weight": undo * torch.eye(projector.out_features),
-        "linear_2.bias": torch.zeros(projector.out_features),
+        "linear_1.weight": scale * linear.weight,
+        "linear_1.bias": scale * linear.bias,
+        "linear_2.weight": undo * torch.eye(linear.out_features),
+        "linear_2.bias": torch.zeros(linear.out_features),
     }
 
 
