@@ -24,7 +24,7 @@ class Row(NamedTuple):
     """What a data set gives by number, and a batch is made of."""
 
     rendered: Rendered
-    pictures: list[torch.Tensor]  # uint8 [3, height, width] each, or features [image_tokens, vision hidden size]
+    pictures: list[torch.Tensor]  # uint8 [3, height, width] each, or features [patches, vision hidden size]
     rejected: tuple[Rejected, ...] = ()  # why nothing of it is learnt: pictures that could not be decoded
 
 

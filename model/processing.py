@@ -384,7 +384,7 @@ def _pictures(rows: Sequence[tuple[Rendered, Sequence[torch.Tensor]]]) -> dict[s
     """Where any row has a picture, those of all rows, filled up with zeros.
 
     pixel_values uint8 [batch, most pictures a row, 3, height, width], or patch_features [batch, most pictures a row,
-    image_tokens, vision hidden size] where the rows bring those.
+    patches, vision hidden size] where the rows bring those.
     """
     example = next((row[1][0] for row in rows if row[1]), None)
     if example is None:

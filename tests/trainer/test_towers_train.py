@@ -12,6 +12,7 @@ from model.inference.answerer import Answerer, user_turn
 from model.inference.attention_map import look
 from model.weights import build_vlm, load_model, save_weights
 from trainer.build import build_model
+from trainer.checkpoint.fingerprint import binding_flags
 from trainer.stage import run_stage
 from trainer.train_pretrain_vlm import PRETRAIN_VLM
 from trainer.train_sft_vlm import SFT_VLM
@@ -64,3 +65,9 @@ def test_flags_that_disagree_with_the_weights_are_refused_with_both_values(
 def test_tokens_that_a_tower_cannot_give_are_refused(data_folder, tower_folder):
     config = tiny(PRETRAIN_VLM, data_folder, tower_folder, image_tokens=3)
     refusal(config, "image_tokens 3 cannot be made of 2 x 2 patches: 4, 2, 1 can")
+
+
+def test_a_run_from_before_these_flags_goes_on_where_they_are_open():
+    assert not {"projector", "image_tokens"} & binding_flags(SFT_VLM).keys()
+    given = binding_flags(dataclasses.replace(SFT_VLM, projector="linear", image_tokens=49))
+    assert (given["projector"], given["image_tokens"]) == ("linear", 49)
