@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.models import IMAGE_TOKENS
+from helpers.models import IMAGE_TOKENS, enliven_all
 from model.attention import rotate
 from model.inference.answerer import Answerer
 from model.inference.attention_map import attention_weights, heat_picture, look, watch_attention, words
@@ -15,9 +15,13 @@ def asked(text: str = "\nwhat is it?", pictures: int = 1) -> list[dict]:
     return [{"role": "user", "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}]}]
 
 
-@pytest.mark.parametrize("use_moe", [False, True])
-def test_weights_times_values_is_what_attention_gave(make_vlm, processor, picture, use_moe):
-    model = make_vlm(use_moe=use_moe)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"use_moe": True}, {"qk_norm": True, "head_dim": 16, "qkv_bias": True, "output_bias": True}],
+    ids=str,
+)
+def test_weights_times_values_is_what_attention_gave(make_vlm, processor, picture, changes):
+    model = enliven_all(make_vlm(**changes))
     inputs = processor.prompts([(asked(), [picture(1)])])
     entered, left = [], []
     hooks = [layer.self_attn.register_forward_hook(lambda *a: left.append(a[2])) for layer in model.model.layers]
