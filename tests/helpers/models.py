@@ -23,9 +23,9 @@ VISION_SIZES = {
     "image_size": IMAGE_SIZE, "patch_size": 16,
 }  # fmt: skip
 
-# originals this short make YaRN stretch some of the few pairs of a tiny head, keep some and blend some
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}  # fmt: skip
+# originals this short make YaRN stretch some of the few pairs of a tiny head, keep some and blend some
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512}
 
 
