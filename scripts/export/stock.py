@@ -159,10 +159,7 @@ def llava_tensors(model: MiniMindVLM, config: LlavaConfig) -> dict[str, torch.Te
             new_rows = config.text_config.vocab_size - len(tensors[name])
             padding = tensors[name][model.config.pad_token_id or 0].expand(new_rows, -1)
             tensors[name] = torch.cat([tensors[name], padding])
-    if model.config.projector == "mlp":
-        projector = model.vision_proj.state_dict()
-    else:
-        projector = projector_tensors(model.vision_proj.vision_proj[0], config.projector_hidden_act)
+    projector = projector_tensors(model.vision_proj, config.projector_hidden_act)
     tensors |= {f"multi_modal_projector.{name}": value for name, value in projector.items()}
     tower = model.vision_encoder.state_dict()
     return tensors | {f"vision_tower.vision_model.{name}": value for name, value in tower.items()}

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 from helpers.bases import BASES, save_base, some_ids
 from helpers.models import enliven_all, make_decoder, make_ids
 from model.messages import UserError
-from model.processing import load_tokenizer
+from model.tokenizer_files import load_tokenizer
 from model.weights import load_model
 from scripts.export.formats import Source, export_llava, export_llm, export_minimind
 
