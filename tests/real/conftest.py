@@ -1,7 +1,6 @@
 """SmolLM2-135M-Instruct as its package brings it, read by us and by transformers, each once."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,11 +52,3 @@ def base_folder(theirs, their_tokenizer, tmp_path_factory) -> Path:
     saved.save_pretrained(folder)
     their_tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def two_threads() -> Iterator[None]:
-    """Real sizes gain from a second core."""
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
