@@ -53,7 +53,9 @@ def parse_arguments() -> argparse.Namespace:
     """What stands after the `--` of the command line."""
     parser = Flags(prog="streamlit run web_demo.py --", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("folders", type=Path, nargs="*", help="folders with .safetensors, beside out/")
-    parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
+    parser.add_argument(
+        "--vision_model", help="folder of the vision tower; by default the one trained with. MiniMind's .pth need it"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     known, unknown = parser.parse_known_args()
     if unknown:
@@ -80,7 +82,7 @@ def main() -> None:
         st.warning(text("no_folder"))
         st.code("\n".join(map(str, missing)), language=None)
     folders = [*arguments.folders, ROOT / "out"]
-    weights = find_weights(folders)
+    weights = find_weights(folders, arguments.vision_model)
     if not weights:
         return no_weights(folders)
     sidebar(chat, weights)

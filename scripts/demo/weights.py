@@ -11,7 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from dataset.sources import short_names
 from model.config import BICUBIC
-from model.messages import plain
+from model.messages import UserError, plain
+from model.minimind_files import is_minimind
+from model.tower_folder import tower_sizes
+from model.weights import PROJECTOR_PREFIX, read_weights
 from scripts.demo.text import TEXT, translate
 
 STAGES = ("sft_vlm", "pretrain_vlm")  # in the order in which they are offered; what is none of them comes last
@@ -39,18 +42,49 @@ class Weight:
         return self.image_size, self.resample
 
 
-def find_weights(folders: Sequence[Path]) -> list[Weight]:
+def find_weights(folders: Sequence[Path], vision_model: str | None = None) -> list[Weight]:
     """The weights of these folders and of the folders in them: folder after folder, the most finished first.
 
+    vision_model: a tower's folder; with it MiniMind's own .pth and folders, which do not name theirs, are offered too.
     A page chooses from this list and nothing else, so no name that comes from a browser is ever a path.
     """
     by_path: dict[Path, Weight] = {}
     for folder in folders:
         paths = [path.resolve() for form in ("*.safetensors", "*/*.safetensors") for path in folder.glob(form)]
         here = [_read_weight(path, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+        if vision_model:
+            here += [_read_minimind(path, path.stat().st_mtime_ns, vision_model) for path in _minimind_in(folder)]
         for weight in sorted(filter(None, here), key=_how_finished):
             by_path.setdefault(weight.path, weight)
     return list(by_path.values())
+
+
+def _minimind_in(folder: Path) -> list[Path]:
+    """MiniMind's files of a folder and of those in it, and what its conversion made of some: folders."""
+    found = [path.resolve() for form in ("*.pth", "*/*.pth") for path in folder.glob(form)]
+    for path in (path for form in ("config.json", "*/config.json") for path in folder.glob(form)):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(facts, dict) and is_minimind(facts):
+            found.append(path.parent.resolve())
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _read_minimind(path: Path, changed: int, vision_model: str) -> Weight | None:
+    """None: tensors, but not of a MiniMind that sees."""
+    try:
+        _, tensors = read_weights(path, shapes_only=True)
+        tower = tower_sizes(vision_model)
+    except UserError:
+        return None
+    if not any(name.startswith(PROJECTOR_PREFIX) for name in tensors):
+        return None
+    stage = next((stage for stage in STAGES if path.stem.startswith(stage)), "")
+    size, resample = tower.get("picture_size") or tower["image_size"], tower.get("resample", BICUBIC)
+    return Weight(path, changed, stage, size, tower=Path(vision_model).name, resample=resample)
 
 
 def _how_finished(weight: Weight) -> tuple:

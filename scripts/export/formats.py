@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from model.config import MiniMindConfig, VLMConfig
+from model.config import IMAGE_TOKEN, IMAGE_TOKEN_ID, MiniMindConfig, VLMConfig
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
@@ -35,7 +35,10 @@ from scripts.export.writing import (
     write_tokenizer,
 )
 
-IMAGE_PAD = ("<|image_pad|>", 12)  # MiniMind-3V's placeholder and its id
+SIGHTS = {  # of the families whose .pth does not tell it: projector, tower, the placeholder and its id
+    "minimind": ("linear", "clip_vision_model", IMAGE_TOKEN, IMAGE_TOKEN_ID),
+    "minimind3v": ("norm_mlp", "siglip_vision_model", "<|image_pad|>", 12),
+}
 # Of training, or a limit: a .pth does not tell them, and nothing that it answers depends on them.
 NOT_IN_PTH = ("dropout", "router_aux_loss_coef", "max_position_embeddings")
 
@@ -199,12 +202,8 @@ def export_minimind(source: Source, folder: Path) -> Exported:
     Raises:
         UserError: a setting that such a file cannot tell, and that is not MiniMind's.
     """
-    config = source.model.config
-    if config.qk_norm:
+    if source.model.config.qk_norm:
         raise UserError(f"--to minimind: MiniMind2's decoder has no q/k norms: {_other_format(source)} takes them")
-    if source.sees and config.projector != "linear":
-        other = _other_format(source)
-        raise UserError(f"--to minimind: MiniMind2-V's projector is linear, not {config.projector}: {other} takes it")
     return _export_pth(source, folder, "minimind", "MiniMind2-V")
 
 
@@ -214,29 +213,26 @@ def export_minimind3v(source: Source, folder: Path) -> Exported:
     Raises:
         UserError: a part that MiniMind-3V has not, or a setting that such a file cannot tell.
     """
-    config = source.model.config
-    if not config.qk_norm:
-        raise UserError(
-            f"--to minimind3v: its decoder has q/k norms, this one has none: {_other_format(source)} takes it"
-        )
-    if source.sees:
-        _check_minimind3v_sight(source)
+    if not source.model.config.qk_norm:
+        other = _other_format(source)
+        raise UserError(f"--to minimind3v: its decoder has q/k norms, this one has none: {other} takes it")
     return _export_pth(source, folder, "minimind3v", "MiniMind-3V")
 
 
-def _check_minimind3v_sight(source: Source) -> None:
+def _check_sight(source: Source, format_name: str) -> None:
+    """Raises UserError where a model sees in another way than those whose .pth it would be."""
     config, known = source.model.config, source.tokenizer.get_vocab()
     kind = config.vision_config.get("model_type", DEFAULT_KIND)
-    text, number = IMAGE_PAD
+    projector, tower, text, number = SIGHTS[format_name]
     reasons = {
-        f"the projector {config.projector} and not norm_mlp": config.projector != "norm_mlp",
-        f"a {kind} tower and not SigLIP": kind != "siglip_vision_model",
+        f"the projector {config.projector} and not {projector}": config.projector != projector,
+        f"a {kind} and not a {tower}": kind != tower,
         f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
         f"token {config.image_token_id} for pictures and not {text}, {number}":
         (config.image_token_id, known.get(text)) != (number, number),
     }  # fmt: skip
     if found := [reason for reason, there in reasons.items() if there]:
-        raise UserError(f"--to minimind3v: this model has {'; '.join(found)}: {_other_format(source)} takes it")
+        raise UserError(f"--to {format_name}: this model has {'; '.join(found)}: {_other_format(source)} takes it")
 
 
 def _export_pth(source: Source, folder: Path, format_name: str, family: str) -> Exported:
@@ -247,6 +243,7 @@ def _export_pth(source: Source, folder: Path, format_name: str, family: str) -> 
     if lost:
         raise UserError(f"--to {format_name}: a .pth cannot tell {', '.join(lost)}: {_other_format(source)} can")
     if source.sees:
+        _check_sight(source, format_name)
         _needs_tower_folder(source)
     dtype = round_weights(model, torch.float16, with_tower=False)
     tensors = {n: v.detach().half() for n, v in model.state_dict().items() if not n.startswith(TOWER_PREFIX)}

@@ -11,14 +11,15 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from helpers.data import make_picture
+from helpers.minimind3v import write_minimind3v
 from helpers.models import IMAGE_SIZE, answered
 from model.config import END_ID, START_ID
 from model.inference.answerer import Options, user_turn
 from model.weights import save_weights
 from scripts.demo import limits
-from scripts.demo.chat import Reply, Turn, conversation, examples, new_turn
+from scripts.demo.chat import Chat, Reply, Turn, conversation, examples, new_turn
 from scripts.demo.engine import MAX_LOADED, Engine, Job, tidy_memory
-from scripts.demo.limits import MAX_BYTES, Refused, options_within, read_upload
+from scripts.demo.limits import MAX_BYTES, Refused, options_within, prepare_picture, read_upload
 from scripts.demo.text import LANGUAGES, TEXT, translate
 from scripts.demo.weights import find_weights
 
@@ -332,3 +333,24 @@ def test_what_only_holds_itself_is_let_go():
     del session
     tidy_memory()
     assert gone() is None
+
+
+def test_minimind_is_offered_where_its_tower_is_named(tmp_path):
+    published = write_minimind3v(tmp_path)
+    folder = published.write_folder(tmp_path / "out" / "minimind-3v")
+    (tmp_path / "out" / "other.pth").write_bytes(b"no tensors")
+    (tmp_path / "out" / "config").mkdir()
+    (tmp_path / "out" / "config" / "config.json").write_text("no JSON")
+    assert find_weights([tmp_path / "out"]) == []
+    found = find_weights([tmp_path / "out"], str(published.tower))
+    assert {weight.path for weight in found} == {published.pth.resolve(), folder.resolve()}
+    assert [weight.stage for weight in found] == ["sft_vlm", ""]
+    assert {(weight.image_size, weight.resample, weight.tower) for weight in found} == {(64, 2, "siglip2")}
+    engine = Engine(str(published.tower), "cpu")
+    chat = Chat(engine, weights=found[:1], options=Options(max_new_tokens=4, temperature=0))
+    chat.send("What is it?", [file_of(make_picture(1))])
+    assert chat.turns[-1].replies[0].job.over.wait(60)
+    chat.finish()
+    answer = chat.turns[-1].replies[0].answer
+    picture = prepare_picture(make_picture(1), 64, 2).square
+    assert answer.token_ids[0] == int(published.logits(published.prompt("What is it?"), [picture])[-1].argmax())
