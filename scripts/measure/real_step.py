@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -149,7 +150,7 @@ def _process_bytes(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def in_a_process(function: Callable, step: Step) -> tuple:
-    """function(step) in a fresh process."""
+def in_a_process(function: Callable, asked: object) -> Any:
+    """function(asked) in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, step).result()
+        return pool.submit(function, asked).result()

@@ -28,14 +28,17 @@ def build_data(folder: Path, sft: int, pretrain: int = 0) -> None:
     run_process([sys.executable, ROOT / "scripts/build_emoji_world.py", *arguments_of(flags)])
 
 
-def stage_metrics(stage: str, arguments: Sequence, folder: Path, ranks: int = 0) -> list[dict]:
+def stage_metrics(stage: str, arguments: Sequence, folder: Path, ranks: int = 0, threads: int = 1) -> list[dict]:
     """The log lines of a run, without the first ones. ranks: processes under torchrun; 0: one, without torchrun.
+
+    threads: of each process.
 
     Raises:
         UserError: the run failed, or no other lines are left.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks] if ranks else []
-    run_process([sys.executable, *launcher, ROOT / f"trainer/{stage}.py", *COMMON, *arguments, "--save_dir", folder])
+    command = [sys.executable, *launcher, ROOT / f"trainer/{stage}.py", *COMMON, *arguments, "--save_dir", folder]
+    run_process(command, threads)
     (path,) = folder.glob("*/metrics.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines = [line for line in lines if "rows_per_second" in line][WARM_UP:]
@@ -44,13 +47,13 @@ def stage_metrics(stage: str, arguments: Sequence, folder: Path, ranks: int = 0)
     return lines
 
 
-def run_process(command: Sequence) -> None:
+def run_process(command: Sequence, threads: int = 1) -> None:
     """Wait for a process. An exception while waiting, such as a time limit, ends the process and its ranks.
 
     Raises:
         UserError: it failed; with the end of its output.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [str(part) for part in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True,
