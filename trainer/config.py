@@ -56,8 +56,8 @@ def _batch_of(rows: int) -> dict[str, int]:
 CARDS: dict[str, dict[str, dict[str, int]]] = {  # rows of 640 tokens in pretrain_vlm, of 1024 in sft_vlm
     "4gb": {"pretrain_vlm": _batch_of(16), "sft_vlm": _batch_of(8)},  # at most 30 and 10 rows fit
     "8gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(16)},  # 68 and 27
-    "12gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(32)},  # 84 and 36
-    "24gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(64)},  # 171 and 75
+    "12gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(32)},  # 109 and 44
+    "24gb": {"pretrain_vlm": _batch_of(64), "sft_vlm": _batch_of(64)},  # 230 and 94
 }
 # `--preset few`: tens to thousands of pictures of one's own, learnt by what ships: many small steps, large rates.
 FEW = {

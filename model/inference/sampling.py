@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from model.messages import UserError
 
 COLDEST = 1e-30  # a temperature whose inverse float32 still holds; nothing but the likeliest is left far above it
+CANDIDATES = 1024  # of a large vocabulary: the likeliest tokens, among which top_p mostly ends
+ROUNDING = 1e-4  # of a sum of probabilities
 UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are no whole character yet
 
 
@@ -65,10 +67,22 @@ def probabilities(logits: torch.Tensor, options: Options) -> torch.Tensor:
         logits = logits.masked_fill(logits < weakest, float("-inf"))
     likely = logits.softmax(-1)
     if options.top_p < 1:
-        ordered, places = likely.sort(-1, descending=True)
+        ordered, places = _likeliest(likely, options.top_p)
         beyond = ordered.cumsum(-1) - ordered >= options.top_p  # those before it reach top_p already
-        likely = likely.masked_fill(beyond.scatter(-1, places, beyond), 0.0)
+        likely = torch.zeros_like(likely).scatter_(-1, places, ordered.masked_fill(beyond, 0.0))
     return likely
+
+
+def _likeliest(likely: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities [rows, n] in falling order, all whose sum with those before reaches top_p first, and their places.
+
+    On a CPU sorting all of 49,152 takes 5 ms a token, a third of what a 135 M model takes for it.
+    """
+    if likely.device.type == "cpu" and likely.shape[-1] > 4 * CANDIDATES:  # elsewhere the host would have to wait
+        ordered, places = likely.topk(CANDIDATES, dim=-1)
+        if (ordered.sum(-1) > top_p + ROUNDING).all():
+            return ordered, places
+    return likely.sort(-1, descending=True)
 
 
 class GrowingText:

@@ -8,6 +8,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from helpers.models import IMAGE_SIZE
 from model.inference.kv_cache import LRUCache, common_length
 from model.inference.packed_linear import BLOCK, Packed, PackedLinear, pack_linears
+from model.inference import sampling
 from model.inference.sampling import GrowingText, Options, Sampler, decode, probabilities
 
 
@@ -150,3 +151,15 @@ def test_the_least_recently_used_goes_first():
 def test_common_length():
     one, two = torch.tensor([1, 2, 3]).numpy(), torch.tensor([1, 2, 4, 5]).numpy()
     assert common_length(one, two) == 2 and common_length(one, one) == 3 and common_length(one[:0], two) == 0
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("top_p", [0.05, 0.9, 0.9999, 0.99999])
+def test_the_likeliest_of_a_large_vocabulary_are_those_of_all(spread, top_p, monkeypatch):
+    """To the bit, so that a seed gives the same answer; where they do not reach top_p, all are sorted."""
+    generator = torch.Generator().manual_seed(2)
+    logits = spread * torch.randn(3, 49_152, generator=generator) - torch.arange(49_152) / 1e6
+    options = Options(temperature=1.0, top_p=top_p)
+    found = probabilities(logits, options)
+    monkeypatch.setattr(sampling, "CANDIDATES", 49_152)
+    assert torch.equal(found, probabilities(logits, options))
