@@ -10,7 +10,7 @@ import torch
 
 from helpers.data import write_jsonl
 from helpers.models import SIZES
-from helpers.runs import tiny
+from helpers.runs import tiny, untrained_weights
 from model.config import MiniMindConfig, VLMConfig
 from scripts import estimate
 from scripts.measure import stages
@@ -148,6 +148,16 @@ def test_a_few_pictures_are_learnt_by_what_ships_in_one_flag(capsys):
 def test_the_tower_runs_in_every_step_where_only_pixels_are_cached(kind, cached):
     step = estimate.step_of(estimate.parse_options(["--cache_features", kind]))
     assert step.cached == cached
+
+
+def test_the_decoder_of_a_file_is_meant(tmp_path):
+    """Also what no flag says: intermediate size, vocabulary, RoPE."""
+    sizes = {**SIZES, "intermediate_size": 96, "vocab_size": 7000, "rope_theta": 1e5}
+    path = untrained_weights(tmp_path / "other.safetensors", **sizes)
+    step = estimate.step_of(estimate.parse_options(["--from_weight", path, "--checkpoint_activations", "1"]))
+    found = {name: getattr(step.config, name) for name in sizes if name != "rope_theta"}
+    assert found == {name: sizes[name] for name in found} and step.config.rope_parameters["rope_theta"] == 1e5
+    assert step.checkpointed and "activations computed again" in estimate.describe(step, estimate.parse_options([]))
 
 
 def test_the_report_holds_the_same_figures_as_the_file(data_folder, tower_folder, tmp_path, capsys, monkeypatch):

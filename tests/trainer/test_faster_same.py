@@ -44,10 +44,12 @@ def test_a_rounded_tower_says_what_autocast_says(make_vlm, processor):
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_a_compiled_stage_learns_what_an_eager_one_does(data_folder, tower_folder):
+    """Also where its compiled layers are computed again in the backward pass."""
     config = tiny(SFT_VLM, data_folder, tower_folder, num_hidden_layers=1, batch_size=4)
     losses = []
     for compiled in (0, 1):
-        config = dataclasses.replace(config, compile=compiled, save_dir=f"{data_folder}/{compiled}")
+        config = dataclasses.replace(config, compile=compiled, checkpoint_activations=compiled)
+        config = dataclasses.replace(config, save_dir=f"{data_folder}/{compiled}")
         run_stage(config)
         lines = (config.run_dir / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])

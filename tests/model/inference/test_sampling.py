@@ -6,9 +6,9 @@ from torch.nn import functional as F
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from helpers.models import IMAGE_SIZE
+from model.inference import sampling
 from model.inference.kv_cache import LRUCache, common_length
 from model.inference.packed_linear import BLOCK, Packed, PackedLinear, pack_linears
-from model.inference import sampling
 from model.inference.sampling import GrowingText, Options, Sampler, decode, probabilities
 
 
