@@ -48,8 +48,8 @@ def folder(tmp_path_factory) -> Path:
     for name, caption in CAPTIONS.items():
         Image.fromarray(getattr(photographs, name)()).save(folder / f"images/{name}.png")
         turns = [{"role": "user", "content": f"<image>\n{QUESTION}"}, {"role": "assistant", "content": caption}]
-        records += 2 * [{"image": f"{name}.png", "conversations": turns}]
-    write_jsonl(folder / "train.jsonl", records)
+        records.append({"image": f"{name}.png", "conversations": turns})
+    write_jsonl(folder / "train.jsonl", 2 * records)  # neighbours about one picture would share a row
     return folder
 
 
