@@ -47,7 +47,8 @@ class MiniMindVLM(MiniMindForCausalLM):
         A kind of tower that needs float32 keeps it, whatever the rest of the model is.
         """
         if kind_of(self.config.vision_config).float32:
-            self.vision_encoder.float()
+            if self.vision_encoder.dtype != torch.float32:  # fake tensors, whose memory is counted, cannot be cast
+                self.vision_encoder.float()
             return
         for module in self.vision_encoder.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):

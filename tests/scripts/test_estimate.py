@@ -11,7 +11,10 @@ import torch
 from helpers.data import write_jsonl
 from helpers.models import SIZES
 from helpers.runs import tiny, untrained_weights
+from helpers.towers import make_tower
 from model.config import MiniMindConfig, VLMConfig
+from model.tower_folder import tower_sizes
+from model.vision_encoder import KINDS
 from scripts import estimate
 from scripts.measure import stages
 from scripts.measure.memory import Account, Step, largest_batch, step_memory
@@ -76,6 +79,15 @@ def test_counted_memory_is_that_of_real_tensors(stage, dtype, cached):
     assert kept == pytest.approx(predicted.activations, rel=0.01)
     assert account.peak == pytest.approx(predicted.peak, rel=0.01)
     assert predicted.gradients == sum(p.grad.nbytes for p in real.learning)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_memory_of_every_kind_of_tower_is_counted(kind, tmp_path):
+    make_tower(kind, tmp_path)
+    config = VLMConfig(**SIZES, vision_config=tower_sizes(tmp_path), projector="mlp")
+    for dtype in (torch.float32, torch.bfloat16):
+        memory = step_memory(tiny_step("sft_vlm", config=config, dtype=dtype))
+        assert memory.peak > memory.weights + memory.optimizer > 0
 
 
 def test_memory_grows_where_it_must():

@@ -52,14 +52,14 @@ def test_projector_and_tokens_go_from_stage_to_stage_and_into_answers(
     "flag, value, trained", [("projector", "mlp", "linear"), ("image_tokens", 4, 1), ("image_tokens", 2, 1)]
 )
 def test_flags_that_disagree_with_the_weights_are_refused_with_both_values(
-    flag, value, trained, data_folder, tower_folder, tmp_path
+    flag, value, trained, data_folder, tower_folder, tokenizer, tmp_path
 ):
     path = tmp_path / "first.safetensors"
     save_weights(build_vlm(SIZES, tower_folder, {"image_tokens": 1}), path)
     config = tiny(SFT_VLM, data_folder, tower_folder, from_weight=str(path), **{flag: value})
     refusal(config, f"--{flag} {value} is not what {path} was trained with, {trained}: leave --{flag} out")
     agreeing = dataclasses.replace(config, **{flag: trained})
-    assert build_model(agreeing).config.image_tokens == 1
+    assert build_model(agreeing, tokenizer).config.image_tokens == 1
 
 
 def test_tokens_that_a_tower_cannot_give_are_refused(data_folder, tower_folder):
