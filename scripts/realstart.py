@@ -25,7 +25,7 @@ from scripts.score import MODES
 
 BASE = PACKAGED["smollm2"].folder / SMOLLM2_FILE
 TOWER = PACKAGED["efficientnet-lite0"].folder
-COMMON = ("--vision_model", TOWER, "--cache_features", "float16", "--batch_size", 16, "--val_samples", 64)
+COMMON = ("--vision_model", TOWER, "--batch_size", 16, "--val_samples", 64)
 STAGE_1 = ("--trainable", "projector", "--projector", "norm_mlp", "--image_tokens", 49, "--learning_rate", 1e-3)
 STAGE_2 = ("--projector_learning_rate", 5e-4, "--learning_rate", 2e-4)
 
