@@ -40,13 +40,23 @@ def test_tower_gives_what_its_own_class_gives(kind, tmp_path, capfd):
     patches = encode_patches(tower, PIXELS)
     assert_same(patches, expected[:, LEADING.get(kind, 0) :])
     assert patches.std() > 0.1
-    model = build_vlm(SIZES, tmp_path).eval()
+    model = build_vlm(SIZES, tmp_path, {"projector": "norm_mlp"}).eval()  # which reads the last hidden state of all
     assert patches.shape == (2, model.config.image_tokens, model.config.vision_hidden_size) and patches.shape[1] == 4
     mean, std = LOOKS.get(kind, (127 / 255, 128 / 255))
     by_hand = (BYTES.float() / 255 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
     seen = own_features(tower, by_hand)[:, LEADING.get(kind, 0) :]
     assert_same(model.encode_pictures(BYTES), seen)
     assert tower_flops(model.vision_encoder, IMAGE_SIZE) > 0
+
+
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+def test_siglip_is_read_before_its_last_norm_as_llava_reads_it(projector, tmp_path):
+    theirs = make_tower("siglip_vision_model", tmp_path).eval()
+    model = build_vlm(SIZES, tmp_path, {"projector": projector}).eval()
+    with torch.no_grad():
+        output = theirs(PIXELS, output_hidden_states=True)
+    assert_same(model.encode_pictures(PIXELS), output.hidden_states[-1])
+    assert not torch.allclose(output.hidden_states[-1], output.last_hidden_state, atol=0.1)
 
 
 @pytest.mark.parametrize("kind", MAKERS)
