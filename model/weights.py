@@ -228,6 +228,8 @@ def build_vlm(sizes: dict, tower_folder: str | Path, seeing: dict | None = None)
     seeing = dict(seeing or {})
     tower, sha256 = read_tower(tower_folder)
     vision_config = {**tower_sizes(tower_folder), **seeing.pop("looks", {})}
+    if vision_config.get("resample") == BICUBIC:  # goes without saying
+        del vision_config["resample"]
     source = {"vision_source": portable_path(tower_folder), "vision_sha256": sha256}
     model = MiniMindVLM(VLMConfig(vision_config=vision_config, **source, **seeing, **sizes))
     model.vision_encoder = tower

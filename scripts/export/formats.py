@@ -229,7 +229,7 @@ def _check_sight(source: Source, format_name: str) -> None:
         f"a {kind} and not a {tower}": kind != tower,
         f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
         f"token {config.image_token_id} for pictures and not {text}, {number}":
-        (config.image_token_id, known.get(text)) != (number, number),
+        (config.image_token_id, known.get(text, number)) != (number, number),
     }  # fmt: skip
     if found := [reason for reason, there in reasons.items() if there]:
         raise UserError(f"--to {format_name}: this model has {'; '.join(found)}: {_other_format(source)} takes it")

@@ -29,8 +29,9 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, added: dic
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     content["added_tokens"] += [{"id": number, "content": text, **plain} for text, number in (added or {}).items()]
     write_json(folder / "tokenizer.json", content)
-    template = GENERATION_MARK.sub("", tokenizer.chat_template)
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if tokenizer.chat_template:
+        template = GENERATION_MARK.sub("", tokenizer.chat_template)
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     special = {name: str(token) for name in SPECIAL if (token := getattr(tokenizer, name)) is not None}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", **special, "model_max_length": tokenizer.model_max_length,
