@@ -225,6 +225,7 @@ def test_help_of_every_stage_lists_every_flag(name, monkeypatch, capsys, tmp_pat
 def test_every_field_is_a_flag():
     examples = {bool: ("0", False), int: ("7", 7), float: ("0.25", 0.25), str: ("words", "words")}
     special = {"trainable": ("projector,last_layer", ("projector", "last_layer")), "min_rating": ("4", 4)}
+    special["checkpoint_activations"] = ("1", 1)
     choices = {item.name: item.metadata["choices"] for item in dataclasses.fields(StageConfig)}
     special |= {name: (values[-1], values[-1]) for name, values in choices.items() if values}
     for field in dataclasses.fields(StageConfig):
