@@ -9,23 +9,13 @@ loses nothing either, as long as the exponent has room: in fp32 and bf16, not in
 import torch
 from torch import nn
 
-from model.messages import UserError
-from model.projectors import LinearProjector, MLPProjector, Projector
+from model.projectors import LinearProjector, MLPProjector
 
 SMALL = 2.0**-40
 
 
-def projector_tensors(projector: Projector, activation: str) -> dict[str, torch.Tensor]:
-    """The tensors of Llava's projector with this activation, "gelu" or, for one layer only, "linear".
-
-    Raises:
-        UserError: Llava has no such projector.
-    """
-    if projector.fold != (1, 1) or not isinstance(projector, (LinearProjector, MLPProjector)):
-        raise UserError(
-            f"stock Llava has neither a {type(projector).__name__} nor folded patches: take --to transformers, or "
-            "train with --projector linear or mlp and one token a patch"
-        )
+def projector_tensors(projector: LinearProjector | MLPProjector, activation: str) -> dict[str, torch.Tensor]:
+    """The tensors of Llava's projector with this activation, "gelu" or, for one layer only, "linear"."""
     if isinstance(projector, MLPProjector):
         return projector.state_dict()
     scale, undo = (1.0, 1.0) if activation == "linear" else (SMALL, 2 / SMALL)
