@@ -7,7 +7,7 @@ the commonest kind), and none where it shares no word with any.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from scripts.score import wilson_interval
 
@@ -26,9 +26,9 @@ BROAD = {  # kinds that a child would tell apart; what is none of these is a thi
 }  # fmt: skip
 
 
-def broad_kind(kind: str) -> str | None:
-    """None for what is no kind: `A bird.` and `A mammal.` are both animals, `A bri` is nothing."""
-    return BROAD.get(kind, "thing" if kind.endswith(".") else None)
+def broad_kind(answer: str, kinds: Collection[str]) -> str | None:
+    """Of a bird and a mammal it is `animal`; None where the answer is none of the kinds that can be asked for."""
+    return BROAD.get(answer, "thing") if answer in kinds else None
 
 
 def content_words(text: str) -> frozenset[str]:
