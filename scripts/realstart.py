@@ -84,7 +84,7 @@ def table(figures: dict) -> str:
 def main() -> None:
     parser = CommandLine(__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "out/realstart")
-    parser.add_argument("--epochs", type=int, default=2, help="of stage 2")
+    parser.add_argument("--epochs", type=int, default=1, help="of stage 2")
     parser.add_argument("--choose", type=float, default=0.0, help="score this share of the training things instead")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the things, for a quick look")
     options = parser.parse_args()
