@@ -35,7 +35,7 @@ from model.device import choose_dtype
 from model.inference.answerer import Answerer, Options
 from model.messages import UserError
 from model.model_vlm import MiniMindVLM
-from model.processing import load_tokenizer
+from model.tokenizer_files import load_tokenizer
 from model.weights import build_vlm, load_model, save_weights
 from scripts.export.formats import Source, export_llava
 from scripts.measure.real_step import in_a_process
