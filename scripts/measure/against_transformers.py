@@ -23,8 +23,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer
-from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
+from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import logging
 
 from dataset.readers.opening import read_samples
@@ -35,7 +34,7 @@ from model.device import choose_dtype
 from model.inference.answerer import Answerer, Options
 from model.messages import UserError
 from model.model_vlm import MiniMindVLM
-from model.tokenizer_files import load_tokenizer
+from model.tokenizer_files import read_tokenizer
 from model.weights import build_vlm, load_model, save_weights
 from scripts.export.formats import Source, export_llava
 from scripts.measure.real_step import in_a_process
@@ -75,19 +74,10 @@ def prepare(options: argparse.Namespace, folder: Path) -> Subject:
     if not isinstance(model, MiniMindVLM):
         raise UserError(f"--weight {weight} is a decoder without eyes: name the weights of a stage that sees")
     (folder / "stock").mkdir()
-    export_llava(Source(model, tokenizer_of(model.config.vocab_size), weight.stem), folder / "stock")
+    export_llava(Source(model, read_tokenizer(weight), weight.stem), folder / "stock")
     build_data(folder / "data", sft=options.batch_size * (options.steps + WARM_UP))
     bfloat16 = choose_dtype("auto", torch.device("cpu")) == torch.bfloat16
     return Subject(weight, tower, folder / "stock", folder / "data/sft.jsonl", bfloat16)
-
-
-def tokenizer_of(size: int) -> PreTrainedTokenizerFast:
-    """The shipped tokenizer with entries that no text becomes, up to the model's: Llava's picture token comes next."""
-    tokenizer = load_tokenizer()
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content["model"]["vocab"] |= {f"<unused {number}>": number for number in range(len(tokenizer), size)}
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
-    return tokenizer
 
 
 def train_ours(subject: Subject, cached: str, options: argparse.Namespace, folder: Path) -> float:
