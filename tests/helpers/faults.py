@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -62,6 +63,7 @@ def start_child(work: Callable[[], object], log: Path) -> int:
     child = os.fork()
     if child == 0:
         os.setsid()
+        torch.set_num_threads(1)  # makes torch's pool anew: a fork's may wait for threads that it has not
         tqdm.set_lock(
             threading.RLock()
         )  # its own is shared with forks: whoever is killed holding it stops all later ones
