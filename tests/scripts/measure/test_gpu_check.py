@@ -104,7 +104,7 @@ def test_a_process_that_fails_says_what_it_said(tmp_path):
 
 
 def test_a_run_of_too_few_log_lines_is_said_in_a_sentence(tmp_path, monkeypatch):
-    def run(command: list) -> None:
+    def run(command: list, threads: int | None) -> None:
         (tmp_path / "stage").mkdir()
         (tmp_path / "stage/metrics.jsonl").write_text('{"rows_per_second": 1.0}\n' * 2)
 
