@@ -13,7 +13,8 @@ from model.processing import open_picture
 CELL, MARGIN, LINE, FONT_SIZE = 240, 16, 17, 13  # pixels
 COLUMNS, ROWS = 4, 3
 GREEN, RED, BLACK, GREY = (0, 110, 50), (190, 20, 20), (30, 30, 30), (120, 120, 120)
-# Pillow's own font has no Chinese; where the machine has one of these, Chinese questions are drawn too.
+TYPOGRAPHY = str.maketrans("—–‘’“”", "--''\"\"")  # Pillow's own font draws boxes for some of these
+# It has no Chinese either; where the machine has one of these, Chinese questions are drawn too.
 CHINESE_FONTS = (
     "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc",
     "DroidSansFallbackFull.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "simhei.ttf",
@@ -74,6 +75,7 @@ def chinese_font() -> ImageFont.FreeTypeFont | None:
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont) -> str:
+    text = text.translate(TYPOGRAPHY)
     while font.getlength(text) > CELL and len(text) > 1:
         text = text[:-2].rstrip("…") + "…"
     return text
