@@ -272,7 +272,10 @@ class VLMProcessor:
                 raise SampleError(f"a message is {reprlib.repr(message)}: it needs a role, one of {', '.join(ROLES)}")
             role, answer = message["role"], message["role"] == "assistant"
             if role not in self.openings:
-                raise SampleError(f"a message's role is {role!r}, which this base's chat template does not write")
+                raise SampleError(
+                    f"a message's role is {role!r}, which this base's chat template does not write",
+                    "put its words into the first question",
+                )
             if not pieces and role != "system" and self.beginning.ids:
                 pieces.append(self.beginning)
             pieces.append((self.openings if pieces else self.first_openings)[role])
