@@ -43,16 +43,17 @@ def test_trainer_gets_the_labels_that_our_stage_learns(prepared, tokenizer):
     samples = subject.samples()[:2]
     batch = Collator(processor, IMAGE_TOKENS)(samples)
     ours = VLMProcessor(tokenizer, IMAGE_TOKENS, IMAGE_SIZE)
+    picture = processor.tokenizer.convert_tokens_to_ids("<image>")
     for row, sample in enumerate(samples):
         rendered = ours.render(sample.messages)
         there = batch["attention_mask"][row].bool()
         learnt = batch["labels"][row] != IGNORE_INDEX
-        assert (batch["input_ids"][row] == VOCABULARY).sum() == IMAGE_TOKENS
+        assert (batch["input_ids"][row] == picture).sum() == IMAGE_TOKENS
         wanted = rendered.input_ids[rendered.trained].tolist()
         # its template gives no mask of what is learnt, so that the line break after an answer is learnt as well
         assert batch["labels"][row][learnt].tolist()[: len(wanted)] == wanted and learnt.sum() <= len(wanted) + 1
         found = batch["input_ids"][row][there]
-        assert torch.where(found == VOCABULARY, 34, found).tolist() == rendered.input_ids.tolist()
+        assert torch.where(found == picture, 34, found).tolist() == rendered.input_ids.tolist()
     assert batch["pixel_values"].shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
 
 
