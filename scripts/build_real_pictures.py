@@ -13,7 +13,6 @@ The stamps are under the GPL-2, OpenMoji under CC BY-SA 4.0: pass on what this w
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
@@ -25,7 +24,7 @@ from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError, counted
 from model.progress import progress_over
-from scripts.build_stamps import STAMPS, Interview
+from scripts.build_stamps import STAMPS, Interview, write
 from scripts.data.openmoji import Glyph, draw_glyph, glyph_families, read_glyphs
 from scripts.data.placing import place_plainly, place_variously
 from scripts.data.stamps import INSTALL, Stamp, families, open_cut_out, read_stamps, split_families
@@ -126,12 +125,6 @@ def held_out_lines(drawer: Drawer, held_out: list[Thing]) -> Iterator[dict]:
 def captions(things: Iterable[Thing]) -> Iterator[dict]:
     for thing in things:
         yield {"caption": thing.captions["en"], "kind": thing.kind.get("en")}
-
-
-def write(path: Path, records: Iterable[dict]) -> None:
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    path.write_text("".join(lines), encoding="utf-8")
-    print(f"{path}: {counted(len(lines), 'lines')}")
 
 
 def main(arguments: list[str] | None = None) -> None:
