@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from dataset.exam.figures import MODES
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError
@@ -21,7 +22,6 @@ from scripts.hub.packages import INSTALL, PACKAGED, SMOLLM2_FILE, installed_at
 from scripts.roads.photographs import write_photographs
 from scripts.roads.road import Road, read_records
 from scripts.roads.words import KindOfCaption, broad_kind, figures, judge
-from scripts.score import MODES
 
 BASE = PACKAGED["smollm2"].folder / SMOLLM2_FILE
 TOWER = PACKAGED["efficientnet-lite0"].folder

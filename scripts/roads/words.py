@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from scripts.score import wilson_interval
+from dataset.exam.figures import wilson_interval
 
 STOP_WORDS = """
     a about all an and are as at be but by can do for from has have he her his i in is it its just like my not of

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataset.exam.answering import score
+from dataset.exam.figures import summarize
+from dataset.exam.questions import Question, read_questions, wrong_pictures
 from dataset.samples import Sample
 from helpers.data import make_picture, write_jsonl
 from helpers.models import enliven
 from model.inference.answerer import Answerer
 from scripts import score as scoring
 from scripts.export.card import _scores
-from scripts.score import Question, read_questions, score, table, wrong_pictures
+from scripts.score import table
 
 
 def question(number: int, pictures: int, show: int | None = None) -> Question:
@@ -97,7 +100,7 @@ def test_with_nothing_to_shuffle_the_figure_is_missing_and_not_naught(held_out, 
 def test_shares_and_rows_of_two_kinds():
     questions = [Question(question(n, 1).sample, "yes", ("where", "what")[n > 2], "en") for n in range(4)]
     answers = {"right": ["yes", "no", "no", "yes"], "shuffled": [None] * 3 + ["no"], "none": ["no"] * 4}
-    report = scoring.summarize(questions, answers)
+    report = summarize(questions, answers)
     assert report["exact_match"] == {"right": round((round(1 / 3, 4) + 1) / 2, 4), "shuffled": 0.0, "none": 0.0}
     assert [row.split("  ")[0] for row in table(report).splitlines()[1:-1]] == [
         "all, kinds alike",

@@ -1,0 +1,57 @@
+"""Ask a model every question: with its picture, with another line's, and with none."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset.exam.figures import MODES, summarize
+from dataset.exam.questions import Question, wrong_pictures
+from model.inference.answerer import Answerer, Options
+from model.inference.reader import Prompt
+from model.processing import IMAGE_TAG
+from model.progress import progress_over
+
+BRIEF = Options(max_new_tokens=64)  # answers of this kind of data are short
+
+
+def prompt_of(answerer: Answerer, question: Question, mode: str, shown: Question) -> Prompt:
+    """The question as the model gets it: with the pictures of `shown`, or with none."""
+    messages = question.sample.messages[:-1]
+    if mode != "none":
+        return answerer.prompt(messages, shown.sample.open_pictures())
+    return answerer.prompt([{**m, "content": m["content"].replace(IMAGE_TAG, "").strip()} for m in messages])
+
+
+def answer_all(
+    answerer: Answerer, questions: Sequence[Question], mode: str, wrong: Sequence[Question | None], batch_size: int
+) -> list[str | None]:
+    """The answer to each question; None where `wrong`, of wrong_pictures, has nothing to shuffle with."""
+    shown = wrong if mode == "shuffled" else questions
+    places: dict[tuple, int] = {}  # questions about one picture together: the engine then reads it once
+    asked = [number for number, question in enumerate(shown) if question]
+    asked.sort(key=lambda number: places.setdefault(shown[number].sample.pictures, len(places)))
+    answers: list[str | None] = [None] * len(questions)
+    for start in progress_over(range(0, len(asked), batch_size), mode, "batch"):
+        numbers = asked[start : start + batch_size]
+        prompts = [prompt_of(answerer, questions[number], mode, shown[number]) for number in numbers]
+        for number, answer in zip(numbers, answerer.batch(prompts, BRIEF), strict=True):
+            answers[number] = answer.text.strip()
+    return answers
+
+
+def score(answerer: Answerer, questions: Sequence[Question], batch_size: int = 48) -> tuple[dict, list[dict]]:
+    """The report, and one record a question with every mode's answer."""
+    wrong = wrong_pictures(questions)
+    answers = {mode: answer_all(answerer, questions, mode, wrong, batch_size) for mode in MODES}
+    records = [
+        {
+            "where": question.sample.where,
+            "pictures": [str(picture) for picture in question.sample.pictures if isinstance(picture, Path)],
+            "kind": question.kind,
+            "language": question.language,
+            "question": question.text,
+            "truth": question.truth,
+            **{mode: texts[number] for mode, texts in answers.items()},
+        }
+        for number, question in enumerate(questions)
+    ]
+    return summarize(questions, answers), records
