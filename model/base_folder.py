@@ -53,7 +53,7 @@ def read_base(path: str | Path, shapes_only: bool = False) -> tuple[dict, dict[s
     path = Path(path)
     if path.suffix == ".gguf":
         config, tensors = _read_gguf(path, shapes_only)
-        return arguments_of(config, path), _under_our_names(tensors)
+        return arguments_of(config, path), under_our_names(tensors)
     facts = _read_facts(path)
     arguments = None if is_minimind(facts) else arguments_of(_config_of(facts, path), path)
     tensors = {}
@@ -61,7 +61,7 @@ def read_base(path: str | Path, shapes_only: bool = False) -> tuple[dict, dict[s
         tensors |= read_tensor_file(file, shapes_only)[1]
     if arguments is None:  # MiniMind's names are ours
         return folder_arguments(facts, tensors, path), tensors
-    return arguments, _under_our_names(tensors)
+    return arguments, under_our_names(tensors)
 
 
 def weight_files(path: str | Path) -> list[Path]:
@@ -163,6 +163,11 @@ def _read_facts(folder: Path) -> dict:
             f"{folder} holds a MiniMind model as this project exports it: name the weights file that it was made from, "
             "or ask the folder with `python eval_vlm.py --weight FOLDER`"
         )
+    if kind == "llava":
+        raise UserError(
+            f"{folder} holds a whole Llava: bring it home with `python scripts/convert_vlm.py --from llava --weight "
+            f"{folder} --output out/home.safetensors`, and name that file"
+        )
     if kind not in CONFIGS:
         raise UserError(
             f"{folder} holds a model of type {kind!r}: as a base this reads {', '.join(CONFIGS)}, minimind-v"
@@ -233,7 +238,7 @@ def _scaled_rope(path: Path) -> str:
         return "" if kind == "none" else f"rope.scaling.type {kind!r}"
 
 
-def _under_our_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def under_our_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors as MiniMindForCausalLM calls them; experts that lie in one tensor are taken apart."""
     named = {}
     for name, value in tensors.items():

@@ -16,6 +16,7 @@ from model.messages import UserError
 TOKENIZER = "tokenizer"  # its name in a weights file's metadata
 TOKENIZER_FILE = "tokenizer.json"
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # of which all is in tokenizer.json
 PICTURE_TOKENS = ("<|image_pad|>", "@")  # texts that stand for a picture where a base knows them as one token
 
 
@@ -64,7 +65,7 @@ def _of_base(folder: Path, **options: str) -> PreTrainedTokenizerFast:
 def _is_plain(folder: Path) -> bool:
     """Whether a folder says that its tokenizer.json is all there is: then nobody asks for code that lies beside it."""
     path = folder / "tokenizer_config.json"
-    return path.is_file() and json.loads(path.read_text("utf-8")).get("tokenizer_class") == "PreTrainedTokenizerFast"
+    return path.is_file() and json.loads(path.read_text("utf-8")).get("tokenizer_class") in PLAIN_CLASSES
 
 
 def in_our_form(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

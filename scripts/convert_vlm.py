@@ -11,8 +11,11 @@
 What cannot be held is refused by name, with the format that takes it; docs/deploy.md has the table.
 MiniMind's own files come in too: --weight sft_vlm_512.pth --vision_model clip-vit-base-patch16 --tokenizer DIR, or
 --weight sft_vlm_768.pth --vision_model siglip2-base-p32-256-ve, or a folder of theirs.
-Every conversion is loaded again in a fresh process and must give the same logits (1e-4) and the same greedy text; only
-then the folder appears, whole. An older conversion at --output is replaced, anything else there is refused.
+A `llava` folder that others have trained on comes home: --from llava --weight FOLDER --output out/home.safetensors; or
+goes on, with --to and a folder to write.
+Every conversion is loaded again in a fresh process and must give the same logits (1e-4) and the same greedy text, and
+three steps of AdamW must make none of its answers less likely; only then the folder appears, whole. An older conversion
+at --output is replaced, anything else there is refused.
 """
 
 import argparse
@@ -29,11 +32,12 @@ from model.command_line import CommandLine
 from model.config import MiniMindConfig
 from model.files import file_sha256, find_folder
 from model.messages import UserError
-from model.tokenizer_files import TOKENIZER_FILE, read_tokenizer, special_ids
-from model.weights import load_model, read_facts, weight_file
+from model.tokenizer_files import TOKENIZER, TOKENIZER_FILE, read_tokenizer, special_ids, tokenizer_text
+from model.weights import load_model, read_facts, save_weights, weight_file
 from scripts.export.card import model_card
 from scripts.export.folder import claim, publish, seal
-from scripts.export.formats import FORMATS, Exported, Source, portable_name
+from scripts.export.formats import ENGINES, FORMATS, Exported, Source, portable_name
+from scripts.export.llava_home import read_llava
 from scripts.export.proof import prove, write_reference
 from scripts.hub.clients import HubError
 from scripts.upload import push_folder
@@ -58,7 +62,7 @@ def convert(options: argparse.Namespace) -> dict:
             "format": options.to,
             "weight": {"name": options.weight.name, "sha256": file_sha256(weight_file(options.weight))},
             "vision_tower": tower_identity(source, exported),
-            "largest_logit_difference": proof(source, exported, temporary),
+            **proof(source, exported, temporary, exported.trains and not options.no_training_proof),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
         seal(temporary, manifest)
@@ -68,23 +72,43 @@ def convert(options: argparse.Namespace) -> dict:
     return manifest
 
 
+def come_home(options: argparse.Namespace) -> dict:
+    """A stock folder as a weights file; returns what the proof found.
+
+    Raises:
+        UserError: the folder computes something else than our model, or --output cannot be written.
+    """
+    if options.output.suffix != ".safetensors":
+        raise UserError(f"--output {options.output}: a weights file ends in .safetensors; with --to it is a folder")
+    source = read_source(options)
+    with tempfile.TemporaryDirectory() as reference:
+        write_reference(source.model, source.tokenizer, Path(reference), sees=True)
+        found = prove(options.weight, Path(reference), trains=False)
+    save_weights(source.model, options.output, {TOKENIZER: tokenizer_text(source.tokenizer)})
+    return found
+
+
 def read_source(options: argparse.Namespace) -> Source:
     """The model and tokenizer that the options name."""
+    settings = DTYPES[options.dtype], not options.no_vision, options.engine
+    if options.come_from:
+        model, tokenizer = read_llava(options.weight, options.vision_model)
+        return Source(model, tokenizer, options.weight.name, *settings)
     tokenizer = own_tokenizer(options.tokenizer)
     model = load_model(options.weight, options.vision_model, options.num_attention_heads, tokenizer)
     tokenizer = tokenizer or read_tokenizer(options.weight)
     check_tokenizer(tokenizer, model.config, options.tokenizer)
-    return Source(model, tokenizer, options.weight.stem, DTYPES[options.dtype], not options.no_vision)
+    return Source(model, tokenizer, options.weight.stem, *settings)
 
 
-def proof(source: Source, exported: Exported, folder: Path) -> float:
+def proof(source: Source, exported: Exported, folder: Path, trains: bool) -> dict:
     """Compare the folder with the model in memory; see scripts/export/proof.py."""
     tower = None
     if exported.sees and not exported.has_tower:
         tower = str(find_folder(source.model.config.vision_source).resolve())
     with tempfile.TemporaryDirectory() as reference:
         write_reference(source.model, source.tokenizer, Path(reference), exported.sees)
-        return prove(folder, Path(reference), tower)
+        return prove(folder, Path(reference), tower, trains)
 
 
 def tower_identity(source: Source, exported: Exported) -> dict | None:
@@ -135,10 +159,26 @@ def _listed(ids: int | list[int] | None) -> list[int | None]:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = CommandLine(__doc__)
     parser.add_argument("--weight", type=Path, required=True, help=".safetensors of a stage, or MiniMind's .pth")
-    parser.add_argument("--to", choices=FORMATS, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder to make, or an older conversion to replace")
+    parser.add_argument("--from", dest="come_from", choices=["llava"], help="--weight is a stock Llava folder")
+    parser.add_argument("--to", choices=FORMATS, help="left out with --from: a weights file")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder to make, or an older conversion to replace; without --to a .safetensors",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors; a .pth is always float16")
     parser.add_argument("--no_vision", action="store_true", help="transformers: leave the tower out, name it only")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="transformers",
+        help="llava, of a linear projector: vllm and mlx know no other activation than GELU, and get it scaled, for "
+        "inference only; every other folder is the same for all",
+    )
+    parser.add_argument(
+        "--no_training_proof", action="store_true", help="of a large model: three steps take 4 times its memory"
+    )
     parser.add_argument("--vision_model", help="folder of the vision tower; by default the one trained with")
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of a tokenizer; by default the one that belongs to the weights"
@@ -147,12 +187,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--score", type=Path, help="score.json of scripts/score.py, for the model card")
     parser.add_argument("--license", default="apache-2.0", help="for the model card")
     parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="then send the folder to Hugging Face")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not (options.to or options.come_from):
+        parser.error("--to says what to make: " + ", ".join(FORMATS))
+    return options
 
 
 def main() -> None:
     options = parse_arguments()
     try:
+        if not options.to:
+            found = come_home(options)
+            print(f"largest difference of a logit, from a fresh process: {found['largest_logit_difference']:.2g}")
+            print(f"{options.output}: home again, the same greedy text")
+            return
         manifest = convert(options)
         address = push_folder(options.output, options.push_to_hub) if options.push_to_hub else None
     except (UserError, OSError, HubError) as error:

@@ -41,6 +41,12 @@ SIGHTS = {  # of the families whose .pth does not tell it: projector, tower, the
 }
 # Of training, or a limit: a .pth does not tell them, and nothing that it answers depends on them.
 NOT_IN_PTH = ("dropout", "router_aux_loss_coef", "max_position_embeddings")
+# What an engine puts between Llava's two projector layers where a folder says "linear".
+ENGINES = {"transformers": "linear", "vllm": "gelu", "mlx": "gelu"}
+SCALED = (
+    "**For inference only**: its projector is one layer, written as two with numbers that make the GELU between them "
+    "exact, and their gradients are of the order 1e12. To train it on, convert it without `--engine`."
+)
 
 ASK = """\
 from transformers import pipeline
@@ -70,6 +76,7 @@ class Source:
     name: str  # of the weight file, without its ending
     dtype: torch.dtype = torch.float32  # of the tensors written
     with_vision: bool = True  # ship the tower in a `transformers` folder
+    engine: str = "transformers"  # of ENGINES, that a `llava` folder is for
 
     @property
     def sees(self) -> bool:
@@ -86,6 +93,7 @@ class Exported:
     has_tower: bool
     dtype: str
     library: str = "transformers"
+    trains: bool = True  # whether others can train it on
 
 
 def export_transformers(source: Source, folder: Path) -> Exported:
@@ -143,8 +151,13 @@ def export_llava(source: Source, folder: Path) -> Exported:
     _needs_vision(source, "llava")
     config = source.model.config
     image_token_id = free_token_id(source.tokenizer)
-    exact = config.projector == "linear" and source.dtype == torch.float16  # fp16 has no room for the scaling
-    stock = llava_config(source.model, image_token_id, "linear" if exact else "gelu")
+    scaled = config.projector == "linear" and ENGINES[source.engine] == "gelu"
+    if scaled and source.dtype == torch.float16:
+        raise UserError(f"--engine {source.engine}: float16 has no room for what makes GELU linear: take bfloat16")
+    stock = llava_config(
+        source.model, image_token_id, "linear" if config.projector == "linear" and not scaled else "gelu"
+    )
+    stock.vision_source = portable_name(config)  # for the way back: transformers keeps what it does not know
     dtype = round_weights(source.model, source.dtype, with_tower=True)
     write_stock(stock, llava_tensors(source.model, stock), source.dtype, folder)
     generation_config(config, suppress_tokens=[image_token_id]).save_pretrained(folder)
@@ -154,7 +167,9 @@ def export_llava(source: Source, folder: Path) -> Exported:
         "A stock `LlavaForConditionalGeneration`: no code of its own. Pictures with transparency should be laid on "
         "white first, as in training."
     )
-    return Exported(kind, ASK.format(further=""), sees=True, has_tower=True, dtype=dtype)
+    if scaled:
+        kind += f" {SCALED}"
+    return Exported(kind, ASK.format(further=""), sees=True, has_tower=True, dtype=dtype, trains=not scaled)
 
 
 def _write_llava_processor(config: VLMConfig, folder: Path) -> None:

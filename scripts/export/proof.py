@@ -1,10 +1,10 @@
 """The proof of a conversion: load the folder as a stranger would, in a process of its own, and answer what we answered.
 
-    python scripts/export/proof.py FOLDER REFERENCE [VISION_MODEL]
+    python scripts/export/proof.py FOLDER REFERENCE [VISION_MODEL] [--no_training]
 
 scripts/convert_vlm.py starts it. REFERENCE holds pictures, messages and the logits that the project's own model gave
 (`write_reference`); result.json is written there. A folder that transformers reads is loaded with this project's own
-packages locked away, so that what ships must be enough.
+packages locked away, so that what ships must be enough. Then it is trained for three steps: others will do so.
 """
 
 import json
@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from model.command_line import CommandLine
 from model.messages import UserError
+from scripts.export.training_proof import Batch, complaint, train_a_little, with_answer
 
 MAX_NEW_TOKENS = 16
 TOLERANCE = 1e-4  # of fp32 logits
@@ -62,22 +63,23 @@ def draw_picture(size: tuple[int, int], seed: int) -> Image.Image:
 @torch.no_grad()
 def answers(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, read: Read, conversations: list[list[dict]]
-) -> tuple[list[torch.Tensor], list[str]]:
-    """For each prompt the logits [tokens, vocabulary] and the greedy answer."""
-    logits, texts = [], []
+) -> tuple[list[torch.Tensor], list[str], list[Batch]]:
+    """For each prompt the logits [tokens, vocabulary], the greedy answer, and both as something to learn."""
+    logits, texts, talks = [], [], []
     for messages in conversations:
         inputs = read(messages)
         logits.append(model(**inputs).logits[0])
         output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         texts.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-    return logits, texts
+        talks.append(with_answer(inputs, output))
+    return logits, texts, talks
 
 
 def write_reference(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path, sees: bool) -> None:
     """What the project's own model answers, and the pictures it saw, read back from their files."""
     for seed, (name, size) in enumerate(PICTURES.items()):
         draw_picture(size, seed).save(folder / name)
-    logits, texts = answers(model, tokenizer, own_reader(model, tokenizer), prompts(sees, folder))
+    logits, texts, _ = answers(model, tokenizer, own_reader(model, tokenizer), prompts(sees, folder))
     save_file({str(number): value.contiguous() for number, value in enumerate(logits)}, folder / "logits.safetensors")
     facts = {"sees": sees, "texts": texts, "heads": model.config.num_attention_heads}
     (folder / "reference.json").write_text(json.dumps(facts))
@@ -128,31 +130,36 @@ def load_minimind(path: Path, heads: int, vision_model: str | None) -> Loaded:
     return model, tokenizer, own_reader(model, tokenizer)
 
 
-def compare(folder: Path, reference: Path, vision_model: str | None) -> dict:
-    """The largest difference of a logit, and every answer beside ours."""
+def compare(folder: Path, reference: Path, vision_model: str | None, trains: bool = True) -> dict:
+    """The largest difference of a logit, every answer beside ours, and what three steps of training did.
+
+    trains: whether that is tried: it takes four times the memory of the weights.
+    """
     facts = json.loads((reference / "reference.json").read_text())
     if pth := next(folder.glob("*.pth"), None):
         loaded = load_minimind(pth, facts["heads"], vision_model)
     else:
         loaded = load_stranger(folder, facts["sees"], vision_model)
-    logits, texts = answers(*loaded, prompts(facts["sees"], reference))
+    logits, texts, talks = answers(*loaded, prompts(facts["sees"], reference))
     expected, largest = load_file(reference / "logits.safetensors"), 0.0
     for number, theirs in enumerate(logits):
         ours = expected[str(number)]
         if len(theirs) != len(ours):
             raise SystemExit(f"prompt {number} is {len(theirs)} tokens there, {len(ours)} here")
         largest = max(largest, float((theirs[:, : ours.shape[1]] - ours).abs().max()))  # llava's vocabulary is larger
-    return {"largest_logit_difference": largest, "texts": texts, "expected": facts["texts"]}
+    found = {"largest_logit_difference": largest, "texts": texts, "expected": facts["texts"]}
+    return {**found, "trained": train_a_little(loaded[0], talks)} if trains else found
 
 
-def prove(folder: Path, reference: Path, vision_model: str | None = None) -> float:
-    """Run this file in a fresh process; returns the largest difference.
+def prove(folder: Path, reference: Path, vision_model: str | None = None, trains: bool = True) -> dict:
+    """Run this file in a fresh process; returns the largest difference, and what three steps of training did.
 
     Raises:
-        UserError: it does not load, differs by more than TOLERANCE, or answers otherwise.
+        UserError: it does not load, differs by more than TOLERANCE, answers otherwise, or cannot be trained on.
     """
     environment = {**os.environ, "HF_MODULES_CACHE": str(reference / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, __file__, folder.resolve(), reference.resolve(), *filter(None, [vision_model])]
+    further = [*filter(None, [vision_model]), *([] if trains else ["--no_training"])]
+    command = [sys.executable, __file__, folder.resolve(), reference.resolve(), *further]
     process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     if process.returncode:
         raise UserError(f"the converted folder does not load in a fresh process:\n{process.stderr[-2000:]}")
@@ -162,7 +169,9 @@ def prove(folder: Path, reference: Path, vision_model: str | None = None) -> flo
         raise UserError(f"the converted model's logits differ by {largest:.2g}, more than {TOLERANCE}")
     if result["texts"] != result["expected"]:
         raise UserError(f"the converted model answers {result['texts']} and not {result['expected']}")
-    return largest
+    if trains and (wrong := complaint(result["trained"])):
+        raise UserError(f"the converted model cannot be trained on: {wrong}")
+    return {name: result[name] for name in ("largest_logit_difference", "trained") if name in result}
 
 
 if __name__ == "__main__":
@@ -170,6 +179,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="the conversion")
     parser.add_argument("reference", type=Path, help="folder that write_reference has filled")
     parser.add_argument("vision_model", nargs="?", help="folder of the tower, where the conversion leaves it out")
+    parser.add_argument("--no_training", action="store_true", help="try no steps of training")
     options = parser.parse_args()
     for path in (options.folder, options.reference / "reference.json"):
         if not path.exists():
@@ -178,5 +188,5 @@ if __name__ == "__main__":
     if not any(options.folder.glob("*.pth")):
         for package in ("model", "scripts", "dataset", "trainer"):
             sys.modules[package] = None  # importing them raises ImportError
-    outcome = compare(options.folder, options.reference, options.vision_model)
+    outcome = compare(options.folder, options.reference, options.vision_model, not options.no_training)
     (options.reference / "result.json").write_text(json.dumps(outcome))

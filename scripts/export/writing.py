@@ -1,7 +1,6 @@
 """What all exports write: JSON, tensors, the tokenizer with its template, and a config that old engines read too."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from model.model_minimind import MiniMindForCausalLM
 from model.tokenizer_files import SPECIAL
 from model.weights import TOWER_PREFIX
-
-GENERATION_MARK = re.compile(r"\{%-? (end)?generation -?%\}")  # for training only, and other engines do not know it
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -30,8 +27,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, added: dic
     content["added_tokens"] += [{"id": number, "content": text, **plain} for text, number in (added or {}).items()]
     write_json(folder / "tokenizer.json", content)
     if tokenizer.chat_template:
-        template = GENERATION_MARK.sub("", tokenizer.chat_template)
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
     special = {name: str(token) for name in SPECIAL if (token := getattr(tokenizer, name)) is not None}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", **special, "model_max_length": tokenizer.model_max_length,

@@ -104,8 +104,10 @@ def prove_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof's process in this one: starting one costs seconds."""
 
     def run(command, **_):
-        (folder, reference), tower = map(Path, command[2:4]), next(iter(command[4:]), None)
-        (reference / "result.json").write_text(json.dumps(compare(folder, reference, tower)))
+        (folder, reference), further = map(Path, command[2:4]), command[4:]
+        trains = "--no_training" not in further
+        tower = next((word for word in further if not word.startswith("--")), None)
+        (reference / "result.json").write_text(json.dumps(compare(folder, reference, tower, trains)))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(proof.subprocess, "run", run)

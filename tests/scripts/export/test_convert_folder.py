@@ -29,7 +29,7 @@ def tiny(monkeypatch, tmp_path, make_vlm):
     weight.write_bytes(b"")
     small = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))  # the real one costs 0.1 s a conversion
     sources = {seed: Source(make_vlm(seed=seed), small, "tiny") for seed in (1, 2)}
-    monkeypatch.setattr(convert_vlm, "proof", lambda source, folder, options: 0.0)
+    monkeypatch.setattr(convert_vlm, "proof", lambda *arguments: {"largest_logit_difference": 0.0})
     monkeypatch.setattr(convert_vlm, "read_facts", lambda path: {})
     monkeypatch.setattr(convert_vlm, "read_source", lambda options: sources[options.num_attention_heads])
 
@@ -129,7 +129,7 @@ def test_folder_that_no_conversion_wrote_is_kept(tmp_path, tiny):
 
 
 def test_exception_leaves_nothing_behind(tmp_path, tiny, monkeypatch):
-    def refuse(source, folder, options):
+    def refuse(*arguments):
         raise ValueError("not the same logits")
 
     tiny(1, tmp_path / "out" / "model")
