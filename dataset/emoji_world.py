@@ -26,6 +26,7 @@ GROUPS = 16
 GLYPH_SIZE = 128  # pixels per side of the cached glyphs
 LANGUAGES = ("en", "zh")
 KINDS = ("what", "at", "where", "count", "colour", "yesno")
+BEHIND = 0.1  # of the pictures: such a question shares no row with the others, and costs as much as all of these
 KIND_WEIGHTS = (2, 4, 4, 1, 1, 4)  # how often conversations ask each kind: looking a thing up is harder to learn
 TALK = 3  # questions of the one conversation of each scene that has several
 PLACES = {
@@ -317,9 +318,14 @@ def question_conversations(scene: Scene, rng: Random, count: int, vocabulary: in
     """Stage 2's conversations about one picture: `count` single questions, one conversation of a few, and a caption.
 
     Each question stands alone, because in a conversation of several an answer can be guessed from the words before it
-    ("where is the cat?" tells what there is), without a look at the picture.
+    ("where is the cat?" tells what there is), without a look at the picture. Of some pictures one question is asked once
+    more with the picture behind it: others put it there, and who was never shown that answers none of them.
     """
-    return _conversations("<image>", scene, rng, count, vocabulary, rng.choice(LANGUAGES))
+    talks = _conversations("<image>", scene, rng, count, vocabulary, rng.choice(LANGUAGES))
+    if rng.random() < BEHIND:
+        question, answer = talks[0]
+        talks.append([{**question, "content": "\n".join(reversed(question["content"].split("\n", 1)))}, answer])
+    return talks
 
 
 def reading_conversations(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
