@@ -213,8 +213,7 @@ class Answerer:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Sample token after token, until each draft has ended or it is `stopped`. logits: [drafts, vocabulary]."""
-        if logits.isnan().any():  # on a GPU, sampling from NaN would take the whole process down
-            raise UserError(f"the model computes what is no number in {self.dtype}: {CURE}")
+        check_numbers(logits, self.dtype)  # on a GPU, sampling from NaN would take the whole process down
         sampler = Sampler(options, self.device, len(drafts))
         rows = drafts  # in the cache: all that have not ended, and some that have
         while True:
@@ -249,6 +248,12 @@ class Answerer:
             stopped=stopped,
             cut=not stopped and tokens[-1:] != [] and tokens[-1] not in draft.end_ids,
         )
+
+
+def check_numbers(logits: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raises UserError where a model computes NaN in this dtype."""
+    if logits.isnan().any():
+        raise UserError(f"the model computes what is no number in {dtype}: {CURE}")
 
 
 def add_weight_flags(parser: argparse.ArgumentParser) -> None:
