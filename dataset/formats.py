@@ -4,6 +4,7 @@ minimind    {"conversations": [{"role", "content"}, ...], "image": "a.jpg, b.jpg
 llava       {"id", "image": "a.jpg", "conversations": [{"from": "human", "value"}, ...]}; ALLaVA and ShareGPT4V as well
 messages    {"messages": [{"role", "content": text or typed parts}, ...], "images": [...]}, as chat templates take them
 finevision  {"texts": [{"user", "assistant"}, ...], "images": [...]}, with ratings in lists; the_cauldron as well
+choices     {"image", "question", "A", "B", ..., "answer": "B"}, with a "hint" and a "category"; VLMEvalKit's tables
 questions   {"image", "question", "answer"}
 captions    {"image" or "file_name", "text" or "caption"}
 text        {"text"} for the base decoder
@@ -12,7 +13,8 @@ How records are stored is nobody's business here: dataset.readers has lines, par
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ SPEAKERS = {
     "system": "system", "human": "user", "user": "user",
     "gpt": "assistant", "assistant": "assistant", "model": "assistant", "chatgpt": "assistant",
 }  # fmt: skip
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of choices
 DESCRIBE = {"en": "What is in the picture?", "zh": "图中有什么？"}  # what a caption answers
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
@@ -98,6 +101,33 @@ def finevision(record: dict, options: ReadOptions) -> Talk:
     return Talk(talk, places_pictures=any(IMAGE_TAG in message["content"] for message in talk))
 
 
+def choices(record: dict, options: ReadOptions) -> Talk:
+    question, offered = record.get("question"), choices_of(record)
+    if not isinstance(question, str) or not question.strip():
+        raise Unfit(f"'question' must be text that is not empty, it is {shown(question)}")
+    if len(offered) < 2:
+        raise Unfit(f"it has {len(offered)} choices: give at least two, in fields A and B and on")
+    answer = str(record.get("answer", "")).strip()
+    if answer not in tuple(LETTERS[: len(offered)]):
+        right = ", ".join(LETTERS[: len(offered)])
+        raise Unfit(f"'answer' is {shown(record.get('answer'))}: it must be the letter of a choice, {right}")
+    return _one_turn(choice_prompt(question, offered, str(record.get("hint") or "")), answer)
+
+
+def choices_of(record: dict) -> tuple[str, ...]:
+    """What is offered under A, B and on, up to the first letter that is missing."""
+    said = (record.get(letter) for letter in LETTERS)
+    return tuple(takewhile(bool, ("" if choice is None else str(choice).strip() for choice in said)))
+
+
+def choice_prompt(question: str, offered: Sequence[str], hint: str = "") -> str:
+    """A question and its choices in VLMEvalKit's words, so that every model is asked the same."""
+    lines = [f"Hint: {hint}"] if hint else []
+    lines += [f"Question: {question}", "Options:"]
+    lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, offered, strict=False)]
+    return "\n".join([*lines, "Please select the correct answer from the options above."])
+
+
 def questions(record: dict, options: ReadOptions) -> Talk:
     question, answer = record.get("question"), record.get("answer")
     answer = answer[0] if isinstance(answer, list) and answer else answer  # several that count as right: the first
@@ -125,6 +155,7 @@ class Format(NamedTuple):
     read: Callable[[dict, ReadOptions], Talk]
     tells: Callable[[dict], bool]  # whether a record, in data that nobody has named the format of, is one of these
     pictures: tuple[str, ...] = ("image", "images", "file_name")  # fields; the first that a record has names its own
+    kept: tuple[str, ...] = ()  # fields of text that stay with the sample as they are, too
 
 
 # In the order in which they are tried; their names are dataset.options.FORMATS.
@@ -132,6 +163,7 @@ FORMATS: dict[str, Format] = {
     "finevision": Format(finevision, lambda record: "texts" in record),
     "messages": Format(messages, lambda record: "messages" in record),
     "llava": Format(llava, lambda record: "from" in _first_turn(record)),
+    "choices": Format(choices, lambda record: {"question", "answer", "A", "B"} <= record.keys(), kept=("question",)),
     "questions": Format(questions, lambda record: {"question", "answer"} <= record.keys()),
     "captions": Format(captions, lambda record: "caption" in record or "text" in record and _has_picture(record)),
     "minimind": Format(minimind, lambda record: "conversations" in record or "text" in record, ("image",)),

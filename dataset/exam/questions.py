@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset.formats import choices_of
 from dataset.options import ReadOptions
 from dataset.readers.opening import left_out, open_data
 from dataset.samples import BadSample, DataError, Sample
@@ -15,9 +16,11 @@ from model.processing import IMAGE_TAG
 @dataclass(frozen=True)
 class Question:
     sample: Sample
-    truth: str
+    truth: str  # of a question with choices the letter of the right one
     kind: str
     language: str
+    category: str = "all"
+    choices: tuple[str, ...] = ()  # what stands under A, B and on
 
     @property
     def text(self) -> str:
@@ -25,7 +28,7 @@ class Question:
 
 
 def read_questions(path: Path, options: ReadOptions | None = None, limit: int | None = None) -> list[Question]:
-    """One question a line; `kind` and `language` are the line's own fields where it has them.
+    """One question a line; `kind`, `language` and `category` are the line's own fields where it has them.
 
     Lines that cannot be read, or whose pictures cannot, are left out, and a line on stderr says so.
     """
@@ -46,8 +49,9 @@ def read_questions(path: Path, options: ReadOptions | None = None, limit: int | 
         roles = [message.get("role") for message in sample.messages[-2:]]
         if roles != ["user", "assistant"]:
             raise DataError(f"{sample.where}: the last two turns must be a question and its answer, they are {roles}")
-        facts = {name: str(sample.extra.get(name, "all")) for name in ("kind", "language")}
-        questions.append(Question(sample, sample.messages[-1]["content"].strip(), **facts))
+        facts = {name: str(sample.extra.get(name, "all")) for name in ("kind", "language", "category")}
+        offered = choices_of(sample.extra) if "question" in sample.extra else ()  # which only `choices` leaves there
+        questions.append(Question(sample, sample.messages[-1]["content"].strip(), choices=offered, **facts))
     if bad:
         print(left_out(bad, count, "lines"), file=sys.stderr)
     return questions

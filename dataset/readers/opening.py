@@ -16,16 +16,17 @@ from dataset.readers.pictures import Pictures, pictures_of
 from dataset.readers.plain_text import PlainText
 from dataset.readers.reader import Reader
 from dataset.readers.tar_shards import TarShards
+from dataset.readers.tsv_rows import TsvRows
 from dataset.samples import DataError, Sample
 from dataset.sources import open_sources
 from model.files import ROOT
 from model.messages import UserError, counted, did_you_mean
 
-ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".tar")
+ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt", ".tar")
+TABLES = {".csv": CsvRows, ".tsv": TsvRows}
 CURES = {
     ".gz": ": unpack it, with gunzip or as an archive's own program does",
     ".xlsx": ": save the table as .csv, in UTF-8",
-    ".tsv": ": call it .csv; tabs are understood",
     ".zip": ": a .zip holds pictures and is named by --images_path, --data_path names what is said of them",
 }  # of what is not read
 COPIES = ROOT / "out" / "rows"
@@ -87,7 +88,7 @@ def _open(path: Path, options: ReadOptions, pictures: Pictures | None, copies: P
         from dataset.readers.parquet_rows import ParquetRows  # here, as it loads pyarrow, which few runs need
 
         return ParquetRows(path, options, pictures, copies, say)
-    return (CsvRows if path.suffix == ".csv" else JsonLines)(path, options, pictures)
+    return TABLES.get(path.suffix, JsonLines)(path, options, pictures)
 
 
 def _in_turn(shards: Sequence[Path], options: ReadOptions, read: Callable[..., Reader]) -> Joined:

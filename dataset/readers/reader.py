@@ -88,7 +88,8 @@ class Reader(Sequence):
         if tags != len(pictures) and talk.text is None:
             there = counted(len(pictures), "pictures")
             raise BadSample(where, f"the text holds {tags} <image> but the sample has {there}: make them equal")
-        used = (*TEXT_FIELDS, *FORMATS[self.format].pictures, EMBEDDED_PICTURES)
+        known = FORMATS[self.format]
+        used = {*TEXT_FIELDS, *known.pictures, EMBEDDED_PICTURES} - {*known.kept}
         extra = {name: value for name, value in record.items() if name not in used}
         return Sample(where, talk.messages, tuple(pictures), talk.text, extra, self.options.max_pixels)
 

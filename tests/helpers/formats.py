@@ -1,5 +1,6 @@
 """The same samples written in every public format: each writer takes Written samples and gives the path to read."""
 
+import base64
 import csv
 import io
 import json
@@ -224,6 +225,18 @@ def questions(folder: Path, samples: Sequence[Written]) -> Path:
     return write_jsonl(folder / "questions.jsonl", records)
 
 
+def tsv(folder: Path, samples: Sequence[Written]) -> Path:
+    """VLMEvalKit's, pictures in base64."""
+    rows = [("index", "image", "question", "answer", "category")]
+    for number, sample in enumerate(samples):
+        question = sample.messages[0]["content"].replace(TAG, "").removeprefix("\n")
+        pictures = base64.b64encode(sample.pictures[0]).decode()
+        rows.append((str(number), pictures, question, answer_of(sample), "any"))
+    with (folder / "questions.tsv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(rows)
+    return folder / "questions.tsv"
+
+
 Writer = Callable[[Path, Sequence[Written]], Path]
 # What can say everything: several pictures anywhere, several turns.
 ANY_TALK: dict[str, tuple[Writer, str]] = {
@@ -236,7 +249,8 @@ ANY_TALK: dict[str, tuple[Writer, str]] = {
 # What can say a caption, or pictures ahead of a question; and the name of the format that is recognised.
 WRITERS: dict[str, tuple[Writer, str]] = {
     **ANY_TALK, "finevision": (finevision, "finevision"), "questions": (questions, "questions"),
-    "captions in tars": (captions_webdataset, "captions"), "metadata.csv": (metadata_csv, "captions"),
+    "a .tsv": (tsv, "questions"), "captions in tars": (captions_webdataset, "captions"),
+    "metadata.csv": (metadata_csv, "captions"),
     "metadata.jsonl": (metadata_jsonl, "captions"), "metadata.parquet": (metadata_parquet, "captions"),
     "texts beside pictures": (text_files, "captions"),
 }  # fmt: skip
