@@ -6,6 +6,7 @@ llm.jsonl        conversations without pictures: questions about described scene
 pretrain.jsonl   a picture and its caption each (stage 1)
 sft.jsonl        several lines a picture: single questions, a caption, a conversation of several questions (stage 2)
 held_out.jsonl   one question a line, six kinds equally often, on scenes and pairs of concepts that train never has
+choices.tsv      questions with four choices on such scenes, as VLMEvalKit's tables hold them
 """
 
 import argparse
@@ -17,6 +18,8 @@ from pathlib import Path
 from random import Random
 
 from dataset import emoji_world as world
+from dataset.exam.emoji_choices import emoji_choices
+from dataset.exam.table import write_table
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError, counted
@@ -118,6 +121,7 @@ def main() -> None:
     parser.add_argument("--pretrain", type=int, default=4000, help="captioned pictures")
     parser.add_argument("--sft", type=int, default=8000, help="pictures with questions")
     parser.add_argument("--held_out", type=int, default=240, help="held-out pictures, six questions each")
+    parser.add_argument("--choices", type=int, default=0, help="held-out questions with four choices, five a picture")
     arguments = parser.parse_args()
     (arguments.output / "images").mkdir(parents=True, exist_ok=True)
     if arguments.llm:
@@ -127,6 +131,10 @@ def main() -> None:
             write(arguments.output / f"{stage}.jsonl", training(stage, arguments))
     if arguments.held_out:
         write(arguments.output / "held_out.jsonl", held_out(arguments))
+    if arguments.choices:
+        path = arguments.output / "choices.tsv"
+        write_table(emoji_choices(arguments.choices, arguments.seed, arguments.concepts), path)
+        print(f"{path}: {counted(arguments.choices, 'questions')}")
     (arguments.output / "LICENSE.txt").write_text(world.attribution() + "\n")
 
 

@@ -5,13 +5,17 @@
 The last answer of each line is asked for. `shuffled` shows another line's picture: what is still right there was not
 seen but guessed, and `none` says how far the questions alone carry. Intervals are Wilson's at 95 %. Questions without
 pictures, or with more of them than any other line shows, are left out of `shuffled`, and counted.
+
+Questions with choices (VLMEvalKit's tables, MMStar and the like) are scored by likelihood and by generation, questions
+that are answered yes or no as POPE is: docs/choices.md.
 """
 
 import json
 from pathlib import Path
 
+from dataset.exam import choices, yes_no
 from dataset.exam.answering import score
-from dataset.exam.questions import read_questions
+from dataset.exam.questions import Question, read_questions
 from dataset.options import ReadOptions, add_read_flags
 from model.command_line import CommandLine
 from model.inference.answerer import Answerer, add_weight_flags
@@ -46,11 +50,33 @@ def _cell(figure: dict) -> str:
     return f"{figure['exact_match']:>10.3f}  {interval:<14}"
 
 
+def examine(answerer: Answerer, questions: list[Question], base: Answerer | None, batch_size: int) -> tuple:
+    """The report, one record a question, and the table that is printed: as the kind of the questions asks for it."""
+    with_choices = sum(bool(question.choices) for question in questions)
+    if 0 < with_choices < len(questions):
+        raise UserError(
+            f"{with_choices:,} of {len(questions):,} questions have choices: score them as a file of their own"
+        )
+    if base and not with_choices:
+        raise UserError("--base is for the leakage of questions with choices, and these have none: leave it out")
+    if with_choices:
+        report, records = choices.score_choices(answerer, questions, base, max(1, batch_size // 3))
+        return report, records, choices.table(report)
+    if yes_no.is_yes_no(questions):
+        report, records = yes_no.score_yes_no(answerer, questions, batch_size)
+        return report, records, yes_no.table(report)
+    report, records = score(answerer, questions, batch_size)
+    return report, records, table(report)
+
+
 def main() -> None:
     parser = CommandLine(__doc__)
     add_weight_flags(parser)
     parser.add_argument("--data", type=Path, required=True, help="held-out questions, a file or a folder of any format")
     add_read_flags(parser)
+    parser.add_argument(
+        "--base", type=Path, help="weights of the base decoder: with them the leakage of choices is told"
+    )
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--limit", type=int, help="only the first so many lines")
     parser.add_argument("--json", type=Path, help="write the report here")
@@ -64,10 +90,12 @@ def main() -> None:
             if not path.parent.is_dir():
                 raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
         questions = read_questions(options.data, ReadOptions.from_flags(options), options.limit)
-        report, records = score(Answerer.from_flags(options), questions, options.batch_size)
+        answerer = Answerer.from_flags(options)
+        base = options.base and Answerer.from_weight(options.base, device=options.device, dtype=options.dtype)
+        report, records, shown = examine(answerer, questions, base, options.batch_size)
     except (UserError, OSError) as error:
         raise SystemExit(f"score: {error}") from error
-    print(table(report))
+    print(shown)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     if options.answers:

@@ -1,6 +1,6 @@
 """Ask a model every question: with its picture, with another line's, and with none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dataset.exam.figures import MODES, summarize
@@ -26,16 +26,36 @@ def answer_all(
 ) -> list[str | None]:
     """The answer to each question; None where `wrong`, of wrong_pictures, has nothing to shuffle with."""
     shown = wrong if mode == "shuffled" else questions
-    places: dict[tuple, int] = {}  # questions about one picture together: the engine then reads it once
-    asked = [number for number, question in enumerate(shown) if question]
-    asked.sort(key=lambda number: places.setdefault(shown[number].sample.pictures, len(places)))
     answers: list[str | None] = [None] * len(questions)
-    for start in progress_over(range(0, len(asked), batch_size), mode, "batch"):
-        numbers = asked[start : start + batch_size]
+    for numbers in batches(shown, batch_size, mode):
         prompts = [prompt_of(answerer, questions[number], mode, shown[number]) for number in numbers]
         for number, answer in zip(numbers, answerer.batch(prompts, BRIEF), strict=True):
             answers[number] = answer.text.strip()
     return answers
+
+
+def batches(shown: Sequence[Question | None], batch_size: int, label: str) -> Iterator[list[int]]:
+    """Numbers of the questions that are asked, those about one picture together: the engine then reads it once.
+
+    shown: whose pictures each gets; None: it is not asked. label: of the bar.
+    """
+    places: dict[tuple, int] = {}
+    asked = [number for number, question in enumerate(shown) if question]
+    asked.sort(key=lambda number: places.setdefault(shown[number].sample.pictures, len(places)))
+    for start in progress_over(range(0, len(asked), batch_size), label, "batch"):
+        yield asked[start : start + batch_size]
+
+
+def record_of(question: Question) -> dict:
+    """What --answers says of a question, before any answer."""
+    return {
+        "where": question.sample.where,
+        "pictures": [str(picture) for picture in question.sample.pictures if isinstance(picture, Path)],
+        "kind": question.kind,
+        "language": question.language,
+        "question": question.text,
+        "truth": question.truth,
+    }
 
 
 def score(answerer: Answerer, questions: Sequence[Question], batch_size: int = 48) -> tuple[dict, list[dict]]:
@@ -43,15 +63,7 @@ def score(answerer: Answerer, questions: Sequence[Question], batch_size: int = 4
     wrong = wrong_pictures(questions)
     answers = {mode: answer_all(answerer, questions, mode, wrong, batch_size) for mode in MODES}
     records = [
-        {
-            "where": question.sample.where,
-            "pictures": [str(picture) for picture in question.sample.pictures if isinstance(picture, Path)],
-            "kind": question.kind,
-            "language": question.language,
-            "question": question.text,
-            "truth": question.truth,
-            **{mode: texts[number] for mode, texts in answers.items()},
-        }
+        record_of(question) | {mode: texts[number] for mode, texts in answers.items()}
         for number, question in enumerate(questions)
     ]
     return summarize(questions, answers), records
