@@ -35,16 +35,9 @@ def parse_sources(text: str, flag: str = WEIGHTED) -> list[Source]:
     Raises:
         UserError: a weight is missing, not above 0 or of no use here; or a file stands twice or has no name.
     """
-    if os.path.exists(text) or not text:
-        return [Source(text)]
-    sources = [_parse(part.strip(), flag) for part in text.split(",")]
-    paths = [source.path for source in sources]
-    if not all(paths):
-        raise UserError(f"{flag} {text}: a name between the commas is empty")
-    if twice := [path for number, path in enumerate(paths) if path in paths[:number]]:
-        raise UserError(f"{flag} {text}: {twice[0]} stands there twice: name it once, with a larger weight")
+    sources = named_files(text, flag)
     if len(sources) == 1:
-        return [Source(paths[0])]
+        return [Source(sources[0].path)]
     without = [source.path for source in sources if source.weight is None]
     if len(without) == len(sources):
         return sources
@@ -56,6 +49,25 @@ def parse_sources(text: str, flag: str = WEIGHTED) -> list[Source]:
         raise UserError(f"{flag} {text}: its rows all count once, only {WEIGHTED} takes weights: leave them out")
     total = sum(source.weight for source in sources)
     return [replace(source, weight=source.weight / total) for source in sources]
+
+
+def named_files(text: str, flag: str) -> list[Source]:
+    """The files between the commas, each with the weight behind its colon, as it was typed, or None.
+
+    What exists as a path is one, whatever signs it holds.
+
+    Raises:
+        UserError: a weight is not above 0, a file stands twice or has no name.
+    """
+    if os.path.exists(text) or not text:
+        return [Source(text)]
+    sources = [_parse(part.strip(), flag) for part in text.split(",")]
+    paths = [source.path for source in sources]
+    if not all(paths):
+        raise UserError(f"{flag} {text}: a name between the commas is empty")
+    if twice := [path for number, path in enumerate(paths) if path in paths[:number]]:
+        raise UserError(f"{flag} {text}: {twice[0]} stands there twice: name it once, with a larger weight")
+    return sources
 
 
 def short_names(text: str, parts: int = 1) -> str:

@@ -67,6 +67,12 @@ def describe(run: Path, width: int) -> str:
         lines.append(f"  left out: {counts}; {run / 'quarantine.jsonl'} names them")
     if status["reason"]:
         lines.append(f"  reason: {plain(status['reason'])}")
+    if exams := status.get("exams"):
+        each = ", ".join(
+            f"{name} {mark['exact_match']:.3f} ({mark['interval'][0]:.2f} to {mark['interval'][1]:.2f})"
+            for name, mark in exams["each"].items()
+        )
+        lines.append(f"  exams of step {exams['step']}: {exams['mean']:.3f}; {each}")
     steps, losses = losses_of(run / "metrics.jsonl")
     if losses:
         lines += ["", *curve(steps, losses, width)]

@@ -199,7 +199,16 @@ class StageConfig:
     )
     log_interval: int = _saving(20, "steps between log lines", at_least=1)
     save_interval: int = _saving(500, "steps between checkpoints, each with a validation", at_least=1)
-    keep_last: int = _saving(2, "checkpoints kept: so many of the newest, and the best by validation loss", at_least=1)
+    keep_last: int = _saving(2, "checkpoints kept: so many of the newest, and the best", at_least=1)
+    eval_tasks: str = _saving(
+        "",
+        "exams, files of questions with their answers: held_out.jsonl,choices.tsv:2, a weight behind a colon; the best "
+        "weights are then those with the highest exact match, not those with the lowest validation loss",
+    )
+    eval_interval: int = _saving(
+        0, "steps between exams, each with a validation; 0: whenever the run saves", at_least=0
+    )
+    eval_samples: int = _saving(240, "questions of each exam, evenly chosen, kinds alike; 0: all of them", at_least=0)
     use_wandb: int = _saving(0, "1: log to Weights & Biases, offline when there is no key")
     wandb_project: str = _saving("MiniMind-VLM", "project there")
 

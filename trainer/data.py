@@ -24,6 +24,7 @@ from model.processing import VLMProcessor
 from model.vision_encoder import pixel_statistics
 from trainer.config import StageConfig
 from trainer.distributed import Runtime
+from trainer.exams import NO_EXAMS, Exams
 from trainer.guard.run_folder import RunFolder
 from trainer.guard.signals import ignore_stopping
 from trainer.guard.workers import POLL, ErrorsAsItems, resilient_batches
@@ -42,9 +43,12 @@ class StageData:
     order: Order  # of a run that begins
     processor: VLMProcessor
     quarantine: Quarantine
+    exams: Exams
 
     @classmethod
-    def load(cls, config: StageConfig, processor: VLMProcessor, runtime: Runtime) -> "StageData":
+    def load(
+        cls, config: StageConfig, processor: VLMProcessor, runtime: Runtime, exams: Exams = NO_EXAMS
+    ) -> "StageData":
         """Read, check and render all samples, and print what there is.
 
         Raises:
@@ -64,7 +68,7 @@ class StageData:
         runtime.print0(f"{steps} of {step} in passes of {config.token_budget:,} tokens at most")
         for line in worth_of_a_step(train, len(rows), order.global_batch):
             runtime.print0(line)
-        return cls(train, validation, rows, order, processor, quarantine)
+        return cls(train, validation, rows, order, processor, quarantine, exams)
 
     def encode_pictures(self, config: StageConfig, model: MiniMindVLM, runtime: Runtime) -> None:
         """Take the frozen tower's outputs of all pictures, or their pixels, from files that all ranks fill."""

@@ -82,6 +82,7 @@ class Runtime:
                 outcome = (find(), None)
             except UserError as error:
                 outcome = (None, str(error))
+        self.wait_for_all()  # whatever rank 0 was doing may have taken minutes
         value, refusal = self.gather(outcome)[0]
         if refusal is not None:
             raise UserError(refusal)

@@ -20,6 +20,8 @@ class RunState:
     step: int = 0  # done
     position: int = 0  # rows of the global order that these steps took
     best: float = math.inf  # validation loss so far
+    best_exam: float = -1.0  # with --eval_tasks the mean of the exams that comes before it; below 0: none was taken
+    exams: str = ""  # which ones they were
     window: list[dict] = field(default_factory=list)  # this rank's values of the steps since the last log line
     tracker_id: str = ""
     steps_skipped: int = 0  # because loss or gradient was not finite

@@ -13,6 +13,7 @@ from trainer.checkpoint.saver import Saver
 from trainer.config import StageConfig
 from trainer.data import StageData
 from trainer.distributed import Runtime, start_runtime
+from trainer.exams import read_exams
 from trainer.guard.ending import plain_ending
 from trainer.guard.needs import check_needs, with_base
 from trainer.guard.run_folder import RunFolder
@@ -44,7 +45,9 @@ def train_stage(config: StageConfig, runtime: Runtime, folder: RunFolder, stop: 
     freeze_all_but(model, config.trainable)
     runtime.print0(table_of_parts(model, config))
 
-    data = StageData.load(config, VLMProcessor.for_config(model.config, tokenizer), runtime)
+    processor = VLMProcessor.for_config(model.config, tokenizer)
+    exams = read_exams(config, model.config, processor, runtime)
+    data = StageData.load(config, processor, runtime, exams)
     data.note_left_out(folder)
     check_start(config, model, data, runtime.print0)
 

@@ -22,19 +22,23 @@ def prompt_of(answerer: Answerer, question: Question, mode: str, shown: Question
 
 
 def answer_all(
-    answerer: Answerer, questions: Sequence[Question], mode: str, wrong: Sequence[Question | None], batch_size: int
-) -> list[str | None]:
-    """The answer to each question; None where `wrong`, of wrong_pictures, has nothing to shuffle with."""
+    answerer: Answerer, questions: Sequence[Question], mode: str, wrong: Sequence[Question | None], batch_size: int,
+    silent: bool = False,
+) -> list[str | None]:  # fmt: skip
+    """The answer to each question; None where `wrong`, of wrong_pictures, has nothing to shuffle with.
+
+    silent: show no progress.
+    """
     shown = wrong if mode == "shuffled" else questions
     answers: list[str | None] = [None] * len(questions)
-    for numbers in batches(shown, batch_size, mode):
+    for numbers in batches(shown, batch_size, mode, silent):
         prompts = [prompt_of(answerer, questions[number], mode, shown[number]) for number in numbers]
         for number, answer in zip(numbers, answerer.batch(prompts, BRIEF), strict=True):
             answers[number] = answer.text.strip()
     return answers
 
 
-def batches(shown: Sequence[Question | None], batch_size: int, label: str) -> Iterator[list[int]]:
+def batches(shown: Sequence[Question | None], batch_size: int, label: str, silent: bool = False) -> Iterator[list[int]]:
     """Numbers of the questions that are asked, those about one picture together: the engine then reads it once.
 
     shown: whose pictures each gets; None: it is not asked. label: of the bar.
@@ -42,7 +46,7 @@ def batches(shown: Sequence[Question | None], batch_size: int, label: str) -> It
     places: dict[tuple, int] = {}
     asked = [number for number, question in enumerate(shown) if question]
     asked.sort(key=lambda number: places.setdefault(shown[number].sample.pictures, len(places)))
-    for start in progress_over(range(0, len(asked), batch_size), label, "batch"):
+    for start in progress_over(range(0, len(asked), batch_size), label, "batch", silent):
         yield asked[start : start + batch_size]
 
 

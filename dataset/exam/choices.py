@@ -89,6 +89,18 @@ def pick_all(
     return picked
 
 
+def likeliest_texts(answerer: Answerer, questions: Sequence[Question], batch_size: int) -> list[str]:
+    """The first of RULES alone, with the right pictures, for who asks while it trains: a letter for each question."""
+    letters = [""] * len(questions)
+    for numbers in batches(questions, batch_size, "right", silent=True):
+        asked = [questions[number] for number in numbers]
+        prompts = [prompt_of(answerer, plain(question), "right", question) for question in asked]
+        found = _likelihoods(answerer, prompts, [question.choices for question in asked], True)
+        for number, of_question in zip(numbers, found, strict=True):
+            letters[number] = _best(of_question, lambda one: one.total)
+    return letters
+
+
 def _likelihoods(
     answerer: Answerer, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], with_end: bool
 ) -> list[list[Likelihood]]:

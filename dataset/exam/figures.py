@@ -22,7 +22,8 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
 def summarize(questions: Sequence[Question], answers: dict[str, list[str | None]]) -> dict:
     """Exact match: overall (kinds weigh alike), by kind, by language, each with interval and count.
 
-    It is None where nothing was asked, as of the shuffled pictures of questions without pictures.
+    It is None where nothing was asked, as of the shuffled pictures of questions without pictures. answers: by mode, of
+    MODES or some of them.
     """
 
     def figures(numbers: Iterable[int]) -> dict:
@@ -47,7 +48,8 @@ def summarize(questions: Sequence[Question], answers: dict[str, list[str | None]
         return round(sum(known) / len(known), 4) if known else None
 
     by_kind = figures_by("kind")
-    unshuffled = [q.sample.pictures for q, text in zip(questions, answers["shuffled"], strict=True) if text is None]
+    shuffled = answers.get("shuffled", [""] * len(questions))
+    unshuffled = [q.sample.pictures for q, text in zip(questions, shuffled, strict=True) if text is None]
     return {
         "exact_match": {mode: mean([kind[mode]["exact_match"] for kind in by_kind.values()]) for mode in answers},
         "not_shuffled": {

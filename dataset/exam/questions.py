@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +27,19 @@ class Question:
         return self.sample.messages[-2]["content"].replace(IMAGE_TAG, "").strip()
 
 
-def read_questions(path: Path, options: ReadOptions | None = None, limit: int | None = None) -> list[Question]:
+def read_questions(
+    path: Path, options: ReadOptions | None = None, limit: int | None = None, spread: int = 0
+) -> list[Question]:
     """One question a line; `kind`, `language` and `category` are the line's own fields where it has them.
 
-    Lines that cannot be read, or whose pictures cannot, are left out, and a line on stderr says so.
+    limit: only the first so many lines. spread: of these only so many, of all kinds, languages and categories alike,
+    evenly chosen; 0: all. Lines that cannot be read, or whose pictures cannot, are left out, and stderr says so.
     """
     samples, questions, bad = open_data(path, options), [], []
     readable: set[Path] = set()  # many questions are about one picture
     count = min(len(samples), limit or len(samples))
-    for index in range(count):
+    numbers = evenly_spread(_groups(samples, count, bad), spread) if spread else range(count)
+    for index in numbers:
         try:
             sample = samples[index]
             for place, picture in enumerate(sample.pictures):
@@ -49,12 +53,48 @@ def read_questions(path: Path, options: ReadOptions | None = None, limit: int | 
         roles = [message.get("role") for message in sample.messages[-2:]]
         if roles != ["user", "assistant"]:
             raise DataError(f"{sample.where}: the last two turns must be a question and its answer, they are {roles}")
-        facts = {name: str(sample.extra.get(name, "all")) for name in ("kind", "language", "category")}
         offered = choices_of(sample.extra) if "question" in sample.extra else ()  # which only `choices` leaves there
-        questions.append(Question(sample, sample.messages[-1]["content"].strip(), choices=offered, **facts))
+        questions.append(Question(sample, sample.messages[-1]["content"].strip(), choices=offered, **_facts(sample)))
     if bad:
         print(left_out(bad, count, "lines"), file=sys.stderr)
     return questions
+
+
+def _facts(sample: Sample) -> dict[str, str]:
+    return {name: str(sample.extra.get(name, "all")) for name in ("kind", "language", "category")}
+
+
+def _groups(samples: Sequence[Sample], count: int, bad: list[BadSample]) -> list[tuple | None]:
+    """Kind, language and category of the first `count` lines; None for one that cannot be read, which goes to `bad`."""
+    groups: list[tuple | None] = []
+    for index in range(count):
+        try:
+            groups.append(tuple(_facts(samples[index]).values()))
+        except BadSample as error:
+            bad.append(error)
+            groups.append(None)
+    return groups
+
+
+def evenly_spread(groups: Sequence[Hashable | None], count: int) -> list[int]:
+    """The numbers of `count` of these, rising: as many of each group as of any other that has so many, evenly chosen.
+
+    None is of no group, and never chosen.
+    """
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for number, group in enumerate(groups):
+        if group is not None:
+            members[group].append(number)
+    shares, left = dict.fromkeys(members, 0), min(count, sum(map(len, members.values())))
+    while left:
+        for group in [group for group, numbers in members.items() if shares[group] < len(numbers)][:left]:
+            shares[group] += 1
+            left -= 1
+    chosen = [
+        numbers[place * len(numbers) // shares[group]]
+        for group, numbers in members.items() for place in range(shares[group])
+    ]  # fmt: skip
+    return sorted(chosen)
 
 
 def wrong_pictures(questions: Sequence[Question]) -> list[Question | None]:

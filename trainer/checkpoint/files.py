@@ -99,6 +99,17 @@ def losses_of(checkpoints: list[Path]) -> dict[Path, float]:
     return {path: loss for path, loss in losses.items() if loss is not None and math.isfinite(loss)}
 
 
+def best_of(checkpoints: list[Path]) -> Path | None:
+    """By the exams, of equal ones or without any by the validation loss; None where neither is known of any."""
+    losses = losses_of(checkpoints)
+    exams = {path: read_manifest(path).get("exam") for path in checkpoints}
+    ranks = {
+        path: (-1.0 if exams[path] is None else exams[path], -losses.get(path, math.inf))
+        for path in checkpoints if path in losses or exams[path] is not None
+    }  # fmt: skip
+    return max(ranks, key=ranks.get, default=None)
+
+
 def newest_checkpoint(folder: Path, say: Callable = print) -> Path | None:
     """The newest one that is whole; damaged ones are named and passed over.
 
@@ -205,11 +216,9 @@ def _write(path: Path, content: bytes) -> dict:
 
 
 def _rotate(folder: Path, keep_last: int, say: Callable) -> None:
-    """Keep the last keep_last that have all their files, and the one of the lowest validation loss."""
+    """Keep the last keep_last that have all their files, and the best."""
     whole = whole_in(folder)
-    kept = whole[-keep_last:]
-    losses = losses_of(whole)
-    best = min(losses, key=losses.get, default=None)
+    kept, best = whole[-keep_last:], best_of(whole)
     for path in checkpoints_in(folder):
         if path < kept[0] and path != best:
             gone = folder / f".tmp-gone-{path.name}"

@@ -27,10 +27,11 @@ FREE_FLAGS = frozenset((
     "batch_size", "accumulation_steps", "batch_tokens", "device", "shard", "num_workers", "log_interval",
     "save_interval", "keep_last", "allow_data_change", "strict_data", "max_bad_share", "use_wandb", "wandb_project",
     "profile", "checkpoint_activations", "data_format", "max_samples", "min_rating", "follow_links", "max_megapixels",
+    "eval_tasks", "eval_interval", "eval_samples",
 ))  # fmt: skip
 # Of these the flags that ranks must share all the same, because they decide when ranks talk to each other.
 SAME_ON_RANKS = ("batch_size", "accumulation_steps", "batch_tokens", "from_resume", "log_interval", "save_interval",
-                 "shard")  # fmt: skip
+                 "eval_interval", "shard")  # fmt: skip
 LATER_FLAGS = ("projector", "image_tokens")  # no part of it where open, so that older checkpoints have the same
 SHOWN = 5  # differences a refusal lists
 SAMPLED_PICTURES = 2000  # rows, evenly chosen, whose pictures are part of the data's fingerprint

@@ -32,8 +32,8 @@ from trainer.distributed import Runtime, distribute
 from trainer.optim import build_optimizer
 from trainer.run import Run, RunState
 
-SHARED = ("step", "position", "best", "tracker_id", "steps_skipped", "samples_skipped", "skipped_in_a_row",
-          "recent_losses")  # fmt: skip  # fields of RunState that are the same on every rank
+SHARED = ("step", "position", "best", "best_exam", "exams", "tracker_id", "steps_skipped", "samples_skipped",
+          "skipped_in_a_row", "recent_losses")  # fmt: skip  # fields of RunState that are the same on every rank
 SET_ASIDE = "checkpoints.before"  # an earlier run's, and its best weights, moved by one that starts anew
 
 
@@ -89,7 +89,7 @@ def _load(run: Run, path: Path) -> None:
     if not math.isfinite(state["best"]):  # older versions took NaN for the best
         until_then = [one for one in whole_in(path.parent) if one <= path]
         state["best"] = min(losses_of(until_then).values(), default=math.inf)
-    run.state = RunState(**{name: state[name] for name in SHARED}, window=window, resumed_from=path)
+    run.state = RunState(**{name: state[name] for name in SHARED if name in state}, window=window, resumed_from=path)
     run.runtime.print0(f"resumed from {path}")
 
 

@@ -1,4 +1,4 @@
-"""Saver: validates, and writes weights and checkpoints while training goes on."""
+"""Saver: validates, holds exams, and writes weights and checkpoints while training goes on."""
 
 import json
 import math
@@ -19,6 +19,7 @@ from trainer.checkpoint.resume import rank_state, state_to_json
 from trainer.data import StageData
 from trainer.distributed import full_tensors
 from trainer.evaluate import validation_loss
+from trainer.exams import ExamFailed, Marks, take_exams
 from trainer.guard.run_folder import Fatal, RunFolder
 from trainer.guard.signals import Stopped, StopRequest
 from trainer.report.metrics import Report
@@ -27,6 +28,10 @@ from trainer.run import Run
 MOST_FAILURES = 3  # saves in a row that may fail before the run gives up
 GIVE_UP = 1000  # above every signal's number: the flag with which ranks agree that saving has failed too often
 SLOW = 15.0  # seconds
+SLOW_STOP = (
+    "this {what} took {seconds:.0f} s and torchrun gives a stopped run 30: start it with --shutdown-timeout 120, or a "
+    "stop may end before its save does"
+)
 
 
 class CannotSave(Fatal):
@@ -46,6 +51,7 @@ class Saver:
         self.folder = run.config.run_dir / "checkpoints"
         self.last_path: Path | None = None
         self.seconds = 0.0  # that training waited
+        self.marks: dict = {}  # of the last exams, for status.json
         self._writer: threading.Thread | None = None
         self._failures: list[Exception] = []  # of the saves since the last good one
 
@@ -69,12 +75,12 @@ class Saver:
         asked = runtime.max(GIVE_UP if given_up else self.stop.number())
         if asked == GIVE_UP:
             self.check()
-        due = step % self.run.config.save_interval == 0 or step == last
-        if due or asked:
+        due, exams_due = self._due(step, last)
+        if due or exams_due or asked:
             settle()
-        if due:
+        if due or exams_due:
             started = time.perf_counter()
-            self.save()
+            self.save(due, exams_due)
             self.run.model.train()
             self.report.meter.pause(time.perf_counter() - started)
         if asked and step < last:
@@ -86,28 +92,51 @@ class Saver:
             raise Stopped(asked)
         self.run_folder.update_seldom(**self._progress())
 
-    def save(self) -> None:
-        """Every save_interval and at the end: validate, write the weights (and the best), write a checkpoint."""
-        run, config = self.run, self.run.config
+    def _due(self, step: int, last: int) -> tuple[bool, bool]:
+        """Whether it is time for a save, and for exams."""
+        config = self.run.config
+        due = step % config.save_interval == 0 or step == last
+        exams_due = step % config.eval_interval == 0 or step == last if config.eval_interval else due
+        return due, exams_due and bool(self.data.exams)
+
+    def save(self, due: bool = True, exams_due: bool = False) -> None:
+        """Validate, hold the exams if they are due, write the best weights if these are; if a save is due (every
+        save_interval and at the end), write the weights and a checkpoint."""
+        config = self.run.config
         loss, is_best = self._validate()
+        marks = None
+        if exams_due:
+            marks, is_best = self._examine(loss)
+        paths = [config.weight_path] * due + [config.best_path] * is_best
+        written = self._write_weights(paths, loss, marks) if paths else True
+        if due:
+            self.save_checkpoint(loss, marks, written)
+
+    def _write_weights(self, paths: list[Path], loss: float | None, marks: Marks | None) -> bool:
+        """False where that failed."""
+        run, config = self.run, self.run.config
         facts = {"stage": config.name, "step": str(run.state.step), "stage_config": json.dumps(vars(config))}
         if loss is not None:
             facts["val_loss"] = f"{loss:.4f}"
+        if marks is not None:
+            facts["exam"] = f"{marks.mean:.4f}"
         facts |= probe_facts(run.model, self.data.processor)
         written, started = True, time.perf_counter()
         tensors = full_tensors(run.model.state_dict().items(), keep=run.runtime.is_main)
         if run.runtime.is_main:
             facts[TOKENIZER] = tokenizer_text(self.data.processor.tokenizer)
             try:
-                for path in [config.weight_path, config.best_path] if is_best else [config.weight_path]:
+                for path in paths:
                     save_weights(run.model, path, facts, tensors)
             except (OSError, RuntimeError, SafetensorError) as error:
                 self._failed(error)
                 written = False
         self.seconds += time.perf_counter() - started
-        self.save_checkpoint(loss, written)
+        return written
 
-    def save_checkpoint(self, val_loss: float | None = None, weights_written: bool = True) -> None:
+    def save_checkpoint(
+        self, val_loss: float | None = None, marks: Marks | None = None, weights_written: bool = True
+    ) -> None:
         """Copy everything now and write it in the background; wait first for the save before.
 
         weights_written: where not, this save has failed whatever follows.
@@ -127,6 +156,7 @@ class Saver:
             "versions": versions(),
             "fingerprints": run.fingerprints,
             "decoder": decoder_arguments(run.model.config.to_dict()),
+            **({} if marks is None else {"exam": marks.mean}),
         }
         contents = state_to_json(run, ranks)
         snapshot = take_snapshot(run.model, run.optimizer, contents, facts, keep=run.runtime.is_main)
@@ -153,17 +183,45 @@ class Saver:
             )
 
     def _validate(self) -> tuple[float | None, bool]:
-        """The loss, and whether it is the best so far."""
+        """The loss, and whether it is the best so far; where there are exams, those decide that."""
         if self.data.validation is None:
             return None, False
         state, loss = self.run.state, validation_loss(self.run, self.data)
-        is_best = math.isfinite(loss) and loss < state.best
+        is_best = math.isfinite(loss) and loss < state.best and not self.data.exams
         if is_best:
             state.best = loss
         remark = ", the best" if is_best else "" if math.isfinite(loss) else ", which is never the best"
         self.report.write({"step": state.step, "val_loss": loss})
         self.report.say(f"step {state.step}: validation loss {loss:.4f}{remark}")
         return loss, is_best
+
+    def _examine(self, loss: float | None) -> tuple[Marks | None, bool]:
+        """What the exams came to, and whether that is the best so far; of equal marks the lower validation loss is.
+
+        None where they failed, which costs the run nothing else.
+        """
+        state, exams, started = self.run.state, self.data.exams, time.perf_counter()
+        try:
+            marks = take_exams(self.run, exams, self.data.processor)
+        except ExamFailed as error:
+            self.report.say(f"step {state.step}: the exams failed ({error}); training goes on, the next ones try again")
+            return None, False
+        seconds = time.perf_counter() - started
+        if state.exams != exams.identity:
+            if state.exams:
+                self.report.say("the exams are not those of before: the best is chosen anew")
+            state.exams, state.best_exam = exams.identity, -1.0
+        loss = loss if loss is not None and math.isfinite(loss) else math.inf
+        is_best = (marks.mean, -loss) > (state.best_exam, -state.best)
+        if is_best:
+            state.best_exam, state.best = marks.mean, loss
+        self.marks = {"exams": {"step": state.step, **marks.status()}}
+        self.report.write({"step": state.step, **marks.record()})
+        remark = ", the best" if is_best else ""
+        self.report.say(f"step {state.step}: exam {marks.mean:.4f}{remark} ({marks}; {seconds:.1f} s)")
+        if seconds > SLOW and "TORCHELASTIC_RUN_ID" in os.environ:
+            self.report.say(SLOW_STOP.format(what="exam", seconds=seconds))
+        return marks, is_best
 
     def _progress(self) -> dict:
         state, order = self.run.state, self.run.order
@@ -177,6 +235,7 @@ class Saver:
             "steps_skipped": state.steps_skipped,
             "last_checkpoint": str(last) if last else None,
             "seconds_saving": round(self.seconds, 3),
+            **self.marks,
         }
 
     def _write(self, snapshot: Snapshot, weights_written: bool) -> None:
@@ -186,10 +245,7 @@ class Saver:
             if weights_written:
                 self._failures.clear()
             if time.perf_counter() - started > SLOW and "TORCHELASTIC_RUN_ID" in os.environ:
-                self.report.say(
-                    f"this save took {time.perf_counter() - started:.0f} s and torchrun gives a stopped run 30: start "
-                    "it with --shutdown-timeout 120, or a stop may end before its save does"
-                )
+                self.report.say(SLOW_STOP.format(what="save", seconds=time.perf_counter() - started))
         except Exception as error:  # handed over: check() raises it in the thread that trains
             self._failed(error)
 

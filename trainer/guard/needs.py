@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dataset.readers.opening import is_there
-from dataset.sources import parse_sources
+from dataset.sources import named_files, parse_sources
 from model.files import find_folder
 from model.messages import UserError
 from model.tower_folder import SHIPPED_TOWER, lacks_tower
@@ -17,6 +17,7 @@ from trainer.report.commands import command, shown, stage_command
 
 SHIPPED_BASE = ROOT / "model/language_model/emoji-llm.safetensors"
 BASE = "llm"  # the stage whose weights it can stand for
+DATA, EXAMS = "--data_path", "--eval_tasks"
 
 
 def with_base(config: StageConfig, say: Callable = print) -> StageConfig:
@@ -34,13 +35,12 @@ def check_needs(config: StageConfig) -> None:
     """
     absent, cures = [], []
     tower = config.with_vision and lacks_tower(config.vision_model)
-    sources = [Path(source.path) for source in parse_sources(config.data_path)]
-    lacking = [path for path in sources if not is_there(str(path))]
-    if lacking:
+    for flag, lacking in _lacking_files(config).items():
         does_not = "does not exist" if len(lacking) == 1 else "do not exist"
-        absent.append(f"{' and '.join(map(shown, lacking))} {does_not} (--data_path)")
-    if any(path.parent == ROOT / "dataset/data" for path in lacking):
-        cures.append(command("scripts/build_emoji_world.py"))
+        absent.append(f"{' and '.join(map(shown, lacking))} {does_not} ({flag})")
+        build = command("scripts/build_emoji_world.py")
+        if build not in cures and any(path.parent == ROOT / "dataset/data" for path in lacking):
+            cures.append(build)
     base = _lacks_base(config)
     if base:
         absent.append(f"{shown(config.save_dir)} has no {config.from_weight}_<hidden_size>.safetensors (--from_weight)")
@@ -59,6 +59,16 @@ def check_needs(config: StageConfig) -> None:
     if base:
         real += f"; MiniMind's base: `{command('scripts/download.py', 'llm')}`, then --from_weight FILE"
     raise UserError(f"{'; '.join(absent)}. With what ships: `{' && '.join(cures)}`{real}")
+
+
+def _lacking_files(config: StageConfig) -> dict[str, list[Path]]:
+    """By the flag that names them."""
+    named = {DATA: parse_sources(config.data_path), EXAMS: named_files(config.eval_tasks, EXAMS)}
+    lacking = {
+        flag: [Path(source.path) for source in sources if source.path and not is_there(source.path)]
+        for flag, sources in named.items()
+    }
+    return {flag: paths for flag, paths in lacking.items() if paths}
 
 
 def _stage_files(config: StageConfig) -> list[Path]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from dataset.readers.hub_query import is_hub
 from dataset.readers.opening import is_there
 from dataset.samples import Sample
-from dataset.sources import parse_sources
+from dataset.sources import named_files, parse_sources
 from trainer.config import ROOT, StageConfig
 from trainer.report.commands import command, python, shown, stage_command
 from trainer.report.loss_curve import draw_losses
@@ -60,11 +60,14 @@ def _beside(config: StageConfig, name: str) -> Path:
 
 
 def _held_out(config: StageConfig) -> str:
-    """What the run has not seen: what validated it, scripts/prepare_data.py's held-out shards, or a file beside."""
+    """What the run has not seen: what validated it, shards of scripts/prepare_data.py, a file beside, or an exam."""
     if config.val_path:
         return parse_sources(config.val_path)[0].path
     shards = Path(parse_sources(config.data_path)[0].path) / HELD_OUT_SHARDS
-    return str(shards if any(shards.parent.glob(shards.name)) else _beside(config, HELD_OUT))
+    if any(shards.parent.glob(shards.name)):
+        return str(shards)
+    beside = str(_beside(config, HELD_OUT))
+    return beside if is_there(beside) else named_files(config.eval_tasks, "--eval_tasks")[0].path or beside
 
 
 def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:

@@ -26,6 +26,11 @@ def snapshot(step: int, val_loss: float | None = None, size: int = 50) -> Snapsh
     return Snapshot(tensors, moments, {"step": step, "ranks": []}, facts)
 
 
+def examined(step: int, exam: float | None, val_loss: float | None) -> Snapshot:
+    made = snapshot(step, val_loss)
+    return made if exam is None else Snapshot(made.trained, made.optimizer, made.state, {**made.facts, "exam": exam})
+
+
 def step_of(path: Path) -> int:
     """The step that a whole checkpoint holds, the same in its name and in each of its files."""
     steps = {int(path.name[5:]), checkpoint.read_manifest(path)["step"], checkpoint.load_state(path)["step"]}
@@ -275,3 +280,21 @@ def test_old_one_that_cannot_be_deleted_is_told_and_no_obstacle(tmp_path, monkey
         write_checkpoint(tmp_path, snapshot(4), keep_last=1, say=said.append)
     assert len(said) == 1 and "cannot be deleted (Permission denied); training goes on" in said[0]
     assert steps_in(tmp_path)[-1] == 4
+
+
+@pytest.mark.parametrize(
+    ("saves", "best"),
+    [
+        ([(None, 2.0), (None, 1.0), (None, 3.0)], 2),
+        ([(0.5, 2.0), (0.75, 3.0), (0.25, 1.0)], 2),
+        ([(0.5, 2.0), (0.5, 1.0), (0.5, 3.0)], 2),
+        ([(0.5, 9.0), (None, 1.0), (0.0, None)], 1),  # without an exam it is never before one with
+        ([(0.0, None), (None, 1.0), (0.0, 2.0)], 3),
+        ([(None, None), (None, None)], None),
+    ],
+)
+def test_the_best_is_by_its_exam_then_by_its_loss(saves, best, tmp_path):
+    for step, (exam, loss) in enumerate(saves, 1):
+        write_checkpoint(tmp_path, examined(step, exam, loss), keep_last=9)
+    found = checkpoint.best_of(checkpoints_in(tmp_path))
+    assert (found and step_of(found)) == best

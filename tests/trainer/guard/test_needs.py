@@ -51,6 +51,11 @@ def test_all_that_is_absent_is_said_at_once_with_a_command_from_what_ships(fresh
     assert meant.save_dir == config.save_dir
 
 
+def test_an_exam_that_is_absent_is_said_with_the_rest(fresh, tmp_path):
+    config = fresh(PRETRAIN_VLM, eval_tasks=f"{tmp_path}/a.jsonl:2,{tmp_path}/b.jsonl")
+    refusal(config, f"{tmp_path}/a.jsonl and {tmp_path}/b.jsonl do not exist (--eval_tasks)", "(--data_path)")
+
+
 def test_the_stage_before_is_part_of_the_offer(fresh):
     with pytest.raises(UserError) as refused:
         check_needs(fresh(SFT_VLM, data_path=SFT_VLM.data_path))

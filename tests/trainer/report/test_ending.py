@@ -71,9 +71,13 @@ def test_held_out_lines_beside_the_data_are_scored_with_a_sheet(data_folder, tow
     config = tiny(SFT_VLM, data_folder, tower_folder)
     example = read_samples(config.data_path)[0]
     assert "held_out.jsonl, then scripts/score.py" in next_steps(config, example)
+    examined = dataclasses.replace(config, eval_tasks=f"{data_folder / 'train.jsonl'}:2,b.jsonl")
+    assert str(data_folder / "train.jsonl") in commands(next_steps(examined, None))["score"]  # the only one there is
     (data_folder / "held_out.jsonl").write_bytes(Path(config.data_path).read_bytes())
     parts = commands(next_steps(config, example))["score"]
     assert parts[3:] == ["--data", str(data_folder / "held_out.jsonl"), "--sheet", str(config.run_dir / "sheet.png")]
+    examined = dataclasses.replace(config, eval_tasks=f"{data_folder / 'exam.jsonl'}:2,b.jsonl")
+    assert commands(next_steps(examined, None))["score"] == parts  # what was held out, also from choosing the weights
     other = dataclasses.replace(config, val_path=str(data_folder / "train.jsonl"))
     assert str(data_folder / "train.jsonl") in commands(next_steps(other, None))["score"]
 
