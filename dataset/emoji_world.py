@@ -318,8 +318,8 @@ def question_conversations(scene: Scene, rng: Random, count: int, vocabulary: in
     """Stage 2's conversations about one picture: `count` single questions, one conversation of a few, and a caption.
 
     Each question stands alone, because in a conversation of several an answer can be guessed from the words before it
-    ("where is the cat?" tells what there is), without a look at the picture. Of some pictures one question is asked once
-    more with the picture behind it: others put it there, and who was never shown that answers none of them.
+    ("where is the cat?" tells what there is), without a look at the picture. Of some pictures one question is asked
+    again with the picture behind it: others put it there, and a model that never saw that answers none of them.
     """
     talks = _conversations("<image>", scene, rng, count, vocabulary, rng.choice(LANGUAGES))
     if rng.random() < BEHIND:
