@@ -1,10 +1,11 @@
 """Questions with choices: which letter a model takes, by several rules, with the right picture, another one, and none.
 
-generation   asked in VLMEvalKit's words, at temperature 0; a letter is read off the answer by that harness's rule
-letters      asked in the same words: the letter that is likeliest as the next text
-texts        asked the plain question, without the choices: the choice that is likeliest as the whole answer, its end
-             token included (log p summed, so that it is the probability that the model gives just this answer)
-per token    the same log p divided by the tokens, which favours long choices as the sum favours short ones
+texts              asked the plain question, without the choices: the choice that is likeliest as the whole answer, its
+                   end token included (log p summed: the probability that the model gives just this answer)
+per token          the same log p divided by the tokens, which favours long choices as the sum favours short ones
+plain generation   asked the plain question, at temperature 0; a letter is read off the answer by VLMEvalKit's rule
+letters            asked in VLMEvalKit's words, with the choices: the letter that is likeliest as the next text
+generation         asked in those words, at temperature 0, and read off by that rule: what the harness itself does
 
 A model that was never asked to name a letter knows no letters: `texts` asks it what it was trained on, and is the rule
 that stands first. As MMStar has it (Chen et al. 2024), the multi-modal gain is what a picture adds, and the leakage how
@@ -23,7 +24,8 @@ from model.inference.likelihood import Likelihood, log_likelihoods
 from model.inference.reader import Prompt
 from model.processing import IMAGE_TAG
 
-RULES = ("texts", "per token", "letters", "generation")
+RULES = ("texts", "per token", "plain generation", "letters", "generation")
+GENERATED = ("plain generation", "generation")
 BASE = "base"  # the mode of the decoder alone, without pictures
 CHARACTERS_TO_SPACES = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
 LAST_WORDS = 4  # among which a letter must stand to be an answer
@@ -33,7 +35,7 @@ LAST_WORDS = 4  # among which a letter must stand to be an answer
 class Picked:
     """What one question got in one mode."""
 
-    said: str  # the answer, as generated
+    said: dict[str, str]  # the answers that were generated, by rule
     letters: dict[str, str | None] = field(default_factory=dict)  # by rule; None: no letter could be read off
 
 
@@ -77,14 +79,14 @@ def pick_all(
         bare = [prompt_of(answerer, plain(question), how, shown[n]) for n, question in zip(numbers, asked, strict=True)]
         letters = _likelihoods(answerer, named, [LETTERS[: len(question.choices)] for question in asked], False)
         texts = _likelihoods(answerer, bare, [question.choices for question in asked], True)
-        answers = answerer.batch(named, BRIEF)
+        answers = [answerer.batch(prompts, BRIEF) for prompts in (bare, named)]
         for row, (number, question) in enumerate(zip(numbers, asked, strict=True)):
-            said = answers[row].text.strip()
+            said = {rule: given[row].text.strip() for rule, given in zip(GENERATED, answers, strict=True)}
             picked[number] = Picked(said, {
                 "texts": _best(texts[row], lambda one: one.total),
                 "per token": _best(texts[row], lambda one: one.mean),
                 "letters": _best(letters[row], lambda one: one.total),
-                "generation": letter_of(said, question.choices),
+                **{rule: letter_of(text, question.choices) for rule, text in said.items()},
             })  # fmt: skip
     return picked
 
@@ -124,7 +126,7 @@ def score_choices(
         picked[BASE] = pick_all(base, questions, BASE, wrong, batch_size)
     first = questions[0]
     report = {
-        "prompts": {"generation and letters": first.text, "texts": plain(first).text},
+        "prompts": {"letters and generation": first.text, "the others": plain(first).text},
         **_figures(questions, picked, range(len(questions))),
         "by_category": {},
     }
@@ -174,8 +176,9 @@ def table(report: dict) -> str:
         lines.append(f"{name:<20}" + "".join(_cell(figures[mode]) for mode in modes) + measured)
         if name == RULES[-1] and len(rows) > len(RULES):
             lines.append(f"by category, {RULES[0]}:")
-    count, failed = (report["rules"]["generation"]["right"][key] for key in ("count", "failed"))
-    lines.append(f"generation: no letter could be read off {failed} of {count} answers with the right picture")
+    for rule in GENERATED:
+        found = report["rules"][rule]["right"]
+        lines.append(f"{rule}: no letter could be read off {found['failed']:,} of {found['count']:,} answers")
     for rules, prompt in report["prompts"].items():
         lines.append(f"asked for {rules}, the first: {prompt!r}")
     return "\n".join(lines)
