@@ -116,3 +116,27 @@ def test_a_broken_picture_is_left_out_and_told(held_out, capsys):
     assert [question.sample.where[-1] for question in read_questions(held_out)] == ["2", "3", "4"]
     said = capsys.readouterr().err
     assert said.startswith("left out 1 of 4 lines: ") and "held_out.jsonl:1: " in said and "cannot be read" in said
+
+
+def ask(monkeypatch, *flags: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["score.py", *map(str, flags), "--device", "cpu", "--dtype", "float32"])
+    scoring.main()
+
+
+def test_choices_and_yes_or_no_have_tables_of_their_own(held_out, saved, tmp_path, monkeypatch, capsys):
+    choice = {"image": "0_0.png", "question": "What?", "A": "cat", "B": "dog", "answer": "B"}
+    path = write_jsonl(tmp_path / "choices.jsonl", [choice, {**choice, "image": "3_0.png", "answer": "A"}])
+    report, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
+    ask(monkeypatch, "--weight", saved, "--data", path, "--base", saved, "--json", report, "--sheet", sheet)
+    said = capsys.readouterr().out
+    assert said.split()[:2] == ["right", "picture"] and "leakage" in said and sheet.is_file()
+    rules = json.loads(report.read_text())["rules"]
+    assert rules["texts"]["leakage"] == 0 and rules["texts"]["right"]["count"] == 2  # of its own base
+    path = write_jsonl(tmp_path / "pope.jsonl", [{"image": "0_0.png", "question": "Is it?", "answer": "Yes"}])
+    ask(monkeypatch, "--weight", saved, "--data", path)
+    assert capsys.readouterr().out.split()[:3] == ["accuracy", "precision", "recall"]
+    with pytest.raises(SystemExit, match="--base is for the leakage of questions with choices"):
+        ask(monkeypatch, "--weight", saved, "--data", path, "--base", saved)
+    mixed = f"{tmp_path / 'choices.jsonl'},{held_out}"
+    with pytest.raises(SystemExit, match="2 of 6 questions have choices: score them as a file of their own"):
+        ask(monkeypatch, "--weight", saved, "--data", mixed)
