@@ -43,7 +43,8 @@ class Decoder:
         positions = torch.arange(start, end, device=x.device)
         rotary = self.rotary[start:end]  # [seq, head_dim / 2]
         if cache.padding is not None:
-            rotary = self.rotary[(positions - cache.padding[:, None]).clamp(min=0)]  # [rows, seq, head_dim / 2]
+            last = len(self.rotary) - 1  # an answer that has ended there may stay while shorter ones go on
+            rotary = self.rotary[(positions - cache.padding[:, None]).clamp(0, last)]  # [rows, seq, head_dim / 2]
         mask = self._mask(cache, positions) if cache.padding is not None or (start and length > 1) else None
         x = x.reshape(rows * length, -1)
         for number, layer in enumerate(self.layers):

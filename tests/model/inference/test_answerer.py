@@ -131,6 +131,17 @@ def test_answers_up_to_the_last_position(make_vlm, picture):
     assert answer.token_ids == oracle(answerer, question(), [picture(1)], answer.new_tokens)
 
 
+def test_a_row_at_the_last_position_waits_for_others(make_vlm):
+    """Two short conversations go on beside it: one of three rows has ended, which is too few to move them."""
+    answerer = Answerer(enliven(make_vlm(max_position_embeddings=40)))
+    asked = [(question("a b" * 11 + " c d e"), []), (question("hi"), []), (question("hello"), [])]
+    answers = batch(answerer, asked, Options(max_new_tokens=20))
+    assert answers[0].prompt_tokens + answers[0].new_tokens == 40 and answers[1].new_tokens == 20
+    assert [answer.token_ids for answer in answers] == [
+        batch(answerer, [one], Options(max_new_tokens=20))[0].token_ids for one in asked
+    ]
+
+
 def test_making_the_prompt_counts_for_the_first_token(dense):
     prompt = dense.prompt(question("hello"))
     assert prompt.seconds > 0
