@@ -237,7 +237,7 @@ def test_things_are_drawn_at_their_place_size_and_angle(angle):
 def built(tmp_path_factory) -> Path:
     """Two runs of the script, a/ and b/; sets are iterated in another order in each."""
     folder = tmp_path_factory.mktemp("built")
-    sizes = ["--llm", "20", "--pretrain", "4", "--sft", "4", "--held_out", "3", "--concepts", "128"]
+    sizes = ["--llm", "20", "--pretrain", "4", "--sft", "4", "--held_out", "3", "--concepts", "128", "--choices", "7"]
     for name, hash_seed in (("a", "1"), ("b", "2")):
         command = [
             sys.executable,
@@ -252,6 +252,7 @@ def built(tmp_path_factory) -> Path:
         for line in (
             "pretrain.jsonl: 4 lines",
             "held_out.jsonl: 18 lines",
+            "choices.tsv: 7 questions",
         ):
             assert line in result.stdout
     return folder
@@ -272,6 +273,7 @@ def test_two_builds_are_the_same_bytes(built):
     ]
     files = [
         "LICENSE.txt",
+        "choices.tsv",
         "held_out.jsonl",
         *(f"images/{name}" for name in images),
         "llm.jsonl",
