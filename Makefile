@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart gpu-check test test-browser test-hub test-real real realstart screenshots test-oldest test-newest soak lint format lock clean
+.PHONY: quickstart gpu-check test test-browser test-hub test-real test-judges real realstart screenshots test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
@@ -38,6 +38,14 @@ realstart: $(VENV)/.installed-real
 # What those weights compute, through every command, beside what their own code computes. Minutes.
 test-real: $(VENV)/.installed-dev $(VENV)/.installed-real
 	$(RUN) -m pytest tests/real -rs $(ARGS)
+
+# Our models in the hands of others' judges (docs/judges.md). Minutes. A judge that cannot be had is skipped by name.
+test-judges: $(VENV)/.installed-dev
+	$(RUN) -m pip install --quiet -r requirements/judges.txt || echo "the judges' packages cannot be had here"
+	for lock in $(wildcard requirements/lmms.txt requirements/vlmeval.txt); do \
+		$(RUN) -m pip install --quiet --no-deps -r $$lock || echo "$$lock cannot be had here: its tests are skipped"; \
+	done
+	$(RUN) -m pytest tests/judges -rs $(ARGS)
 
 # docs/demo_*.png anew, from out/quickstart or ARGS="--weights FOLDER". Look at them before they are committed.
 screenshots: $(VENV)/.installed-dev
