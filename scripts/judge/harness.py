@@ -19,6 +19,7 @@ from model.device import choose_device, choose_dtype
 from model.messages import UserError
 from model.processing import IMAGE_TAG
 from scripts.judge.lmms_model import MiniMindVLM
+from scripts.judge.task_folder import OWN
 
 
 class Tasks:
@@ -37,7 +38,7 @@ class Tasks:
         self.cache, self.asked = str(cache), {}
         for name in names:
             if name not in self.manager.all_tasks:
-                close = difflib.get_close_matches(name, self.manager.all_tasks, n=1)
+                close = difflib.get_close_matches(name, {*self.manager.all_tasks, *OWN}, n=1)
                 meant = f": did you mean {close[0]}?" if close else ""
                 raise UserError(f"--tasks {name}: neither lmms-eval nor this project has such a task{meant}")
             config = self.config(name)
@@ -56,24 +57,28 @@ class Tasks:
         return load_yaml_config(path) if path != -1 and self.manager.task_index[name]["type"] == "task" else {}
 
     def take_copy(self, name: str, path: Path) -> None:
-        """The questions of a public task from here: a .parquet as the hub has it, or the folder of the whole data set.
+        """The questions of a public task from here: a .parquet as the hub has it, or the folder of several.
 
         Raises:
-            UserError: it is neither, or the name is that of several tasks.
+            UserError: there is none, or the name is that of several tasks.
         """
         config = self.config(name)
         split = config.get("test_split") or config.get("validation_split")
         if not split:
             raise UserError(f"--data {name}={path}: {name} is a group of tasks: name one of them")
-        place = {"dataset_path": str(path.resolve()), "dataset_kwargs": {}}
-        if not path.is_dir():
-            if path.suffix != ".parquet":
-                raise UserError(f"--data {name}={path}: lmms-eval's copy is a .parquet or a folder, as the hub has it "
-                                "(scripts/score.py reads VLMEvalKit's .tsv)")  # fmt: skip
-            files = {"data_files": {split: str(path.resolve())}}
-            place = {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": files}
-        # Where a file does not say that a column holds pictures, a task would get bytes.
-        self.asked[name] = self._from_here(name, **place, process_docs=config.get("process_docs") or _with_pictures)
+        files = sorted(path.glob(f"{split}*.parquet")) or sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not files or files[0].suffix != ".parquet":
+            raise UserError(
+                f"--data {name}={path}: a copy is a .parquet or a folder of them, as the hub has it (scripts/score.py "
+                "reads VLMEvalKit's .tsv)"
+            )
+        self.asked[name] = self._from_here(
+            name,
+            dataset_path="parquet",
+            dataset_name=None,
+            dataset_kwargs={"data_files": {split: [str(file.resolve()) for file in files]}},
+            process_docs=config.get("process_docs") or _with_pictures,
+        )
 
     def _from_here(self, name: str, **changes: object) -> dict:
         changes["dataset_kwargs"] = {**changes["dataset_kwargs"], "cache_dir": self.cache}

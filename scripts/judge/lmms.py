@@ -23,10 +23,8 @@ from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError, did_you_mean
 from scripts.judge.report import as_text, records, task_report
-from scripts.judge.task_folder import write_task
+from scripts.judge.task_folder import OWN, write_task
 
-# Our own tasks, and the folder of scripts/judge/tasks that each stands in.
-OWN = {name: name.removesuffix("_generated") for name in ("emoji_world", "emoji_choices", "emoji_choices_generated")}
 VERSIONS = ("lmms_eval", "datasets", "torch", "transformers")
 INSTALL = "pip install -r requirements/judges.txt, then pip install --no-deps -r requirements/lmms.txt"
 
@@ -90,6 +88,11 @@ def write_own_tasks(data: dict[str, Path], options: argparse.Namespace) -> list[
         questions = read_questions(path, ReadOptions.from_flags(options), options.limit)
         if name == "emoji_choices" and not all(question.choices for question in questions):
             raise UserError(f"{path} holds questions without choices, which emoji_choices is about: see docs/judges.md")
+        if options.through == "llava_hf" and (blind := [q for q in questions if not q.sample.pictures]):
+            raise UserError(
+                f"{blind[0].sample.where} has no picture: lmms-eval's llava_hf would answer the one before it once "
+                "more; leave such questions out, or --through llava_hf"
+            )
         folders.append(write_task(name, questions, options.output / "tasks"))
     return folders
 

@@ -20,6 +20,8 @@ from model.files import written_aside
 
 TASKS = Path(__file__).parent / "tasks"
 QUESTIONS = "questions.parquet"
+# Our own tasks, and the folder of TASKS that each stands in.
+OWN = {name: name.removesuffix("_generated") for name in ("emoji_world", "emoji_choices", "emoji_choices_generated")}
 AS_STORED = ("RGB", "L", "CMYK")  # modes that everybody makes the same RGB of
 _PICTURE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])  # as `datasets` stores one
 _COLUMNS = {
