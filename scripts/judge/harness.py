@@ -22,6 +22,12 @@ from scripts.judge.lmms_model import MiniMindVLM
 from scripts.judge.task_folder import OWN
 
 
+def keep_to_errors() -> None:
+    """Of what lmms-eval logs, and on stderr: its warnings would stand among the figures."""
+    logger.remove()
+    logger.add(sys.stderr, level="ERROR")
+
+
 class Tasks:
     """Some of lmms-eval's tasks and of ours, each from where its questions are."""
 
@@ -31,25 +37,31 @@ class Tasks:
         Raises:
             UserError: there is no task of such a name, or not for such a model.
         """
-        public = len(own) < len(names)  # there are a thousand of them, which take seconds to list
+        public = any(name not in OWN for name in names)  # there are a thousand of them, which take seconds to list
         self.manager = TaskManager(
             include_path=[str(folder) for folder in own], include_defaults=public, model_name=model_name
         )
-        self.cache, self.asked = str(cache), {}
+        self.cache = str(cache)
+        self.asked = {name: self._as_published(name) for name in names}
         for name in names:
-            if name not in self.manager.all_tasks:
-                close = difflib.get_close_matches(name, {*self.manager.all_tasks, *OWN}, n=1)
-                meant = f": did you mean {close[0]}?" if close else ""
-                raise UserError(f"--tasks {name}: neither lmms-eval nor this project has such a task{meant}")
-            config = self.config(name)
-            if model_name == "llava_hf" and config.get("output_type") in ("multiple_choice", "loglikelihood"):
+            if model_name == "llava_hf" and "generate" not in self.config(name).get("output_type", "generate"):
                 raise UserError(
                     f"--tasks {name}: lmms-eval makes text of the likelihoods that llava_hf gives, and cannot compare "
                     "them: leave --through llava_hf out"
                 )
-            files = config.get("dataset_kwargs") or {}
-            is_here = config.get("dataset_path") == "parquet"
-            self.asked[name] = self._from_here(name, dataset_kwargs=files) if is_here else name
+
+    def _as_published(self, name: str) -> str | dict:
+        """The task as its yaml has it, but for a token, and for where `datasets` unpacks what lies here."""
+        if name not in self.manager.all_tasks:
+            close = difflib.get_close_matches(name, {*self.manager.all_tasks, *OWN}, n=1)
+            meant = f": did you mean {close[0]}?" if close else ""
+            raise UserError(f"--tasks {name}: neither lmms-eval nor this project has such a task{meant}")
+        wishes = dict(self.config(name).get("dataset_kwargs") or {})
+        if name in OWN:
+            return self._from_here(name, dataset_kwargs=wishes)
+        if wishes.pop("token", False):  # demands that somebody is logged in, where public questions need nobody
+            return {"task": name, "dataset_kwargs": wishes}
+        return name
 
     def config(self, name: str) -> dict:
         """What the task's yaml says; nothing of a group of tasks."""
@@ -108,17 +120,15 @@ def load_model(options: argparse.Namespace) -> lmms:
 
 def evaluate(model: lmms, tasks: Tasks, limit: int | None) -> dict:
     """lmms-eval's results, with every sample. Raises UserError: it gave up, as where no hub can be reached."""
-    logger.remove()
-    logger.add(sys.stderr, level="ERROR")  # or its warnings would stand among the figures
     try:
         return simple_evaluate(
             model, tasks=list(tasks.asked.values()), task_manager=tasks.manager, limit=limit, bootstrap_iters=0
         )
     except RetryError as error:
-        cause = error.last_attempt.exception()
+        cause = str(error.last_attempt.exception()).rstrip(".")
         raise UserError(
-            f"lmms-eval gave up: {type(cause).__name__}: {cause}. Where it is questions that cannot be had from here, "
-            "name a copy: --data TASK=FILE"
+            f"lmms-eval gave up: {cause}. Where it is questions that cannot be had from here, name a copy: --data "
+            "TASK=FILE"
         ) from error
 
 

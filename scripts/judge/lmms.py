@@ -5,9 +5,10 @@
     python scripts/judge/lmms.py --model out/sft_vlm_192.safetensors --tasks mmstar,pope,scienceqa_img
     python scripts/judge/lmms.py --model out/sft_vlm_192.safetensors --tasks mmstar --data mmstar=mmstar.parquet
 
-`emoji_world` asks the last question of every line and wants the answer letter by letter; `emoji_choices` (likelihood of
-the letters) and `emoji_choices_generated` (what is said) want questions with choices. Every other task is lmms-eval's
-own: from a hub, or from a copy, a .parquet or a folder as the hub has it. Needs requirements/judges.txt and lmms.txt.
+`emoji_world` asks the question of every line and wants the answer letter by letter. Questions with choices, as in
+VLMEvalKit's tables, are for `emoji_choices` (the likeliest choice), `emoji_choices_letters` (the likeliest letter) and
+`emoji_choices_generated` (the letter that is said). Every other task is lmms-eval's own: from a hub, or from a copy, a
+.parquet or a folder of them as the hub has it. Needs requirements/judges.txt and lmms.txt: docs/judges.md.
 """
 
 import argparse
@@ -58,22 +59,25 @@ def parse() -> argparse.Namespace:
 
 
 def data_of_tasks(given: list[str], tasks: list[str]) -> dict[str, Path]:
-    """Which file each task takes. Raises UserError: a task of ours has none, a file is nobody's, or is not there."""
+    """Which file each task takes: that named for it or for its kin, else the one that is named for nobody.
+
+    Raises:
+        UserError: a task of ours has none, a file is nobody's, or it is not there.
+    """
     found: dict[str, Path] = {}
-    for value in given:
-        name, equals, path = value.partition("=")
-        named = [name] if equals and name in tasks else [task for task in tasks if task in OWN]
-        path = Path(path if equals and name in tasks else value)
-        if not named:
+    for value in sorted(given, key=lambda value: value.partition("=")[0] not in tasks):
+        name, _, path = value.partition("=")
+        if name in tasks:
+            takers, path = [task for task in tasks if OWN.get(task, task) == OWN.get(name, name)], Path(path)
+        else:
+            takers, path = [task for task in tasks if task in OWN and task not in found], Path(value)
+        if not takers or takers[0] in found:
             raise UserError(
-                f"--data {value}: none of --tasks {','.join(tasks)} is ours, so say whose copy it is: TASK=FILE"
+                f"--data {value}: none of --tasks {','.join(tasks)} is left for it; say whose it is: TASK=FILE"
             )
         if not path.exists():
             raise UserError(f"--data {value}: {path} does not exist{did_you_mean(path)}")
-        for task in named:
-            if task in found and not equals:
-                raise UserError(f"--data {value}: {task} has {found[task]} already; say TASK=FILE")
-            found[task] = path
+        found |= dict.fromkeys(takers, path)
     if without := [task for task in tasks if task in OWN and task not in found]:
         raise UserError(
             f"--tasks {without[0]} needs questions: --data FILE, such as out/quickstart/data/held_out.jsonl"
@@ -103,6 +107,7 @@ def judge(options: argparse.Namespace) -> dict:
         raise UserError(f"lmms-eval is not installed: {INSTALL}")
     from scripts.judge import harness  # here, as it imports lmms-eval, which few installs have
 
+    harness.keep_to_errors()
     data = data_of_tasks(options.data, options.tasks)
     options.output.mkdir(parents=True, exist_ok=True)
     own = write_own_tasks(data, options)

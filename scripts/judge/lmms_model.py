@@ -54,13 +54,16 @@ class MiniMindVLM(lmms):
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Pairs of a loss and whether greedy sampling would say it.
 
-        The loss is minus the sum of log p over the continuation's tokens: this harness takes the smallest of several.
-        It makes a string of whatever is no GenerationResult, and then cannot compare.
+        The loss is minus the sum of log p over the continuation's tokens and the one that ends the answer, as it is for
+        llava_hf: this harness takes the smallest of several. It makes a string of whatever is no GenerationResult, and
+        then cannot compare.
         """
         losses = []
         for batch in self._batches(requests, "likelihoods"):
             texts = [self._continuation(request) for request in batch]
-            for found in log_likelihoods(self.answerer, [self._prompt(request) for request in batch], texts):
+            for found in log_likelihoods(
+                self.answerer, [self._prompt(request) for request in batch], texts, with_end=True
+            ):
                 losses.append(GenerationResult((-found.total, found.greedy)))
         return losses
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dataset.exam.figures import wilson_interval
+from dataset.formats import LETTERS
 from model.messages import counted
 
 
@@ -20,7 +21,7 @@ class Rule:
 def _letter(text: str, row: dict) -> str:
     from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer  # only here is the harness needed
 
-    return extract_mcq_answer(text, list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(row.get("choices") or "ABCD")]))
+    return extract_mcq_answer(text, list(LETTERS[: len(row.get("choices") or "ABCD")]))
 
 
 def _letter_first(text: str, _row: dict) -> bool:
@@ -31,11 +32,14 @@ def _letter_first(text: str, _row: dict) -> bool:
 MCQ = "a letter of the choices, found by lmms-eval's extract_mcq_answer"
 RULES = {
     "emoji_world": Rule(
-        "the whole answer but for white space around it; right if it is the truth, letter by letter",
+        "the whole answer but for white space around it; right if it is the truth, character by character",
         "exact_match",
         lambda text, _row: text.strip(),
     ),
-    "emoji_choices": Rule("none: the letter with the largest log p is the answer", "acc", lambda _said, _row: True),
+    "emoji_choices": Rule("none: the choice with the largest log p, its end included", "acc", lambda _said, _row: True),
+    "emoji_choices_letters": Rule(
+        "none: the letter with the largest log p, its end included", "acc", lambda _said, _row: True
+    ),
     "emoji_choices_generated": Rule(MCQ, "acc", _letter),
     "mmstar": Rule(MCQ, "average", _letter),
     "pope": Rule(
@@ -56,9 +60,7 @@ def task_report(task: str, results: Mapping) -> dict:
         "task": task,
         "version": results["versions"].get(task),
         "decoding": _decoding(config),
-        "extraction": rule.says
-        if rule
-        else "the task's own; scripts/judge/report.py knows no rule to count failures by",
+        "extraction": rule.says if rule else "the task's own, by which scripts/judge/report.py counts no failures",
         "n": len(samples),
         "harness": {
             name.split(",")[0]: value
@@ -91,17 +93,20 @@ def records(task: str, samples: Sequence[Mapping]) -> list[dict]:
 
 def figures(samples: Sequence[Mapping], right: Sequence[bool]) -> dict[str, dict]:
     """Right answers of all questions and of each kind, or category where there are no kinds, with intervals."""
-    groups = {"all": list(right)} | defaultdict(list)
+    groups: dict[str, list[bool]] = defaultdict(list, all=list(right))
     by = next((name for name in ("kind", "category") if len({s["doc"].get(name) for s in samples}) > 1), None)
-    kinds: dict[str, list[bool]] = defaultdict(list)
     for sample, is_right in zip(samples, right, strict=True):
         if by:
-            kinds[str(sample["doc"].get(by))].append(is_right)
+            groups[str(sample["doc"][by])].append(is_right)
     return {
-        name: {"right": sum(found), "n": len(found), "rate": round(sum(found) / len(found), 4),
-               "interval": wilson_interval(sum(found), len(found))}
-        for name, found in (groups | kinds).items()
-    }  # fmt: skip
+        name: {
+            "right": sum(found),
+            "n": len(found),
+            "rate": round(sum(found) / len(found), 4),
+            "interval": wilson_interval(sum(found), len(found)),
+        }
+        for name, found in groups.items()
+    }
 
 
 def as_text(report: Mapping) -> str:
@@ -132,6 +137,6 @@ def _decoding(config: Mapping) -> str:
     wishes = config.get("generation_kwargs") or {}
     temperature = wishes.get("temperature") or 0
     how = f"sampled at temperature {temperature}" if temperature else "greedy"
-    most = wishes.get("max_new_tokens")
-    ends = wishes.get("until")
-    return f"{how}, at most {most or 'the model’s default of'} new tokens" + (f", up to {ends}" if ends else "")
+    most, ends = wishes.get("max_new_tokens"), wishes.get("until")
+    room = f"at most {most} new tokens" if most else "as many new tokens as the model's wrapper allows"
+    return f"{how}, {room}" + (f", up to {ends}" if ends else "")

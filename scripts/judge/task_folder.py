@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet
 
+from dataset.exam.choices import plain
 from dataset.exam.questions import Question
 from dataset.readers.opening import left_out
 from dataset.samples import BadSample, Sample
@@ -21,11 +22,13 @@ from model.files import written_aside
 TASKS = Path(__file__).parent / "tasks"
 QUESTIONS = "questions.parquet"
 # Our own tasks, and the folder of TASKS that each stands in.
-OWN = {name: name.removesuffix("_generated") for name in ("emoji_world", "emoji_choices", "emoji_choices_generated")}
+OWN = {"emoji_world": "emoji_world"} | {
+    f"emoji_choices{asked}": "emoji_choices" for asked in ("", "_letters", "_generated")
+}
 AS_STORED = ("RGB", "L", "CMYK")  # modes that everybody makes the same RGB of
 _PICTURE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])  # as `datasets` stores one
 _COLUMNS = {
-    **dict.fromkeys(("where", "question", "answer", "kind", "language", "category"), pyarrow.string()),
+    **dict.fromkeys(("where", "question", "plain", "answer", "kind", "language", "category"), pyarrow.string()),
     "choices": pyarrow.list_(pyarrow.string()),
     "images": pyarrow.list_(_PICTURE),
 }
@@ -64,11 +67,12 @@ def _row(question: Question) -> dict:
     return {
         "where": sample.where.rpartition("/")[2],  # without the folders of this machine
         "question": sample.messages[0]["content"],  # with <image> where a picture goes
+        "plain": plain(question).sample.messages[0]["content"] if question.choices else None,  # without its choices
         "answer": question.truth,
         "kind": question.kind,
         "language": question.language,
-        "category": getattr(question, "category", ""),
-        "choices": list(getattr(question, "choices", ())),
+        "category": question.category,
+        "choices": list(question.choices),
         "images": [{"bytes": _stored(sample, number), "path": None} for number in range(len(sample.pictures))],
     }
 

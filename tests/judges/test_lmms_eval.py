@@ -1,6 +1,5 @@
 """lmms-eval itself on tiny models: what it asks, finds and counts is what this project's own score does."""
 
-import base64
 import json
 import os
 import socket
@@ -18,7 +17,10 @@ from lmms_eval.models.registry_v2 import ModelRegistryV2
 from pyarrow import parquet
 
 from dataset.exam.answering import score
+from dataset.exam.choices import score_choices
+from dataset.exam.emoji_choices import emoji_choices
 from dataset.exam.questions import read_questions
+from dataset.exam.table import write_table
 from helpers.data import encoded, make_picture, write_jsonl
 from helpers.models import enliven_all
 from helpers.repository import ROOT
@@ -121,7 +123,9 @@ def test_lmms_evals_own_code_gives_the_same_answers_from_the_exported_folder(wei
     folder = tmp_path / "llava"
     flags = ["--weight", str(weight), "--to", "llava", "--output", str(folder)]
     subprocess.run([sys.executable, "scripts/convert_vlm.py", *flags], cwd=ROOT, check=True)
-    with pytest.raises(SystemExit, match="held_out.jsonl:4 has no picture: lmms-eval's llava_hf would answer the one before"):
+    with pytest.raises(
+        SystemExit, match="held_out.jsonl:4 has no picture: lmms-eval's llava_hf would answer the one before"
+    ):
         judge(folder, "emoji_world", "--data", held_out, "--through", "llava_hf")
     lines = [line for line in held_out.read_text().splitlines() if json.loads(line)["image"]]
     held_out.write_text("\n".join(lines) + "\n")
@@ -134,30 +138,32 @@ def test_lmms_evals_own_code_gives_the_same_answers_from_the_exported_folder(wei
 
 @pytest.fixture
 def choices(tmp_path) -> Path:
-    """Twelve questions of four choices, as VLMEvalKit's table."""
-    rows = ["index\timage\tquestion\tA\tB\tC\tD\tanswer\tcategory"]
-    for number in range(12):
-        content = base64.b64encode(encoded(make_picture(number))).decode()
-        rows.append("\t".join([str(number), content, f"What is number {number}?", "a cat", "a dog", "a bird", "a fish",
-                               "ABCD"[number % 4], ("animals", "numbers")[number % 2]]))  # fmt: skip
+    """Twelve questions with four choices about Emoji World, as VLMEvalKit's table."""
     path = tmp_path / "choices.tsv"
-    path.write_text("\n".join(rows) + "\n")
+    write_table(emoji_choices(12, vocabulary=64), path)
     return path
 
 
 def test_choices_by_likelihood_and_by_what_is_said(weight, choices, judge):
-    report, samples = judge(weight, "emoji_choices,emoji_choices_generated", "--data", choices)
-    answerer = Answerer.from_weight(weight, device="cpu", dtype="float32")
-    right = []
-    for question in read_questions(choices):
+    """lmms-eval takes the choice and the letter that score.py takes; letters that are said are read by its own rule."""
+    answerer, questions = Answerer.from_weight(weight, device="cpu", dtype="float32"), read_questions(choices)
+    _, ours = score_choices(answerer, questions)
+    report, samples = judge(weight, "emoji_choices,emoji_choices_letters,emoji_choices_generated", "--data", choices)
+    picked = [line["picked"]["right"] for line in ours]
+    right = [one["letters"]["texts"] == question.truth for one, question in zip(picked, questions, strict=True)]
+    assert [line["right"] for line in samples["emoji_choices"]] == right and set(right) == {True, False}
+    assert [line["said"].strip() for line in samples["emoji_choices_generated"]] == [one["said"] for one in picked]
+    ended = []  # score.py scores a letter alone, this harness with the end of the answer
+    for question in questions:
         prompt = answerer.prompt(question.sample.messages[:1], question.sample.open_pictures())
-        found = log_likelihoods(answerer, [prompt] * 4, list("ABCD"))
-        right.append(max(range(4), key=lambda n: found[n].total) == "ABCD".index(question.truth))
-    assert [line["right"] for line in samples["emoji_choices"]] == right
-    by_likelihood, by_saying = report["tasks"]
-    assert by_likelihood["figures"]["all"]["right"] == sum(right) and set(right) == {True, False}
-    assert set(by_likelihood["figures"]) == {"all", "animals", "numbers"} == set(by_saying["figures"])
-    assert by_likelihood["failed_extractions"] == 0 and by_likelihood["decoding"].startswith("none: log p")
+        found = log_likelihoods(answerer, [prompt] * 4, list("ABCD"), with_end=True)
+        ended.append(max(range(4), key=lambda n: found[n].total) == "ABCD".index(question.truth))
+    assert [line["right"] for line in samples["emoji_choices_letters"]] == ended
+    by_text, by_letter, by_saying = report["tasks"]
+    assert by_text["figures"]["all"]["right"] == sum(right) and len(by_text["figures"]) > 2
+    assert by_text["failed_extractions"] == by_letter["failed_extractions"] == 0 < by_saying["failed_extractions"]
+    assert by_text["decoding"].startswith("none: log p") and "Options:" not in by_text["prompt"]
+    assert "Options:" in by_letter["prompt"] and "Options:" in by_saying["prompt"]
 
 
 def copies(folder: Path, says_which_are_pictures: bool) -> dict[str, Path]:

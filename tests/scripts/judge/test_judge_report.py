@@ -56,7 +56,7 @@ def test_answers_that_a_tasks_rule_cannot_read_are_counted(task, metric, said, f
 
 def test_a_task_whose_rule_is_not_known_is_told_as_the_harness_tells_it():
     report = task_report("vqav2", results_of("vqav2", [sample("cat", {"vqa": 1.0})]))
-    assert "figures" not in report and "knows no rule" in report["extraction"]
+    assert "figures" not in report and "counts no failures" in report["extraction"]
     assert as_text(report).endswith("exact_match 0.5000")
 
 
@@ -66,14 +66,20 @@ def test_a_file_goes_to_our_tasks_and_a_named_one_to_its_task(tmp_path):
     tasks = ["emoji_world", "mmstar"]
     assert lmms.data_of_tasks([str(mine), f"mmstar={theirs}"], tasks) == {"emoji_world": mine, "mmstar": theirs}
     assert lmms.data_of_tasks([f"emoji_world={mine}"], tasks) == {"emoji_world": mine}
+    kin = ["emoji_world", "emoji_choices", "emoji_choices_letters"]
+    assert lmms.data_of_tasks([str(mine), f"emoji_choices={theirs}"], kin) == {
+        "emoji_world": mine, "emoji_choices": theirs, "emoji_choices_letters": theirs,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("given", "tasks", "said"),
     [([], ["emoji_world"], "emoji_world needs questions: --data FILE"),
-     (["{}/mine.jsonl"], ["mmstar"], "say whose copy it is: TASK=FILE"),
+     (["{}/mine.jsonl"], ["mmstar"], "none of --tasks mmstar is left for it; say whose it is: TASK=FILE"),
      (["{}/mime.jsonl"], ["emoji_world"], "did you mean {}/mine.jsonl"),
-     (["{}/mine.jsonl", "{}/mine.jsonl"], ["emoji_world"], "emoji_world has {}/mine.jsonl already")],
+     (["{}/mine.jsonl", "{}/mine.jsonl"], ["emoji_world"], "none of --tasks emoji_world is left for it"),
+     (["emoji_choices={}/mine.jsonl", "emoji_choices_letters={}/mine.jsonl"],
+      ["emoji_choices", "emoji_choices_letters"], "--data emoji_choices_letters={}/mine.jsonl: none of --tasks")],
 )  # fmt: skip
 def test_data_that_no_task_can_take_is_refused(given, tasks, said, tmp_path):
     (tmp_path / "mine.jsonl").touch()

@@ -12,5 +12,9 @@ def letters(doc: dict) -> list[str]:
     return list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(doc["choices"])])
 
 
+def number_of_right(doc: dict) -> int:
+    return letters(doc).index(doc["answer"])
+
+
 def process_results(doc: dict, results: list[str]) -> dict:
     return {"acc": float(extract_mcq_answer(results[0], letters(doc)) == doc["answer"])}
