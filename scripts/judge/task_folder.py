@@ -18,6 +18,7 @@ from dataset.exam.questions import Question
 from dataset.readers.opening import left_out
 from dataset.samples import BadSample, Sample
 from model.files import written_aside
+from model.processing import IMAGE_TAG
 
 TASKS = Path(__file__).parent / "tasks"
 QUESTIONS = "questions.parquet"
@@ -66,8 +67,8 @@ def _row(question: Question) -> dict:
     sample = question.sample
     return {
         "where": sample.where.rpartition("/")[2],  # without the folders of this machine
-        "question": sample.messages[0]["content"],  # with <image> where a picture goes
-        "plain": plain(question).sample.messages[0]["content"] if question.choices else None,  # without its choices
+        "question": _text(question),
+        "plain": _text(plain(question)) if question.choices else None,  # without its choices
         "answer": question.truth,
         "kind": question.kind,
         "language": question.language,
@@ -75,6 +76,12 @@ def _row(question: Question) -> dict:
         "choices": list(question.choices),
         "images": [{"bytes": _stored(sample, number), "path": None} for number in range(len(sample.pictures))],
     }
+
+
+def _text(question: Question) -> str:
+    """With <image> where pictures go, but for a single one that comes first, where every wrapper puts it by itself."""
+    text = question.sample.messages[0]["content"]
+    return text.removeprefix(f"{IMAGE_TAG}\n") if text.count(IMAGE_TAG) == 1 else text
 
 
 def _stored(sample: Sample, number: int) -> bytes:
