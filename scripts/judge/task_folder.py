@@ -36,7 +36,7 @@ _COLUMNS = {
 
 
 def write_task(name: str, questions: Sequence[Question], folder: Path) -> Path:
-    """folder/name, with a copy of scripts/judge/tasks/name and the questions beside it.
+    """folder/name, with copies of scripts/judge/tasks/name and utils.py, and the questions.
 
     A harness asks one thing at a time: questions with earlier turns are left out, and a line on stderr says so.
 
@@ -44,7 +44,8 @@ def write_task(name: str, questions: Sequence[Question], folder: Path) -> Path:
         UserError: none of the questions stands alone.
     """
     target = folder / name
-    shutil.copytree(TASKS / name, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TASKS / name, target, dirs_exist_ok=True)
+    shutil.copy(TASKS / "utils.py", target)
     write_questions(questions, target / QUESTIONS)
     return target
 

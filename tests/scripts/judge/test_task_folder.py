@@ -87,17 +87,36 @@ def test_what_the_yaml_names_is_there(held_out, tmp_path):
     said = yaml.load(Path(task / "emoji_world.yaml").read_text(), Loader=loader)
     columns = parquet.read_schema(task / said["dataset_kwargs"]["data_files"][said["test_split"]]).names
     assert {said["doc_to_text"], said["doc_to_target"]} <= {*columns}
-    named = [said["doc_to_visual"], said["process_results"], said["metric_list"][1]["aggregation"]]
+    named = [
+        said["doc_to_visual"],
+        said["doc_to_messages"],
+        said["process_results"],
+        said["metric_list"][1]["aggregation"],
+    ]
     assert all(callable(getattr(functions_of(task), name.removeprefix("utils."))) for name in named)
 
 
 def test_an_answer_is_right_as_it_is_for_score(held_out, tmp_path):
     functions = functions_of(write_task("emoji_world", read_questions(held_out), tmp_path))
     row = {"answer": "a cat", "kind": "what"}
-    results = [functions.process_results(row, [said]) for said in (" a cat\n", "A cat", "a cat.", "")]
+    results = [functions.exact_match(row, [said]) for said in (" a cat\n", "A cat", "a cat.", "")]
     assert [result["exact_match"] for result in results] == [1, 0, 0, 0]
     kinds = [{"kind": kind, "score": score} for kind, score in (("a", 1), ("a", 1), ("a", 0), ("b", 0))]
     assert functions.mean_of_kinds(kinds) == pytest.approx(1 / 3)
+
+
+def test_a_chat_template_gets_pictures_where_they_stand_in_the_text(held_out, tmp_path):
+    functions = functions_of(write_task("emoji_world", read_questions(held_out), tmp_path))
+    a, b = make_picture(1), make_picture(2)
+
+    def parts(question: str, *pictures: Image.Image) -> list[str]:
+        (message,) = functions.doc_to_messages({"question": question, "images": pictures})
+        return [part.get("text", "picture") for part in message["content"]]
+
+    assert parts("What is it?", a) == ["picture", "What is it?"]
+    assert parts("What is it?\n<image>", a) == ["What is it?\n", "picture"]
+    assert parts("<image> and <image>: what differs?", a, b) == ["picture", " and ", "picture", ": what differs?"]
+    assert parts("What does <image> mean?") == ["What does <image> mean?"] == parts("What does <image> mean?")
 
 
 def test_talks_alone_are_refused(held_out, tmp_path):
