@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart gpu-check test test-browser test-hub test-real test-judges real realstart screenshots test-oldest test-newest soak lint format lock clean
+.PHONY: quickstart gpu-check test test-browser test-hub test-real test-trl test-judges real realstart screenshots test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
@@ -46,6 +46,11 @@ test-judges: $(VENV)/.installed-dev
 		$(RUN) -m pip install --quiet --no-deps -r $$lock || echo "$$lock cannot be had here: its tests are skipped"; \
 	done
 	$(RUN) -m pytest tests/judges -rs $(ARGS)
+
+# TRL tunes a tiny folder by every recipe of docs/tuning.md. Installs it. A minute.
+test-trl: $(VENV)/.installed-dev
+	$(RUN) -m pip install --quiet -r requirements/trl.txt
+	$(RUN) -m pytest tests/tune -rs $(ARGS)
 
 # docs/demo_*.png anew, from out/quickstart or ARGS="--weights FOLDER". Look at them before they are committed.
 screenshots: $(VENV)/.installed-dev
