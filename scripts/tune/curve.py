@@ -3,24 +3,9 @@
 import json
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-PARTS = {
-    "tower": "model.vision_tower.",
-    "projector": "model.multi_modal_projector.",
-    "decoder": "model.language_model.",
-}
-
-
-def gradient_norms(model: PreTrainedModel) -> dict[str, float]:
-    """The 2-norm of the gradients of each part of a stock Llava that is trained."""
-    squares = dict.fromkeys(PARTS, 0.0)
-    for name, parameter in model.named_parameters():
-        for part, prefix in PARTS.items():
-            if parameter.grad is not None and name.startswith(prefix):
-                squares[part] += parameter.grad.float().square().sum().item()
-    return {part: square**0.5 for part, square in squares.items() if square}
+from scripts.export.training_proof import gradient_norms
 
 
 class Curve(TrainerCallback):
@@ -34,7 +19,6 @@ class Curve(TrainerCallback):
     ) -> None:
         self.path.write_text("")  # not an earlier run's
 
-    @torch.no_grad()
     def on_pre_optimizer_step(
         self, arguments: TrainingArguments, state: TrainerState, control: TrainerControl, **given: object
     ) -> None:

@@ -44,7 +44,6 @@ def main(arguments: list[str] | None = None) -> None:
                 **start.settings,
                 num_generations=options.group,
                 max_completion_length=options.max_new_tokens,
-                mask_truncated_completions=True,
             ),  # fmt: skip
             to_rows(questions, row),
             processing_class=start.processor,
