@@ -34,17 +34,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max_new_tokens", type=int, default=24, help="of an answer")
     options = parser.parse_args(arguments)
     try:
+        if options.group < 2 or options.batch_size % options.group:
+            raise UserError(f"--group {options.group} must be 2 or more, and go into --batch_size {options.batch_size}")
         start, exam = Start.from_flags(options), Exam.from_flags(options)
         count = options.steps * options.batch_size // options.group
         questions = read_picked(options.data, ReadOptions.from_flags(options), count, options.seed)
         trainer = GRPOTrainer(
             start.model,
             exact_match,
-            GRPOConfig(
-                **start.settings,
-                num_generations=options.group,
-                max_completion_length=options.max_new_tokens,
-            ),  # fmt: skip
+            GRPOConfig(**start.settings, num_generations=options.group, max_completion_length=options.max_new_tokens),
             to_rows(questions, row),
             processing_class=start.processor,
             callbacks=[Curve(curve_of(options.output))],

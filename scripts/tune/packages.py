@@ -5,15 +5,11 @@ from huggingface_hub import constants
 try:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-    from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"scripts/tune needs the package {error.name}, which is not installed: pip install -r requirements/trl.txt"
     ) from error
 
-__all__ = [
-    "DPOConfig", "DPOTrainer", "DataCollatorForVisionPreference", "Dataset", "GRPOConfig", "GRPOTrainer", "SFTConfig",
-    "SFTTrainer",
-]  # fmt: skip
+__all__ = ["DPOConfig", "DPOTrainer", "Dataset", "GRPOConfig", "GRPOTrainer", "SFTConfig", "SFTTrainer"]
 
 constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL would tell its makers of every run

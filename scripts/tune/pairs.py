@@ -13,21 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration, ProcessorMixin
+from transformers import ProcessorMixin
 
 from dataset.exam.answering import prompt_of
 from dataset.exam.questions import Question
 from model.inference.answerer import Answerer, Options
+from model.inference.likelihood import log_likelihoods
 from model.messages import UserError
 from model.progress import progress_over
-from scripts.tune.packages import DataCollatorForVisionPreference
 from scripts.tune.rows import to_prompt
 
 LISTED = re.compile("(, |、)")
 TRIES = 4  # answers that a model samples to one question, until one of them is wrong
 BATCH = 48  # questions that are answered at once
-SCORED = 8  # pairs whose probabilities are computed at once
 
 
 @dataclass(frozen=True)
@@ -100,23 +98,19 @@ def _own_mistakes(questions: Sequence[Question], answerer: Answerer, seed: int) 
     return mistakes
 
 
-@torch.no_grad()
 def preferred(folder: Path, pairs: Sequence[Pair]) -> list[bool]:
-    """For each pair whether the model of a folder gives the true answer, to its end, the larger probability.
+    """For each pair whether the model of a folder gives the true answer, with its end, the larger probability.
 
-    The model's own preference. What TRL logs as rewards/accuracies counts the pairs whose margin has grown since
-    the start; it begins at 0 whatever the model knows, and passes a half as soon as anything is learnt.
+    The model's own preference. What TRL logs as rewards/accuracies counts the pairs whose margin has grown since the
+    start: it begins at 0 whatever the model knows.
     """
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    collate, found = DataCollatorForVisionPreference(processor), []
-    for start in progress_over(range(0, len(pairs), SCORED), "preferences", "batch"):
-        batch = dict(collate([pair.row(processor) for pair in pairs[start : start + SCORED]]))
-        answers = batch.pop("completion_mask")[:, 1:]  # [2 * pairs, tokens - 1], chosen first
-        logits = model(**batch).logits[:, :-1]
-        told = logits.log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
-        chosen, rejected = (told * answers).sum(1).chunk(2)
-        found += (chosen > rejected).tolist()
+    answerer, found = Answerer.from_weight(folder, dtype="float32"), []  # bfloat16 would call close ones equal
+    for start in progress_over(range(0, len(pairs), BATCH // 2), "preferences", "batch"):
+        asked = pairs[start : start + BATCH // 2]
+        prompts = [prompt_of(answerer, pair.question, "right", pair.question) for pair in asked for _ in range(2)]
+        texts = [text for pair in asked for text in (pair.question.truth, pair.rejected)]
+        likelihoods = log_likelihoods(answerer, prompts, texts, with_end=True)
+        found += [true.total > false.total for true, false in zip(likelihoods[::2], likelihoods[1::2], strict=True)]
     return found
 
 

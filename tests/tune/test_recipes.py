@@ -112,6 +112,11 @@ def test_wrong_flags_are_refused(flags, words, folder, data, tmp_path, capsys):
     assert words in f"{stopped.value} {capsys.readouterr().err}" and not (tmp_path / "tuned").exists()
 
 
+def test_groups_that_do_not_fill_a_step_are_refused(folder, data, tmp_path):
+    with pytest.raises(SystemExit, match="--group 3 must be 2 or more, and go into --batch_size 4"):
+        run("grpo", folder, data, tmp_path / "tuned", "--group", "3")
+
+
 def test_folders_that_cannot_be_trained_are_refused(folder, data, tmp_path):
     decoder = export(make_seeing(), "llm", tmp_path / "llm")
     with pytest.raises(SystemExit, match="holds a model of type 'llama': a recipe tunes what --to llava writes"):

@@ -8,6 +8,7 @@ pytest.importorskip("trl", reason="tuning with TRL is tried by make test-trl")
 
 import torch
 from transformers import AutoProcessor
+from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from dataset.options import ReadOptions
@@ -17,7 +18,6 @@ from model.messages import UserError
 from model.processing import VLMProcessor
 from model.tokenizer_files import load_tokenizer
 from scripts.tune import sft
-from scripts.tune.packages import DataCollatorForVisionPreference
 from scripts.tune.pairs import Pair
 from scripts.tune.rows import read_picked, read_talks
 
