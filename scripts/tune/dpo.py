@@ -12,7 +12,7 @@ from model.inference.answerer import Answerer
 from model.messages import UserError
 from scripts.tune.curve import Curve
 from scripts.tune.ending import Exam, curve_of, tune
-from scripts.tune.packages import DPOConfig, DPOTrainer
+from scripts.tune.packages import import_trl
 from scripts.tune.pairs import make_pairs, preference
 from scripts.tune.rows import read_picked, to_rows
 from scripts.tune.start import Start, add_tune_flags
@@ -27,14 +27,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--beta", type=float, default=0.1, help="how strongly the start is held on to")
     options = parser.parse_args(arguments)
     try:
+        trl = import_trl()
         start, exam = Start.from_flags(options), Exam.from_flags(options)
         answerer = Answerer.from_weight(options.model)
         questions = read_picked(options.data, ReadOptions.from_flags(options), options.questions, options.seed)
         pairs = make_pairs(questions, answerer, options.seed)
         held_out = make_pairs(exam.questions, answerer, options.seed)
-        trainer = DPOTrainer(
+        trainer = trl.DPOTrainer(
             start.model,
-            args=DPOConfig(**start.settings, beta=options.beta, max_length=None),
+            args=trl.DPOConfig(**start.settings, beta=options.beta, max_length=None),
             train_dataset=to_rows(pairs, lambda pair: pair.row(start.processor)),
             processing_class=start.processor,
             callbacks=[Curve(curve_of(options.output))],

@@ -12,7 +12,7 @@ from model.command_line import CommandLine
 from model.messages import UserError
 from scripts.tune.curve import Curve
 from scripts.tune.ending import Exam, curve_of, tune
-from scripts.tune.packages import GRPOConfig, GRPOTrainer
+from scripts.tune.packages import import_trl
 from scripts.tune.rows import read_picked, to_messages, to_rows
 from scripts.tune.start import Start, add_tune_flags
 
@@ -36,13 +36,16 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.group < 2 or options.batch_size % options.group:
             raise UserError(f"--group {options.group} must be 2 or more, and go into --batch_size {options.batch_size}")
+        trl = import_trl()
         start, exam = Start.from_flags(options), Exam.from_flags(options)
         count = options.steps * options.batch_size // options.group
         questions = read_picked(options.data, ReadOptions.from_flags(options), count, options.seed)
-        trainer = GRPOTrainer(
+        trainer = trl.GRPOTrainer(
             start.model,
             exact_match,
-            GRPOConfig(**start.settings, num_generations=options.group, max_completion_length=options.max_new_tokens),
+            trl.GRPOConfig(
+                **start.settings, num_generations=options.group, max_completion_length=options.max_new_tokens
+            ),
             to_rows(questions, row),
             processing_class=start.processor,
             callbacks=[Curve(curve_of(options.output))],

@@ -1,15 +1,19 @@
-"""TRL and `datasets`, or one line that says how to get them; the recipes import both from here."""
+"""TRL, asked for when a recipe runs, so that its flags can be read without it."""
+
+from types import ModuleType
 
 from huggingface_hub import constants
 
-try:
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-except ModuleNotFoundError as error:
-    raise SystemExit(
-        f"scripts/tune needs the package {error.name}, which is not installed: pip install -r requirements/trl.txt"
-    ) from error
+from model.messages import UserError
 
-__all__ = ["DPOConfig", "DPOTrainer", "Dataset", "GRPOConfig", "GRPOTrainer", "SFTConfig", "SFTTrainer"]
 
-constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL would tell its makers of every run
+def import_trl() -> ModuleType:
+    """Raises UserError where it, or what it needs, is not installed."""
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL would tell its makers of every run
+    try:
+        import accelerate  # noqa: F401
+        import datasets  # noqa: F401
+        import trl
+    except ModuleNotFoundError as error:
+        raise UserError(f"the package {error.name} is not installed: pip install -r requirements/trl.txt") from error
+    return trl

@@ -3,7 +3,7 @@
 import random
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from transformers import ProcessorMixin
 
@@ -12,7 +12,9 @@ from dataset.options import ReadOptions
 from dataset.readers.opening import left_out, open_data
 from dataset.samples import BadSample, DataError, Sample
 from model.processing import content_parts
-from scripts.tune.packages import Dataset
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Item = TypeVar("Item")
 
@@ -61,8 +63,9 @@ def to_prompt(processor: ProcessorMixin, messages: Sequence[dict]) -> str:
     return processor.apply_chat_template(to_messages(messages), tokenize=False, add_generation_prompt=True)
 
 
-def to_rows(items: Sequence[Item], row: Callable[[Item], dict]) -> Dataset:
+def to_rows(items: Sequence[Item], row: Callable[[Item], dict]) -> "Dataset":
     """What `row` makes of each item, when it is asked for: TRL takes no other data sets than those of `datasets`."""
+    from datasets import Dataset  # here, as only what trains needs it
 
     def columns(batch: dict) -> dict:
         made = [row(items[number]) for number in batch["number"]]

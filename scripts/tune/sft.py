@@ -10,7 +10,7 @@ from model.command_line import CommandLine
 from model.messages import UserError
 from scripts.tune.curve import Curve
 from scripts.tune.ending import Exam, curve_of, tune
-from scripts.tune.packages import SFTConfig, SFTTrainer
+from scripts.tune.packages import import_trl
 from scripts.tune.rows import read_talks, to_messages, to_rows
 from scripts.tune.start import Start, add_tune_flags
 
@@ -24,16 +24,17 @@ def main(arguments: list[str] | None = None) -> None:
     add_tune_flags(parser, steps=100, batch_size=16, learning_rate=1e-5)
     options = parser.parse_args(arguments)
     try:
+        trl = import_trl()
         start, exam = Start.from_flags(options), Exam.from_flags(options)
         talks = read_talks(
             options.data, ReadOptions.from_flags(options), options.steps * options.batch_size, options.seed
         )
-        trainer = SFTTrainer(
+        trainer = trl.SFTTrainer(
             start.model,
             # The marks of the chat template say what the assistant says: these labels are the stages' own, in every
             # turn. Without them TRL learns all of `messages`, the tokens of the pictures too; and of prompt and
             # completion it would learn the last answer alone, with the line break behind it that no model writes.
-            SFTConfig(**start.settings, assistant_only_loss=True, max_length=None),
+            trl.SFTConfig(**start.settings, assistant_only_loss=True, max_length=None),
             train_dataset=to_rows(talks, row),
             processing_class=start.processor,
             callbacks=[Curve(curve_of(options.output))],

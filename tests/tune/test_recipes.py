@@ -1,6 +1,7 @@
 """Each recipe as a person runs it, tiny: what trains, what comes out, and what is refused before training."""
 
 import json
+import sys
 
 import pytest
 
@@ -110,6 +111,14 @@ def test_wrong_flags_are_refused(flags, words, folder, data, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run("sft", folder, data, tmp_path / "tuned", *flags)
     assert words in f"{stopped.value} {capsys.readouterr().err}" and not (tmp_path / "tuned").exists()
+
+
+def test_without_trl_a_line_says_how_to_get_it(folder, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        SystemExit, match="^sft: the package datasets is not installed: pip install -r requirements/trl"
+    ):
+        run("sft", folder, data, tmp_path / "tuned")
 
 
 def test_groups_that_do_not_fill_a_step_are_refused(folder, data, tmp_path):
