@@ -20,7 +20,7 @@ from scripts.tune.start import Start, add_tune_flags
 
 def main(arguments: list[str] | None = None) -> None:
     parser = CommandLine(__doc__)
-    add_tune_flags(parser, steps=100, batch_size=16, learning_rate=2e-5)
+    add_tune_flags(parser, steps=100, batch_size=16, learning_rate=2e-4)
     parser.add_argument(
         "--questions", type=int, default=1000, help="of --data, picked at random, that pairs are made of"
     )

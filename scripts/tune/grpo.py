@@ -29,7 +29,7 @@ def exact_match(completions: list[list[dict]], truth: list[str], **_: object) ->
 
 def main(arguments: list[str] | None = None) -> None:
     parser = CommandLine(__doc__)
-    add_tune_flags(parser, steps=100, batch_size=64, learning_rate=2e-5)
+    add_tune_flags(parser, steps=100, batch_size=64, learning_rate=5e-5)
     parser.add_argument("--group", type=int, default=8, help="answers to one question, of the rows of a step")
     parser.add_argument("--max_new_tokens", type=int, default=24, help="of an answer")
     options = parser.parse_args(arguments)
