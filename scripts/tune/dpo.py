@@ -13,7 +13,7 @@ from model.messages import UserError
 from scripts.tune.curve import Curve
 from scripts.tune.ending import Exam, curve_of, tune
 from scripts.tune.packages import import_trl
-from scripts.tune.pairs import make_pairs, preference
+from scripts.tune.pairs import SOURCES, make_pairs, preference
 from scripts.tune.rows import read_picked, to_rows
 from scripts.tune.start import Start, add_tune_flags
 
@@ -22,8 +22,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = CommandLine(__doc__)
     add_tune_flags(parser, steps=100, batch_size=16, learning_rate=2e-4)
     parser.add_argument(
-        "--questions", type=int, default=1000, help="of --data, picked at random, that pairs are made of"
+        "--questions", type=int, default=3000, help="of --data, picked at random, that pairs are made of"
     )
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=["own"], help="of the false answers")
     parser.add_argument("--beta", type=float, default=0.1, help="how strongly the start is held on to")
     options = parser.parse_args(arguments)
     try:
@@ -31,8 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
         start, exam = Start.from_flags(options), Exam.from_flags(options)
         answerer = Answerer.from_weight(options.model)
         questions = read_picked(options.data, ReadOptions.from_flags(options), options.questions, options.seed)
-        pairs = make_pairs(questions, answerer, options.seed)
-        held_out = make_pairs(exam.questions, answerer, options.seed)
+        pairs = make_pairs(questions, answerer, options.seed, options.sources)
+        held_out = make_pairs(exam.questions, answerer, options.seed, options.sources)
         trainer = trl.DPOTrainer(
             start.model,
             args=trl.DPOConfig(**start.settings, beta=options.beta, max_length=None),

@@ -23,6 +23,7 @@ from model.messages import UserError
 from model.progress import progress_over
 from scripts.tune.rows import to_prompt
 
+SOURCES = ("another", "order", "own")
 LISTED = re.compile("(, |、)")
 TRIES = 4  # answers that a model samples to one question, until one of them is wrong
 BATCH = 48  # questions that are answered at once
@@ -49,17 +50,18 @@ class Pair:
         }
 
 
-def make_pairs(questions: Sequence[Question], answerer: Answerer, seed: int) -> list[Pair]:
+def make_pairs(questions: Sequence[Question], answerer: Answerer, seed: int, sources: Sequence[str]) -> list[Pair]:
     """Up to one pair of each source for each question. Raises UserError where there is none at all."""
     chance = random.Random(seed)
+    answers = {
+        "another": lambda: _other_answers(questions, chance),
+        "order": lambda: [_other_order(question.truth, chance) for question in questions],
+        "own": lambda: _own_mistakes(questions, answerer, seed),
+    }
     pairs = [
         Pair(question, rejected, source)
-        for source, answers in (
-            ("another", _other_answers(questions, chance)),
-            ("order", [_other_order(question.truth, chance) for question in questions]),
-            ("own", _own_mistakes(questions, answerer, seed)),
-        )
-        for question, rejected in zip(questions, answers, strict=True)
+        for source in sources
+        for question, rejected in zip(questions, answers[source](), strict=True)
         if rejected
     ]
     if not pairs:
@@ -86,16 +88,21 @@ def _other_order(truth: str, chance: random.Random) -> str | None:
 
 
 def _own_mistakes(questions: Sequence[Question], answerer: Answerer, seed: int) -> list[str | None]:
-    mistakes: list[str | None] = [None] * len(questions)
-    for start in progress_over(range(0, len(questions), BATCH), "the model's own mistakes", "batch"):
+    sampled = zip(questions, sampled_answers(questions, answerer, seed), strict=True)
+    return [next((answer for answer in answers if answer != question.truth), None) for question, answers in sampled]
+
+
+def sampled_answers(questions: Sequence[Question], answerer: Answerer, seed: int) -> list[list[str]]:
+    """Of each question TRIES answers at temperature 1."""
+    answers: list[list[str]] = [[] for _ in questions]
+    for start in progress_over(range(0, len(questions), BATCH), "the model's own answers", "batch"):
         asked = range(start, min(start + BATCH, len(questions)))
         prompts = [prompt_of(answerer, questions[number], "right", questions[number]) for number in asked]
         for attempt in range(TRIES):
             sampled = Options(max_new_tokens=64, temperature=1.0, top_p=1.0, seed=seed + attempt)
             for number, answer in zip(asked, answerer.batch(prompts, sampled), strict=True):
-                wrong = answer.text.strip() != questions[number].truth
-                mistakes[number] = mistakes[number] or (answer.text.strip() if wrong else None)
-    return mistakes
+                answers[number].append(answer.text.strip())
+    return answers
 
 
 def preferred(folder: Path, pairs: Sequence[Pair]) -> list[bool]:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from dataset.exam.questions import read_questions
 from helpers.data import make_picture
 from helpers.exports import export, make_seeing, prove_here
 from model.inference.answerer import Answerer, user_turn
@@ -21,8 +22,8 @@ from scripts.tune import dpo, grpo, sft
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning")
 RECIPES = {
     "sft": (sft.main, []),
-    "dpo": (dpo.main, ["--questions", "12"]),
-    "grpo": (grpo.main, ["--group", "4", "--max_new_tokens", "4"]),
+    "dpo": (dpo.main, ["--questions", "12", "--sources", "another", "order", "own"]),
+    "grpo": (grpo.main, ["--group", "4", "--max_new_tokens", "4", "--questions", "12"]),
 }
 
 
@@ -88,11 +89,24 @@ def test_grpo_rewards_exact_matches(folder, data, tmp_path, monkeypatch, capsys)
     """With a reward that half of the answers get, as random weights are never right."""
     assert grpo.exact_match([[{"content": " a cat"}], [{"content": "cat"}]], ["a cat", "a cat"]) == [1.0, 0.0]
     monkeypatch.setattr(grpo, "exact_match", lambda completions, truth, **_: [n % 2 for n in range(len(completions))])
+    monkeypatch.setattr(grpo, "sampled_answers", lambda questions, *_: [[one.truth, "no"] for one in questions])
     run("grpo", folder, data, tmp_path / "tuned")
     assert changed(folder, tmp_path / "tuned") == {"multi_modal_projector", "language_model"}
     first = json.loads((tmp_path / "tuned.jsonl").read_text().splitlines()[0])
     assert first["reward"] == 0.5 and first["grad_norm_decoder"] > 0 and first["completions/mean_length"] > 0
     assert "after:  exact match" in capsys.readouterr().out
+
+
+def test_grpo_takes_the_questions_that_are_undecided(data, folder, tmp_path, monkeypatch):
+    questions = read_questions(data)
+    given = [[q.truth, q.truth] if n % 3 == 0 else ["no", "no"] if n % 3 == 1 else ["no", q.truth] for n, q in
+             enumerate(questions)]  # fmt: skip
+    monkeypatch.setattr(grpo, "sampled_answers", lambda *_: given)
+    assert grpo.undecided(questions, None, 0) == questions[2::3]
+    monkeypatch.setattr(grpo, "sampled_answers", lambda questions, *_: [["no"]] * len(questions))
+    with pytest.raises(SystemExit, match="there is nothing to reward"):
+        run("grpo", folder, data, tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_dpo_says_the_preference_before_and_after(folder, data, tmp_path, capsys):

@@ -15,12 +15,12 @@ from model.inference.answerer import Answerer
 from model.messages import UserError
 from model.processing import VLMProcessor
 from model.tokenizer_files import load_tokenizer
-from scripts.tune.pairs import _other_order, make_pairs, preference, preferred
+from scripts.tune.pairs import SOURCES, _other_order, make_pairs, preference, preferred
 
 
 @pytest.fixture(scope="module")
 def pairs(folder, data):
-    return make_pairs(read_questions(data), Answerer.from_weight(folder), seed=3)
+    return make_pairs(read_questions(data), Answerer.from_weight(folder), seed=3, sources=SOURCES)
 
 
 def test_every_pair_is_false_in_its_way(pairs):
@@ -66,5 +66,5 @@ def test_no_pair_at_all_is_said(tmp_path, folder, monkeypatch):
     monkeypatch.setattr("scripts.tune.pairs._own_mistakes", lambda questions, *_: [None] * len(questions))
     (sample,) = open_lines(tmp_path, {"conversations": turns(0)})
     with pytest.raises(UserError, match="no false answer was found"):
-        make_pairs(read_questions(tmp_path / "train.jsonl"), None, 0)
+        make_pairs(read_questions(tmp_path / "train.jsonl"), None, 0, ["another", "order"])
     assert sample.messages[-1]["content"] == "a cat"
