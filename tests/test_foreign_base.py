@@ -21,6 +21,7 @@ from model.weights import load_model, read_weights
 from scripts import convert_vlm, inspect_sample
 from scripts.demo.weights import find_weights
 from scripts.export.proof import compare
+from scripts.export.training_proof import complaint
 from trainer.config import OPEN, StageConfig
 from trainer.stage import run_stage
 from trainer.train_llm import LLM
@@ -107,10 +108,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(road, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("format_name", ["transformers", "llava", "llm"])
 def test_what_is_converted_answers_the_same(road, format_name, tmp_path, monkeypatch):
-    def prove_here(folder, reference, tower=None) -> float:  # a process of its own costs seconds
-        found = compare(folder, reference, tower)
-        assert found["texts"] == found["expected"]
-        return found["largest_logit_difference"]
+    def prove_here(folder, reference, tower, trains) -> dict:  # a process of its own costs seconds
+        found = compare(folder, reference, tower, trains)
+        assert found["texts"] == found["expected"] and complaint(found["trained"]) == ""
+        return found
 
     monkeypatch.setattr(convert_vlm, "prove", prove_here)
     output = tmp_path / format_name
