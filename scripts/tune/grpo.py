@@ -47,10 +47,10 @@ def exact_match(completions: list[list[dict]], truth: list[str], **_: object) ->
 
 def main(arguments: list[str] | None = None) -> None:
     parser = CommandLine(__doc__)
-    add_tune_flags(parser, steps=40, batch_size=128, learning_rate=1e-5)
-    parser.add_argument("--questions", type=int, default=1500, help="of --data, to look for undecided ones among")
+    add_tune_flags(parser, steps=20, batch_size=128, learning_rate=1e-4)
+    parser.add_argument("--questions", type=int, default=700, help="of --data, to look for undecided ones among")
     parser.add_argument("--group", type=int, default=8, help="answers to one question, of the rows of a step")
-    parser.add_argument("--max_new_tokens", type=int, default=24, help="of an answer")
+    parser.add_argument("--max_new_tokens", type=int, default=16, help="of an answer")
     options = parser.parse_args(arguments)
     try:
         if options.group < 2 or options.batch_size % options.group:
