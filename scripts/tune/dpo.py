@@ -20,9 +20,9 @@ from scripts.tune.start import Start, add_tune_flags
 
 def main(arguments: list[str] | None = None) -> None:
     parser = CommandLine(__doc__)
-    add_tune_flags(parser, steps=100, batch_size=16, learning_rate=2e-4)
+    add_tune_flags(parser, steps=40, batch_size=16, learning_rate=1e-4)
     parser.add_argument(
-        "--questions", type=int, default=3000, help="of --data, picked at random, that pairs are made of"
+        "--questions", type=int, default=800, help="of --data, picked at random, that pairs are made of"
     )
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=["own"], help="of the false answers")
     parser.add_argument("--beta", type=float, default=0.1, help="how strongly the start is held on to")
