@@ -9,16 +9,8 @@ from model.processing import MAX_PIXELS
 MEGA = 1_000_000
 MOST_MEGAPIXELS = 89  # Pillow takes more for an attack, whatever is asked of it
 AUTO = "auto"
-FORMATS = (
-    "minimind",
-    "llava",
-    "messages",
-    "finevision",
-    "choices",
-    "questions",
-    "captions",
-    "text",
-)  # see dataset.formats
+FORMATS = ("minimind", "llava", "messages", "finevision", "choices", "questions", "captions",
+           "text")  # fmt: skip  # see dataset.formats
 DATA_FORMAT = f"what a record looks like: auto, which looks at the first ones, or one of {', '.join(FORMATS)}"
 IMAGES_PATH = "folder, .zip or .tar of the pictures that the data names; empty: `images` beside it"
 MAX_SAMPLES = "read the first so many samples of each source, and no more; 0: all"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from dataset.exam.answering import BRIEF, batches, prompt_of, record_of
-from dataset.exam.figures import MODES, wilson_interval
+from dataset.exam.figures import MODES, SHOWN, wilson_interval
 from dataset.exam.questions import Question, wrong_pictures
 from dataset.formats import LETTERS
 from model.inference.answerer import Answerer
@@ -166,7 +166,7 @@ def _figures(questions: Sequence[Question], picked: dict[str, list[Picked | None
 def table(report: dict) -> str:
     """The report as score.py prints it: a row for each rule, then one for each category by the first rule."""
     modes = [mode for mode in (*MODES, BASE) if mode in report["rules"][RULES[0]]]
-    heads = {"right": "right picture", "shuffled": "another picture", "none": "no picture", BASE: "base decoder"}
+    heads = {**SHOWN, BASE: "base decoder"}
     measures = ["gain", "leakage"] if BASE in modes else ["gain"]
     lines = [f"{'':<20}" + "".join(f"{heads[mode]:>24}" for mode in modes) + "".join(f"{m:>9}" for m in measures)]
     rows = [(rule, figures) for rule, figures in report["rules"].items()]

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from dataset.exam.questions import Question
 
-MODES = ("right", "shuffled", "none")  # the question's picture, another line's, no picture
+SHOWN = {"right": "right picture", "shuffled": "another picture", "none": "no picture"}  # by mode, in tables
+MODES = tuple(SHOWN)  # the question's picture, another line's, no picture
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:

@@ -50,14 +50,19 @@ def read_questions(
         except BadSample as error:
             bad.append(error)
             continue
-        roles = [message.get("role") for message in sample.messages[-2:]]
-        if roles != ["user", "assistant"]:
-            raise DataError(f"{sample.where}: the last two turns must be a question and its answer, they are {roles}")
-        offered = choices_of(sample.extra) if "question" in sample.extra else ()  # which only `choices` leaves there
-        questions.append(Question(sample, sample.messages[-1]["content"].strip(), choices=offered, **_facts(sample)))
+        questions.append(question_of(sample))
     if bad:
         print(left_out(bad, count, "lines"), file=sys.stderr)
     return questions
+
+
+def question_of(sample: Sample) -> Question:
+    """The last question of a conversation. Raises DataError where it ends otherwise."""
+    roles = [message.get("role") for message in sample.messages[-2:]]
+    if roles != ["user", "assistant"]:
+        raise DataError(f"{sample.where}: the last two turns must be a question and its answer, they are {roles}")
+    offered = choices_of(sample.extra) if "question" in sample.extra else ()  # which only `choices` leaves there
+    return Question(sample, sample.messages[-1]["content"].strip(), choices=offered, **_facts(sample))
 
 
 def _facts(sample: Sample) -> dict[str, str]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from dataset.exam.answering import answer_all, record_of
-from dataset.exam.figures import MODES, wilson_interval
+from dataset.exam.figures import MODES, SHOWN, wilson_interval
 from dataset.exam.questions import Question, wrong_pictures
 from model.inference.answerer import Answerer
 
@@ -71,8 +71,7 @@ def figures(pairs: Sequence[tuple[str, str | None]]) -> dict:
 
 def table(report: dict) -> str:
     """The report as score.py prints it: a row for each mode, and for each category with the right picture."""
-    names = {"right": "right picture", "shuffled": "another picture", "none": "no picture"}
-    rows = [(names[mode], found) for mode, found in report["all"].items()]
+    rows = [(SHOWN[mode], found) for mode, found in report["all"].items()]
     if len(report["by_category"]) > 1:
         rows += [(f"  {name}", found["right"]) for name, found in report["by_category"].items()]
     heads = ("accuracy", "", *MEASURES[1:], "neither")

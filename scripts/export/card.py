@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from dataset import emoji_world
+from dataset.exam.figures import SHOWN
 from dataset.sources import short_names
 from model.config import VLMConfig
 from model.vision_encoder import DEFAULT_KIND
@@ -14,7 +15,6 @@ TOWER_NAMES = {
     "clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "dinov2": "DINOv2",
     "dinov2_with_registers": "DINOv2 with registers", "efficientnet_lite": "EfficientNet-Lite",
 }  # fmt: skip
-SCORE_COLUMNS = {"right": "right picture", "shuffled": "another picture", "none": "no picture"}
 
 
 def model_card(source: Source, exported: Exported, facts: dict[str, str], score: dict | None, licence: str) -> str:
@@ -87,10 +87,10 @@ def _training(source: Source, facts: dict[str, str]) -> str:
 
 def _scores(score: dict) -> str:
     """scripts/score.py's table: exact match by kind of question, and what guessing would reach."""
-    modes = [mode for mode in SCORE_COLUMNS if score["exact_match"].get(mode) is not None]
+    modes = [mode for mode in SHOWN if score["exact_match"].get(mode) is not None]
     rows = [(kind, *(_exact_match(figures[mode]) for mode in modes)) for kind, figures in score["by_kind"].items()]
     rows.append(("all, kinds alike", *(f"{score['exact_match'][mode]:.3f}" for mode in modes)))
-    heads = ("exact match (95 % interval)", *(SCORE_COLUMNS[mode] for mode in modes))
+    heads = ("exact match (95 % interval)", *(SHOWN[mode] for mode in modes))
     return _table(heads, rows)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from transformers import ProcessorMixin
 
-from dataset.exam.questions import Question
+from dataset.exam.questions import Question, question_of
 from dataset.options import ReadOptions
 from dataset.readers.opening import left_out, open_data
 from dataset.samples import BadSample, DataError, Sample
@@ -40,13 +40,7 @@ def read_talks(path: str, options: ReadOptions, count: int, seed: int) -> list[S
 
 def read_picked(path: str, options: ReadOptions, count: int, seed: int) -> list[Question]:
     """The last question of so many conversations, picked as read_talks picks them."""
-    questions = []
-    for talk in read_talks(path, options, count, seed):
-        roles = [message.get("role") for message in talk.messages[-2:]]
-        if roles != ["user", "assistant"]:
-            raise DataError(f"{talk.where}: the last two turns must be a question and its answer, they are {roles}")
-        questions.append(Question(talk, talk.messages[-1]["content"].strip(), "all", "all"))
-    return questions
+    return [question_of(talk) for talk in read_talks(path, options, count, seed)]
 
 
 def to_messages(messages: Sequence[dict]) -> list[dict]:
