@@ -102,13 +102,13 @@ def read_source(options: argparse.Namespace) -> Source:
 
 
 def proof(source: Source, exported: Exported, folder: Path, trains: bool) -> dict:
-    """Compare the folder with the model in memory; see scripts/export/proof.py."""
+    """Compare the folder with the model in memory, by the engine that it is for; see scripts/export/proof.py."""
     tower = None
     if exported.sees and not exported.has_tower:
         tower = str(find_folder(source.model.config.vision_source).resolve())
     with tempfile.TemporaryDirectory() as reference:
         write_reference(source.model, source.tokenizer, Path(reference), exported.sees)
-        return prove(folder, Path(reference), tower, trains)
+        return exported.prove(folder, Path(reference), tower, trains)
 
 
 def tower_identity(source: Source, exported: Exported) -> dict | None:
@@ -198,15 +198,13 @@ def main() -> None:
     try:
         if not options.to:
             found = come_home(options)
-            print(f"largest difference of a logit, from a fresh process: {found['largest_logit_difference']:.2g}")
-            print(f"{options.output}: home again, the same greedy text")
+            print(f"{found['proved']}\n{options.output}: home again")
             return
         manifest = convert(options)
         address = push_folder(options.output, options.push_to_hub) if options.push_to_hub else None
     except (UserError, OSError, HubError) as error:
         raise SystemExit(f"convert_vlm: {error}") from error
-    print(f"largest difference of a logit, from a fresh process: {manifest['largest_logit_difference']:.2g}")
-    print(f"{options.output}: {manifest['format']}, the same greedy text")
+    print(f"{manifest['proved']}\n{options.output}: {manifest['format']}")
     if address:
         print(f"sent: {address}")
 

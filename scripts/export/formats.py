@@ -17,6 +17,7 @@ from model.model_vlm import MiniMindVLM
 from model.processing import IMAGE_TAG
 from model.vision_encoder import DEFAULT_KIND, pixel_statistics
 from model.weights import EMBEDDINGS, HEAD, TOWER_PREFIX, decoder_arguments, infer_config, tied_head
+from scripts.export.proof import prove
 from scripts.export.shipped import files_behind, shipped_code
 from scripts.export.stock import (
     decoder_tensors,
@@ -94,6 +95,8 @@ class Exported:
     dtype: str
     library: str = "transformers"
     trains: bool = True  # whether others can train it on
+    # (folder, reference, tower's folder or None, train it too) -> what the manifest keeps; raises UserError
+    prove: Callable[[Path, Path, str | None, bool], dict] = prove
 
 
 def export_transformers(source: Source, folder: Path) -> Exported:
