@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,20 +76,21 @@ def question_for(sample: Sample, folder: Path) -> dict:
     return {"messages": [{**asked, "content": content}], "pictures": pictures}
 
 
-def ask(engine: Engine, folder: Path, questions: Sequence[dict], max_new_tokens: int) -> list[str]:
-    """What an engine answers to questions of question_for, greedily, in the dtype that the folder is written in.
+def ask(engine: Engine, folders: Mapping[Path, Sequence[dict]], max_new_tokens: int) -> list[list[str]]:
+    """What an engine answers to each folder's questions (of question_for), greedily, in the dtype of its tensors.
 
     Raises:
         UserError: it is not installed, or ended otherwise than with an answer to each.
     """
     python = engine.python
+    job = {"folders": {str(folder): list(asked) for folder, asked in folders.items()}, "max_new_tokens": max_new_tokens}
     with tempfile.TemporaryDirectory() as directory:
-        asked, answered = Path(directory) / "questions.json", Path(directory) / "answers.json"
-        asked.write_text(json.dumps({"questions": list(questions), "max_new_tokens": max_new_tokens}))
-        _run([python, Path(__file__).with_name(engine.script), folder, asked, answered], engine.script)
+        asked, answered = Path(directory) / "asked.json", Path(directory) / "answers.json"
+        asked.write_text(json.dumps(job), encoding="utf-8")
+        _run([python, Path(__file__).with_name(engine.script), asked, answered], engine.script)
         texts = json.loads(answered.read_text(encoding="utf-8"))
-    if len(texts) != len(questions):
-        raise UserError(f"{engine.script} answered {len(texts)} of {len(questions)} questions")
+    if list(map(len, texts)) != list(map(len, folders.values())):
+        raise UserError(f"{engine.script} has not answered every question")
     return texts
 
 
@@ -135,7 +136,7 @@ def main() -> None:
             folder, pictures = Path(directory) / "llava", Path(directory)
             convert(options.weight, engine, options.dtype, folder)
             asked = [question_for(question.sample, pictures) for question in questions]
-            theirs = [text.strip() for text in ask(engine, folder, asked, BRIEF.max_new_tokens)]
+            theirs = [text.strip() for text in ask(engine, {folder: asked}, BRIEF.max_new_tokens)[0]]
     except UserError as error:
         raise SystemExit(f"agreement: {error}") from error
     figures = compare(ours, theirs, questions)

@@ -9,24 +9,21 @@ from model.messages import UserError
 
 require("mlx")
 
-TAKEN = {
-    "linear": {},
-    "mlp": {"projector": "mlp"},
-    "qwen2": {"qkv_bias": True},
-}
+TAKEN = {"linear": {}, "mlp": {"projector": "mlp"}, "qwen2": {"qkv_bias": True}}
 REFUSED = {
-    "qwen3": ({"qk_norm": True}, "qwen3"),
-    "qwen2_moe": ({"use_moe": True}, "qwen2_moe"),
+    "qwen3": {"qk_norm": True},
+    "qwen2_moe": {"use_moe": True},
+    "qwen3_moe": {"use_moe": True, "qk_norm": True, "shared_expert_intermediate_size": 0},
 }
 
 
-@pytest.mark.parametrize("name", TAKEN)
-def test_it_says_what_ours_says(name, tmp_path):
-    assert not disagreements("mlx", enliven(make_seeing(**HEADS, **TAKEN[name])), tmp_path / name)
+def test_it_says_what_ours_says(tmp_path):
+    models = {name: enliven(make_seeing(**HEADS, **changes)) for name, changes in TAKEN.items()}
+    assert not disagreements("mlx", models, tmp_path)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_decoders_are_refused(name, tmp_path):
-    changes, said = REFUSED[name]
-    with pytest.raises(UserError, match=f"Model type {said} not supported"):
-        disagreements("mlx", enliven(make_seeing(**HEADS, **changes)), tmp_path / name, ["none"])
+    model = enliven(make_seeing(**HEADS, **REFUSED[name]))
+    with pytest.raises(UserError, match=f"Model type {name} not supported"):
+        disagreements("mlx", {name: model}, tmp_path)
