@@ -4,6 +4,7 @@
 
 --to    transformers   MiniMindVLM with its code, processor and tower; loads with trust_remote_code=True
         llava          a stock LlavaForConditionalGeneration, for every engine that knows it; no code
+        onnx           ONNX files for browsers and phones, as transformers.js and onnxruntime read them
         llm            the decoder alone, a stock Llama, Qwen2 or Qwen3, dense or MoE
         minimind       a .pth as MiniMind2-V writes it
         minimind3v     a .pth as MiniMind-3V writes it

@@ -33,7 +33,7 @@ def model_card(source: Source, exported: Exported, facts: dict[str, str], score:
         f"# {source.name}",
         f"{exported.kind} Converted by `scripts/convert_vlm.py`; `conversion.json` says from what, with the largest "
         "difference of a logit that the conversion measured.",
-        f"```python\n{exported.usage}\n```",
+        f"```{exported.language}\n{exported.usage}\n```",
         "## Model\n\n" + _model(source, exported),
         "## Training\n\n" + _training(source, facts),
         "## Scores\n\n" + (_scores(score) if score else "None were given to the conversion (`--score score.json`)."),
