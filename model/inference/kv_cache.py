@@ -20,6 +20,7 @@ class KVCache:
     states: torch.Tensor  # [layers, 2, rows, key/value heads, capacity, head_dim]
     length: int = 0  # positions filled
     padding: torch.Tensor | None = None  # [rows], how many of the first positions are padding; None: none anywhere
+    graph: Any = None  # the StepGraph over these states, on a GPU
 
     @property
     def filled(self) -> torch.Tensor:
@@ -35,6 +36,19 @@ class KVCache:
         """Forget the other rows."""
         self.states = self.states[:, :, rows]
         self.padding = None if self.padding is None else self.padding[rows]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens that are read now stand, and what they see."""
+
+    rotary: torch.Tensor  # [seq, 1, head_dim / 2] or [rows, seq, 1, head_dim / 2]
+    new: slice | torch.Tensor  # their positions in the cache
+    mask: torch.Tensor | None  # [rows or 1, 1, seq, positions], true where a query may look; None: as causal as can be
+
+    def of_last(self) -> torch.Tensor | None:
+        """The mask of the last query."""
+        return self.mask if self.mask is None else self.mask[:, :, -1:]
 
 
 class LRUCache:
