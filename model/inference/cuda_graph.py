@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from model.inference.kv_cache import KVCache, Places
 if TYPE_CHECKING:
     from model.inference.decoder import Decoder
 
+# Of the largest logit: other kernels sum in another order.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+log = logging.getLogger(__name__)
 EAGER_STEPS = 4  # over the same states before they are worth a graph: recording one takes as long as some of them
 
 
@@ -32,14 +36,33 @@ class StepGraph:
             self.eager_steps -= 1
             return self.decoder.read(x, cache)
         if self.replay is None:
-            self._prepare(x, cache)
+            return self._begin(x, cache)
+        logits = self._replayed(x, cache)
+        cache.length += 1
+        return logits
+
+    def _begin(self, x: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """A step kernel by kernel, then recorded, replayed and compared; a graph that is no good is the last one."""
+        self._prepare(x, cache)
+        expected = self.decoder.read(x, cache)
+        cache.length -= 1
+        try:
             self.replay = record(self._step)
+            far = (self._replayed(x, cache) - expected).abs().max().item() / expected.abs().max().item()
+            if not far <= TOLERANCE[x.dtype]:
+                raise RuntimeError(f"its logits differ by {far:.2g} of the largest")
+        except RuntimeError as error:
+            self.decoder.graphs = False
+            log.warning("answering goes on without CUDA graphs, which do not work here: %s", error)
+        self.decoder.read(x, cache)  # whatever a bad graph has written
+        return expected
+
+    def _replayed(self, x: torch.Tensor, cache: KVCache) -> torch.Tensor:
         if cache.padding is not self.known_padding:
             self._know_padding(cache)
         self.x.copy_(x)
         self.position.fill_(cache.length)
         self.replay()
-        cache.length += 1
         return self.logits.clone()  # the next step writes over them
 
     def _prepare(self, x: torch.Tensor, cache: KVCache) -> None:

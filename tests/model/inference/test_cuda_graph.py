@@ -83,6 +83,27 @@ def test_logits_are_the_same_and_stay(make_vlm, recorded):
     assert len(recorded) == 1 and caches[0].length == caches[1].length == 21
 
 
+@pytest.mark.parametrize("fault", ["raises", "forgets the padding", "sees too little"])
+def test_a_graph_that_is_no_good_is_not_used(answerers, monkeypatch, picture, caplog, fault):
+    plain, graphed = answerers
+
+    def record(step):
+        if fault == "raises":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        graph = step.__self__
+
+        def replay():
+            graph.padding.zero_() if fault == "forgets the padding" else graph.padding.add_(9)
+            step()
+
+        return replay
+
+    monkeypatch.setattr(cuda_graph, "record", record)
+    expected, found = (answerer.batch(prompts(answerer, [picture(1), picture(2)]), LONG) for answerer in answerers)
+    assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
+    assert graphed.reader.decoder.graphs is False and "without CUDA graphs" in caplog.text
+
+
 def test_experts_have_no_graph(make_vlm):
     decoder = Answerer(enliven(make_vlm(use_moe=True))).reader.decoder
     assert decoder.graphs is False
