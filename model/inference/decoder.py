@@ -14,8 +14,6 @@ from model.inference.packed_linear import Packed
 from model.layers import FeedForward, MoEFeedForward
 from model.model_minimind import DecoderLayer, MiniMindForCausalLM
 
-ALIGNED = 16  # positions: attention with a mask is fastest on a GPU where its rows are so aligned
-
 
 class Decoder:
     """The layers of a model, packed for its device. It has no state: keys and values are the caller's (KVCache)."""
@@ -36,8 +34,8 @@ class Decoder:
 
     def new_cache(self, rows: int, length: int) -> KVCache:
         """Room for so many positions and the first STEP of an answer."""
-        config, capacity = self.config, -(-(length + STEP) // ALIGNED) * ALIGNED
-        shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, capacity, config.head_dim)
+        config = self.config
+        shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, length + STEP, config.head_dim)
         return KVCache(self.embeddings.new_zeros(shape))
 
     def __call__(self, x: torch.Tensor, cache: KVCache) -> torch.Tensor:

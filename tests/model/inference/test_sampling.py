@@ -7,9 +7,10 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from helpers.models import IMAGE_SIZE
 from model.inference import sampling
+from model.inference.growing_text import GrowingText, decode
 from model.inference.kv_cache import LRUCache, common_length
 from model.inference.packed_linear import BLOCK, Packed, PackedLinear, pack_linears
-from model.inference.sampling import GrowingText, Options, Sampler, decode, probabilities
+from model.inference.sampling import Options, Sampler, probabilities, sample_each
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -45,7 +46,8 @@ def test_the_coldest_sample_is_the_likeliest(temperature):
     logits = torch.tensor([[0.0, 3.0, -2.0], [90.0, -90.0, 89.0], [-5.0, -4.0, float("-inf")]])
     found = probabilities(logits, Options(temperature=temperature))
     assert torch.equal(found, F.one_hot(logits.argmax(-1), 3).float())
-    assert Sampler(Options(temperature=temperature), torch.device("cpu"), 3).sample(logits).tolist() == [1, 0, 1]
+    samplers = [Sampler(Options(temperature=temperature), torch.device("cpu")) for _ in logits]
+    assert sample_each(logits, samplers).tolist() == [1, 0, 1]
 
 
 def test_sampling_leaves_the_global_state_alone():
