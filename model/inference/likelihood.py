@@ -86,8 +86,6 @@ def _read_once(answerer: Answerer, prompts: Sequence[Prompt]) -> tuple[torch.Ten
     for key, prompt in zip(keys, prompts, strict=True):
         different.setdefault(key, prompt)
     logits, cache = answerer.reader.start(list(different.values()))
-    if len(different) == 1:  # of several the reader remembers each
-        answerer.reader.remember(prompts[0], [], cache)
     numbers = {key: number for number, key in enumerate(different)}
     rows = [numbers[key] for key in keys]
     cache.keep(rows)

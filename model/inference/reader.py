@@ -91,8 +91,6 @@ class Reader:
         Rows are read one by one, each from the longest beginning that is known, so that questions about one picture
         read it once; then they stand in one cache, padded on the left, and take every further step together.
         """
-        if len(prompts) == 1:
-            return self._read(prompts[0])
         logits, together = [], None
         for prompt in prompts:
             row_logits, alone = self._read(prompt)

@@ -84,17 +84,20 @@ class Draft:
         try:
             if self.text:
                 self.text.add(token, logprob)
-            self.ending = self._ending()
-            if self.ending and self.text:
+            ending = self._ending()
+            if ending and self.text:
                 self.text.flush()
-                self.ending = "stop" if self.text.stopped else self.ending
-            if self.ending and self.terms.padding_id not in self.terms.end_ids:
+                ending = "stop" if self.text.stopped else ending
+            if ending and self.terms.padding_id not in self.terms.end_ids:
                 self._check_padding()
+            self.ending = ending
         except Exception as error:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        self.ending, self.error = "error", error
+        """It ends here, unless it is over already."""
+        if not self.ending:
+            self.ending, self.error = "error", error
 
     def answer(self) -> Answer:
         """What there is of it. Raises Interrupted where it failed."""
