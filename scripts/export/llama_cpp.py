@@ -22,6 +22,7 @@ from model.messages import UserError
 from model.processing import content_parts
 
 MODEL, SIGHT = "model.gguf", "mmproj.gguf"
+ROLLED = f"rolled-{SIGHT}"  # beside SIGHT until the proof has found which of them llama.cpp computes rightly
 SIDE, FILTER = "clip.vision.image_size", "clip.vision.image_resize_algo"  # facts of the mmproj
 FILTERS = ("bilinear", "bicubic", "lanczos")  # Pillow's that llama.cpp has words for
 
@@ -43,9 +44,12 @@ class Reply:
 class LlamaCpp:
     """A loaded folder. Threads may share it; `rows` of them are answered at once, in one batch."""
 
-    def __init__(self, folder: Path, threads: int = 1, rows: int = 1, context: int = 4096, exact: bool = False):
+    def __init__(
+        self, folder: Path, threads: int = 1, rows: int = 1, context: int = 4096, exact: bool = False,
+        sight: str = SIGHT,
+    ):  # fmt: skip
         """context: tokens of a conversation. exact: keys and values in full, and no flash attention, instead of
-        llama.cpp's defaults.
+        llama.cpp's defaults. sight: the name of the file with the tower, where there is one.
 
         Raises:
             UserError: xllamacpp or gguf is not installed, or the folder does not load.
@@ -57,9 +61,9 @@ class LlamaCpp:
         params = xllamacpp.CommonParams()
         params.model.path = str(folder / MODEL)
         self.square_size, self.filter = None, Image.Resampling.BICUBIC
-        if (folder / SIGHT).is_file():
-            params.mmproj.path = str(folder / SIGHT)
-            self.square_size, self.filter = _squares(folder / SIGHT)
+        if (folder / sight).is_file():
+            params.mmproj.path = str(folder / sight)
+            self.square_size, self.filter = _squares(folder / sight)
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.n_parallel, params.n_ctx = rows, context * rows
         params.warmup, params.verbosity = False, 0
