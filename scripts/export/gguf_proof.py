@@ -25,7 +25,7 @@ from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import open_picture
 from model.vision_encoder import leading_tokens
-from scripts.export.llama_cpp import MODEL, ROLLED, SIGHT, LlamaCpp, Reply, need_xllamacpp
+from scripts.export.llama_cpp import MODEL, ROLLED, SIGHT, LlamaCpp, Reply, Settings, need_xllamacpp
 from scripts.export.proof import MAX_NEW_TOKENS, answers, draw_picture, own_reader, prompts
 
 AS_TRAINED, CLASS_LAST = "as_trained", "class_token_last"
@@ -110,7 +110,7 @@ def compare(folder: Path, reference: Path, way: str) -> Comparison:
     """Ask llama.cpp all that the reference was asked."""
     facts = json.loads((reference / f"{way}.json").read_text())
     expected = load_file(reference / f"{way}.safetensors")["first"]
-    engine, replies, largest = LlamaCpp(folder, exact=True, sight=FILES[way]), [], 0.0
+    engine, replies, largest = LlamaCpp(folder, Settings(exact=True, sight=FILES[way])), [], 0.0
     for number, messages in enumerate(conversations(facts["sees"], reference)):
         pictures = [open_picture(part["path"]) for part in messages[0]["content"] if part["type"] == "image"]
         reply = engine.ask(messages, pictures, MAX_NEW_TOKENS, TOP)

@@ -1,6 +1,6 @@
 """A GGUF folder in llama.cpp itself, by the wheel xllamacpp: loaded, asked, and what its answers took.
 
-    engine = LlamaCpp(folder, threads=2)
+    engine = LlamaCpp(folder, Settings(threads=2))
     reply = engine.ask([user_turn("What do you see?", 1)], [picture])
     reply.text, reply.prompt_tokens / reply.prompt_seconds, reply.new_tokens / reply.seconds
 
@@ -41,40 +41,47 @@ class Reply:
     seconds: float  # from the first new token to the last
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How llama.cpp runs."""
+
+    threads: int = 1
+    rows: int = 1  # conversations at once
+    context: int = 4096  # tokens of each
+    exact: bool = False  # keys and values in full, and no flash attention, instead of its own defaults
+    squeeze: bool = True  # make pictures square as training did, instead of letting it pad them
+    sight: str = SIGHT  # the file with the tower, where there is one
+
+
+DEFAULTS = Settings()
+
+
 class LlamaCpp:
     """A loaded folder. Threads may share it; `rows` of them are answered at once, in one batch."""
 
-    def __init__(
-        self, folder: Path, threads: int = 1, rows: int = 1, context: int = 4096, exact: bool = False,
-        sight: str = SIGHT,
-    ):  # fmt: skip
-        """context: tokens of a conversation. exact: keys and values in full, and no flash attention, instead of
-        llama.cpp's defaults. sight: the name of the file with the tower, where there is one.
-
-        Raises:
-            UserError: xllamacpp or gguf is not installed, or the folder does not load.
-        """
+    def __init__(self, folder: Path, settings: Settings = DEFAULTS):
+        """Raises UserError where xllamacpp or gguf is not installed, or the folder does not load."""
         xllamacpp = need_xllamacpp()
         folder = Path(folder)
         if not (folder / MODEL).is_file():
             raise UserError(f"{folder} holds no {MODEL}: make it with scripts/convert_vlm.py --to gguf")
         params = xllamacpp.CommonParams()
         params.model.path = str(folder / MODEL)
-        self.square_size, self.filter = None, Image.Resampling.BICUBIC
-        if (folder / sight).is_file():
-            params.mmproj.path = str(folder / sight)
-            self.square_size, self.filter = _squares(folder / sight)
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-        params.n_parallel, params.n_ctx = rows, context * rows
+        self.squeeze, self.square_size, self.filter = settings.squeeze, None, Image.Resampling.BICUBIC
+        if (folder / settings.sight).is_file():
+            params.mmproj.path = str(folder / settings.sight)
+            self.square_size, self.filter = _squares(folder / settings.sight)
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads
+        params.n_parallel, params.n_ctx = settings.rows, settings.context * settings.rows
         params.warmup, params.verbosity = False, 0
-        if exact:
+        if settings.exact:
             params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
             params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         try:
             self._server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise UserError(f"llama.cpp does not load {folder} ({error}): convert the weights again") from error
-        self.address, self.rows = self._server.listening_address, rows
+        self.address, self.rows = self._server.listening_address, settings.rows
 
     @property
     def sees(self) -> bool:
@@ -132,6 +139,8 @@ class LlamaCpp:
 
     def square(self, picture: Image.Image) -> Image.Image:
         """The whole picture, squeezed, as training saw it."""
+        if not self.squeeze:
+            return picture
         return picture.resize((self.square_size, self.square_size), self.filter)
 
 
