@@ -50,17 +50,17 @@ def test_one_answer(answerers, recorded, picture):
     assert again.token_ids == plain.stream(prompts(plain, [picture(1), picture(2)])[1], LONG).token_ids
 
 
-@pytest.mark.parametrize(("seed", "records"), [(None, 2), (3, 1)])
-def test_rows_that_end_at_different_times(answerers, recorded, picture, seed, records):
+@pytest.mark.parametrize("seed", [None, 3])
+def test_rows_that_end_at_different_times(answerers, recorded, picture, seed):
     options = Options(max_new_tokens=60, temperature=1.0 if seed else 0.0, seed=seed)
     plain, graphed = answerers
     expected = plain.batch(prompts(plain, [picture(1), picture(2)]), options)
-    # Where few rows are left they go on in states of their own, and with another graph.
+    # Where a row leaves the others go on with another graph.
     for answerer in answerers:
         answerer.end_ids = frozenset({expected[0].token_ids[20], expected[1].token_ids[35]})
     expected, found = (answerer.batch(prompts(answerer, [picture(1), picture(2)]), options) for answerer in answerers)
     assert [answer.token_ids for answer in found] == [answer.token_ids for answer in expected]
-    assert len({answer.new_tokens for answer in found}) > 1 and len(recorded) == records
+    assert len({answer.new_tokens for answer in found}) > 1 and len(recorded) >= 2
 
 
 def test_logits_are_the_same_and_stay(make_vlm, recorded):
