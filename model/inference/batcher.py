@@ -109,7 +109,6 @@ class Batcher:
         rows = Rows(self.answerer.reader)
         try:
             while self._something_to_do():
-                self._drop_the_stopped()
                 self._begin_some(rows)
                 if rows:
                     self._step(rows)
@@ -151,7 +150,10 @@ class Batcher:
 
     def _begin_some(self, rows: Rows) -> None:
         until = time.monotonic() + READING
-        while len(rows) < self.most_rows and self._waiting:
+        while True:
+            self._drop_the_stopped()
+            if len(rows) >= self.most_rows or not self._waiting:
+                return
             with self._changed:
                 request = self._waiting.popleft()
                 self._running.append(request)

@@ -1,5 +1,6 @@
 """The text that tokens make: shown while it grows, ended by stop strings, and token by token."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are no whole character yet
+UNDERLINE = "\u2581"  # how tokenizers that are not byte-level write a space
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class GrowingText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None], stop: Sequence[str] = ()):
         self.tokenizer, self.show, self.stop = tokenizer, show, stop
+        self.before: list[int] = []  # tokens of the text before: many tokenizers drop a space that begins a text
         self.waiting: list[int] = []  # tokens that are no whole character yet
         self.held = ""  # text that a stop string may begin with
         self.logprobs: list[TokenLogprob] = []  # of what is not shown yet
@@ -45,20 +48,24 @@ class GrowingText:
         self.waiting.append(token)
         if logprob:
             self.logprobs.append(logprob)
-        text = decode(self.tokenizer, self.waiting)
-        if not text.endswith(UNFINISHED):
+        text = self._new_text()
+        if text and not text.endswith(UNFINISHED):
             self._take(text)
             kept = 0 if self.stopped else _length_of_beginning(self.held, self.stop)
             self._show(len(self.held) - kept)
 
     def flush(self) -> None:
         """The answer has ended: show also what never became a character, or a stop string."""
-        self._take(decode(self.tokenizer, self.waiting))
+        self._take(self._new_text())
         self._show(len(self.held))
+
+    def _new_text(self) -> str:
+        both = decode(self.tokenizer, self.before + self.waiting)
+        return both[len(decode(self.tokenizer, self.before)) :]
 
     def _take(self, text: str) -> None:
         """The next text, up to a stop string; nothing comes after one."""
-        self.waiting = []
+        self.before, self.waiting = self.waiting, []
         if not self.stopped:
             self.held += text
             end = end_of_text(self.held, self.stop)
@@ -92,16 +99,16 @@ def _length_of_beginning(text: str, stop: Sequence[str]) -> int:
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
     """What a token stands for; a control token for its name, one beyond the tokenizer's for nothing."""
-    name = tokenizer.convert_ids_to_tokens(token)
+    name, decoder = tokenizer.convert_ids_to_tokens(token), str(tokenizer.backend_tokenizer.decoder)
     if name is None:
         return b""
-    if token in tokenizer.added_tokens_decoder or not _is_byte_level(tokenizer):
-        return name.replace("\u2581", " ").encode()  # how others than byte-level tokenizers write a space
-    return bytes(_byte_of_letter()[letter] for letter in name)
-
-
-def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)
+    if token in tokenizer.added_tokens_decoder:
+        return name.encode()
+    if "ByteLevel" in decoder:
+        return bytes(_byte_of_letter()[letter] for letter in name)
+    if "ByteFallback" in decoder and re.fullmatch("<0x[0-9A-F]{2}>", name):
+        return bytes.fromhex(name[3:5])
+    return name.replace(UNDERLINE, " ").encode()
 
 
 @lru_cache
