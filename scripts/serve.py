@@ -120,14 +120,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 def main() -> None:
     options = parse()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    logging.getLogger("serve").setLevel(logging.INFO)
     try:
         settings = settings_of(options, os.environ.get(KEY, "").strip())
         bound = bind(options.host, options.port)
         service = Service(Answerer.from_flags(options), settings)
     except (UserError, OSError) as error:
         raise SystemExit(f"serve: {error}") from error
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
+    logging.getLogger("serve").setLevel(logging.INFO)
     config = uvicorn.Config(
         build_app(service), log_config=None, access_log=False, ws="none", server_header=False, proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,

@@ -117,24 +117,19 @@ def parse(body: bytes) -> ChatRequest:
         raise Refused(f"the body is not JSON ({error}): send an object with `messages`") from None
     if not isinstance(given, dict):
         raise Refused("the body is JSON, but no object: send one with `messages`")
-    known = {name: value for name, value in given.items() if name not in IGNORED and not _asks_nothing(name, value)}
-    if wrong := [name for name in known if name in NOT_DONE]:
-        raise Refused(_not_done(wrong[0]), wrong[0])
+    said = {name: value for name, value in given.items() if value is not None and name not in IGNORED}
+    for name in [name for name in said if name in NOT_DONE]:
+        if said.pop(name) not in NOT_DONE[name]:
+            raise Refused(_not_done(name), name)
     try:
-        return ChatRequest.model_validate(known)
+        return ChatRequest.model_validate(said)
     except ValidationError as error:
         raise _refusal(error) from None
 
 
-def _asks_nothing(name: str, value: Any) -> bool:
-    return name in NOT_DONE and (value is None or value in NOT_DONE[name])
-
-
 def _not_done(name: str) -> str:
-    harmless = [repr(value) for value in NOT_DONE[name]]
-    return (
-        f"asks for what this server does not do: leave it out{' or send ' + ' or '.join(harmless) if harmless else ''}"
-    )
+    nothing = " or ".join(map(repr, NOT_DONE[name]))
+    return f"asks for what this server does not do: leave it out{nothing and f' or send {nothing}'}"
 
 
 def _refusal(error: ValidationError) -> Refused:
