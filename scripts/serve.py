@@ -35,10 +35,16 @@ GRACE = 5.0  # seconds beyond --stop_seconds for replies to be sent
 class Server(uvicorn.Server):
     """uvicorn closes its port at a signal. Ours still answers, with 503, until what has begun is over."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, stop_seconds: float):
+    def __init__(self, config: uvicorn.Config, service: Service, stop_seconds: float, announcement: str = ""):
+        """announcement: printed as soon as requests are answered."""
         super().__init__(config)
-        self.service, self.stop_seconds = service, stop_seconds
+        self.service, self.stop_seconds, self.announcement = service, stop_seconds, announcement
         self._ends = float("inf")  # on the clock of time.monotonic
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.announcement:
+            print(self.announcement, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Also keeps the signal from being raised anew at the end, for a clean exit."""
@@ -134,8 +140,8 @@ def main() -> None:
     )  # fmt: skip
     host, port = bound.getsockname()[:2]
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    print(f"{settings.name} at {where}; {'with' if settings.key else 'without'} a key; Ctrl-C ends it", flush=True)
-    Server(config, service, options.stop_seconds).run(sockets=[bound])
+    announcement = f"{settings.name} at {where} {'with' if settings.key else 'without'} a key; Ctrl-C ends it"
+    Server(config, service, options.stop_seconds, announcement).run(sockets=[bound])
 
 
 if __name__ == "__main__":
