@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
 def product_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype in which matrix products run: a norm casts to it once, where autocast would for each product again."""
     device = x.device.type
-    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    casts = not x.is_meta and torch.is_autocast_enabled(device)  # meta has no autocast, and asking it raises
     return torch.get_autocast_dtype(device) if casts else x.dtype
 
 

@@ -4,9 +4,11 @@
 
 --to    transformers   MiniMindVLM with its code, processor and tower; loads with trust_remote_code=True
         llava          a stock LlavaForConditionalGeneration, for every engine that knows it; no code
+        onnx           ONNX files for browsers and phones, as transformers.js and onnxruntime read them
         llm            the decoder alone, a stock Llama, Qwen2 or Qwen3, dense or MoE
         minimind       a .pth as MiniMind2-V writes it
         minimind3v     a .pth as MiniMind-3V writes it
+       gguf           two files for llama.cpp, Ollama and LM Studio: docs/gguf.md
 
 What cannot be held is refused by name, with the format that takes it; docs/deploy.md has the table.
 MiniMind's own files come in too: --weight sft_vlm_512.pth --vision_model clip-vit-base-patch16 --tokenizer DIR, or
@@ -43,6 +45,7 @@ from scripts.hub.clients import HubError
 from scripts.upload import push_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+QUANTIZED = ("q8_0",)  # only GGUF files hold them
 
 
 def convert(options: argparse.Namespace) -> dict:
@@ -90,7 +93,8 @@ def come_home(options: argparse.Namespace) -> dict:
 
 def read_source(options: argparse.Namespace) -> Source:
     """The model and tokenizer that the options name."""
-    settings = DTYPES[options.dtype], not options.no_vision, options.engine
+    quantized = options.dtype if options.dtype in QUANTIZED else None
+    settings = DTYPES.get(options.dtype, torch.float32), not options.no_vision, options.engine, quantized
     if options.come_from:
         model, tokenizer = read_llava(options.weight, options.vision_model)
         return Source(model, tokenizer, options.weight.name, *settings)
@@ -107,7 +111,7 @@ def proof(source: Source, exported: Exported, folder: Path, trains: bool) -> dic
     if exported.sees and not exported.has_tower:
         tower = str(find_folder(source.model.config.vision_source).resolve())
     with tempfile.TemporaryDirectory() as reference:
-        write_reference(source.model, source.tokenizer, Path(reference), exported.sees)
+        exported.refer(source.model, source.tokenizer, Path(reference), exported.sees)
         return exported.prove(folder, Path(reference), tower, trains)
 
 
@@ -167,7 +171,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         required=True,
         help="folder to make, or an older conversion to replace; without --to a .safetensors",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors; a .pth is always float16")
+    parser.add_argument(
+        "--dtype",
+        choices=[*DTYPES, *QUANTIZED],
+        default="float32",
+        help="of the tensors; a .pth is always float16; q8_0 (8 bits a weight) goes with --to gguf",
+    )
     parser.add_argument("--no_vision", action="store_true", help="transformers: leave the tower out, name it only")
     parser.add_argument(
         "--engine",
@@ -190,6 +199,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not (options.to or options.come_from):
         parser.error("--to says what to make: " + ", ".join(FORMATS))
+    if options.dtype in QUANTIZED and options.to != "gguf":
+        parser.error(f"--dtype {options.dtype} goes with --to gguf: elsewhere take {', '.join(DTYPES)}")
     return options
 
 

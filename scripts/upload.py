@@ -14,7 +14,8 @@ from model.command_line import CommandLine
 from scripts.hub.clients import REPO_ID, SOURCES, HubError, LocalError, Repository
 
 # What belongs to a model's folder: weights that cannot run code, configurations, the model's own code, its card
-ALLOWED_SUFFIXES = {".safetensors", ".gguf", ".json", ".jinja", ".py", ".md", ".txt", ".png", ".jpg"}
+WEIGHTS = (".safetensors", ".gguf", ".onnx")
+ALLOWED_SUFFIXES = {*WEIGHTS, ".json", ".jinja", ".py", ".md", ".txt", ".png", ".jpg"}
 ALLOWED_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
 TEXT_SUFFIXES = {".json", ".jinja", ".py", ".md", ".txt", ""}
 SAFE_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
@@ -47,7 +48,7 @@ def files_to_send(folder: Path) -> list[str]:
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise LocalError(f"nothing was sent, {folder} holds what must stay here: {'; '.join(problems[:8])}{more}")
-    if not any(name.endswith((".safetensors", ".gguf")) for name in names):
+    if not any(name.endswith(WEIGHTS) for name in names):
         raise LocalError(f"nothing was sent, {folder} holds no weights (.safetensors): is it the right folder?")
     return names
 

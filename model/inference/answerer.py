@@ -2,13 +2,14 @@
 
 Answerer.prompt   messages and pictures as the model reads them   reader.py     what is read, and what is remembered
 Answerer.stream   an answer that is shown while it grows          decoder.py    the fast decoder; kv_cache.py its state
-Answerer.batch    several answers at once                         sampling.py   which token comes next
+Answerer.batch    several answers at once                         rows.py       how answers grow, alone or together
+Batcher           answers for many who ask when they like         sampling.py   which token comes next
+                  (batcher.py)                                    growing_text.py  what is shown of it
 """
 
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,10 +17,12 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from model.device import choose_device, choose_dtype
-from model.inference.reader import Prompt, PromptReader, Reader, RowCache
-from model.inference.sampling import GrowingText, Options, Sampler, decode
+from model.inference.growing_text import GrowingText
+from model.inference.reader import Prompt, PromptReader, Reader
+from model.inference.rows import Answer, Draft, Interrupted, Rows, Terms
+from model.inference.sampling import Options, Sampler
 from model.inference.stock_reader import StockReader, load_folder
-from model.messages import UserError, counted
+from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import SampleError, VLMProcessor
 from model.tokenizer_files import read_tokenizer
@@ -27,31 +30,10 @@ from model.weights import load_model
 
 __all__ = ["Answer", "Answerer", "Interrupted", "Options", "PromptTooLong", "assistant_turn", "user_turn"]
 DEFAULTS = Options()
-CURE = "ask with --dtype float32; if that says the same, the weights are damaged, copy or train them again"
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    token_ids: tuple[int, ...]  # as sampled, with the one that ended the turn
-    prompt_tokens: int
-    new_tokens: int
-    seconds_to_first: float
-    tokens_per_second: float  # after the first
-    stopped: bool = False  # by whoever asked, before the model had ended
-    cut: bool = False  # at the most tokens that were allowed
 
 
 class PromptTooLong(SampleError):
     """The conversation has more tokens than the model reads."""
-
-
-class Interrupted(RuntimeError):
-    """Something raised in the middle of an answer: `answer` holds what there was until then, __cause__ says why."""
-
-    def __init__(self, answer: Answer, error: Exception):
-        super().__init__(f"the answer broke off after {counted(answer.new_tokens, 'tokens')}: {error}")
-        self.answer = answer
 
 
 def user_turn(question: str, pictures: int) -> dict:
@@ -65,29 +47,6 @@ def user_turn(question: str, pictures: int) -> dict:
 
 def assistant_turn(text: str) -> dict:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
-
-
-@dataclass
-class _Draft:
-    """An answer that grows token by token until it has ended."""
-
-    prompt: Prompt
-    most: int  # tokens
-    end_ids: frozenset[int]
-    started: float  # on the clock of time.perf_counter
-    text: GrowingText | None = None  # where it is shown
-    tokens: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)  # seconds from the start to each token
-
-    def add(self, token: int) -> None:
-        self.tokens.append(token)
-        self.times.append(time.perf_counter() - self.started)
-        if self.text:
-            self.text.add(token)
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.tokens) and (self.tokens[-1] in self.end_ids or len(self.tokens) >= self.most)
 
 
 class Answerer:
@@ -160,30 +119,26 @@ class Answerer:
         self,
         prompt: Prompt,
         options: Options = DEFAULTS,
-        show: Callable[[str], None] = lambda text: None,
+        show: Callable[[str], None] | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Answer:
         """One answer, shown piece by piece while it grows.
 
-        show: gets each new piece of text, whole characters only.
+        show: gets each new piece of text, whole characters only (a Piece of growing_text.py).
         stopped: asked after every token; True ends the answer there.
 
         Raises:
             Interrupted: `show` raised, or the model did, or it answers nothing but padding; the text so far is in it,
                 and the engine is ready for more.
         """
-        (draft,) = self._drafts([prompt], options)
-        draft.text, cache = GrowingText(self.processor.tokenizer, show), None
+        draft, rows = self.draft(prompt, options, show, stopped), Rows(self.reader)
         try:
-            logits, cache = self.reader.start([prompt])
-            self._grow([draft], logits, cache, options, stopped)
-            draft.text.flush()
+            rows.join([draft])
+            while rows:
+                rows.step()
         except Exception as error:
-            raise Interrupted(self._answer(draft), error) from error
-        finally:
-            if cache is not None:
-                self.reader.remember(prompt, draft.tokens, cache)
-        return self._answer(draft, stopped=not draft.ended)
+            draft.fail(error)
+        return draft.answer()
 
     @torch.inference_mode()
     def batch(self, prompts: Sequence[Prompt], options: Options = DEFAULTS) -> list[Answer]:
@@ -194,66 +149,35 @@ class Answerer:
         """
         if not prompts:
             return []
-        drafts = self._drafts(prompts, options)
-        logits, cache = self.reader.start(prompts)
-        self._grow(drafts, logits, cache, options)
-        return [self._answer(draft) for draft in drafts]
-
-    def _drafts(self, prompts: Sequence[Prompt], options: Options) -> list[_Draft]:
+        drafts, rows = [self.draft(prompt, options) for prompt in prompts], Rows(self.reader)
         started = time.perf_counter() - sum(prompt.seconds for prompt in prompts)
-        rooms = [min(options.max_new_tokens, self.max_length - len(prompt.ids)) for prompt in prompts]
-        return [_Draft(prompt, room, self.end_ids, started) for prompt, room in zip(prompts, rooms, strict=True)]
-
-    def _grow(
-        self,
-        drafts: list[_Draft],
-        logits: torch.Tensor,
-        cache: RowCache,
-        options: Options,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Sample token after token, until each draft has ended or it is `stopped`. logits: [drafts, vocabulary]."""
-        check_numbers(logits, self.dtype)  # on a GPU, sampling from NaN would take the whole process down
-        sampler = Sampler(options, self.device, len(drafts))
-        rows = drafts  # in the cache: all that have not ended, and some that have
-        while True:
-            tokens = sampler.sample(logits)
-            for draft, token in zip(rows, tokens.tolist(), strict=True):
-                if not draft.ended:
-                    draft.add(token)
-            going = [row for row, draft in enumerate(rows) if not draft.ended]
-            if not going or stopped():
-                break
-            if 2 * len(going) <= len(rows):  # fewer rows are cheaper, but moving them costs too
-                kept = torch.tensor(going, device=self.device)
-                rows, tokens = [rows[row] for row in going], tokens[kept]
-                cache.keep(kept)
-                sampler.keep(going)
-            logits = self.reader.step(tokens, cache)
         for draft in drafts:
-            if self.padding_id not in self.end_ids and all(token == self.padding_id for token in draft.tokens):
-                count = len(draft.tokens)
-                raise UserError(f"the model says nothing but padding ({count} tokens) in {self.dtype}: {CURE}")
+            draft.started = started
+        rows.join(drafts)
+        while rows:
+            rows.step()
+        for draft in drafts:
+            if draft.error:
+                raise draft.error
+        return [draft.answer() for draft in drafts]
 
-    def _answer(self, draft: _Draft, stopped: bool = False) -> Answer:
-        tokens, times = draft.tokens, draft.times
-        rest = times[-1] - times[0] if times else 0.0
-        return Answer(
-            text=decode(self.processor.tokenizer, tokens),
-            token_ids=tuple(tokens),
-            prompt_tokens=len(draft.prompt.ids),
-            new_tokens=len(tokens),
-            seconds_to_first=times[0] if times else 0.0,
-            tokens_per_second=(len(tokens) - 1) / rest if rest else 0.0,
+    def draft(
+        self,
+        prompt: Prompt,
+        options: Options,
+        show: Callable[[str], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Draft:
+        """An answer that has not begun, for Rows. show, stopped: as for `stream`."""
+        tokenizer = self.processor.tokenizer
+        return Draft(
+            prompt,
+            Terms(tokenizer, self.end_ids, self.padding_id, self.max_length, self.dtype),
+            Sampler(options, self.device),
+            started=time.perf_counter() - prompt.seconds,
+            text=GrowingText(tokenizer, show or (lambda piece: None), options.stop) if show or options.stop else None,
             stopped=stopped,
-            cut=not stopped and tokens[-1:] != [] and tokens[-1] not in draft.end_ids,
         )
-
-
-def check_numbers(logits: torch.Tensor, dtype: torch.dtype) -> None:
-    """Raises UserError where a model computes NaN in this dtype."""
-    if logits.isnan().any():
-        raise UserError(f"the model computes what is no number in {dtype}: {CURE}")
 
 
 def add_weight_flags(parser: argparse.ArgumentParser) -> None:

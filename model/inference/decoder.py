@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from model.attention import Attention
-from model.inference.kv_cache import STEP, KVCache
+from model.inference.cuda_graph import StepGraph
+from model.inference.kv_cache import STEP, KVCache, Places
 from model.inference.packed_linear import Packed
 from model.layers import FeedForward, MoEFeedForward
 from model.model_minimind import DecoderLayer, MiniMindForCausalLM
@@ -28,6 +29,8 @@ class Decoder:
             table[0, 0, :, : self.config.head_dim // 2] for table in model.model.rotary(positions[None], torch.float32)
         )
         self.rotary = torch.complex(cos, sin)  # e^(i angle) [positions, head_dim / 2]
+        # Experts ask the host which tokens chose them, and a graph has no host.
+        self.graphs = self.embeddings.device.type == "cuda" and not self.config.use_moe
 
     def new_cache(self, rows: int, length: int) -> KVCache:
         """Room for so many positions and the first STEP of an answer."""
@@ -37,22 +40,36 @@ class Decoder:
 
     def __call__(self, x: torch.Tensor, cache: KVCache) -> torch.Tensor:
         """Read on: embeddings x [rows, seq, hidden] -> logits of the next token [rows, vocabulary] in float32."""
-        rows, length, _ = x.shape
-        start, end = cache.length, cache.length + length
-        cache.make_room(end)
+        cache.make_room(cache.length + x.shape[1])
+        if not self.graphs or x.shape[1] > 1:
+            return self.read(x, cache)
+        if cache.graph is None or cache.graph.states is not cache.states:
+            cache.graph = StepGraph(self, cache.states)
+        return cache.graph(x, cache)
+
+    def read(self, x: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """The same for any number of tokens, kernel by kernel; the cache has room for them."""
+        start, end = cache.length, cache.length + x.shape[1]
         positions = torch.arange(start, end, device=x.device)
         rotary = self.rotary[start:end]  # [seq, head_dim / 2]
         if cache.padding is not None:
-            last = len(self.rotary) - 1  # an answer that has ended there may stay while shorter ones go on
-            rotary = self.rotary[(positions - cache.padding[:, None]).clamp(0, last)]  # [rows, seq, head_dim / 2]
-        mask = self._mask(cache, positions) if cache.padding is not None or (start and length > 1) else None
-        x = x.reshape(rows * length, -1)
-        for number, layer in enumerate(self.layers):
-            states = cache.states[number, ..., :end, :]
-            only_last = number == len(self.layers) - 1
-            x = layer(x, rotary.unsqueeze(-2), states, mask, only_last)
+            rotary = self.rotary_at(positions - cache.padding[:, None])
+        mask = self._mask(cache, positions) if cache.padding is not None or (start and len(positions) > 1) else None
+        places = Places(rotary.unsqueeze(-2), slice(start, end), mask)
+        logits = self.logits(x, cache.states[..., :end, :], places)
         cache.length = end  # only now: what a layer that raised has written does not count
+        return logits
+
+    def logits(self, x: torch.Tensor, states: torch.Tensor, places: Places) -> torch.Tensor:
+        """All layers: x [rows, seq, hidden], states as KVCache has them -> logits of the next token in float32."""
+        x = x.flatten(0, 1)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, places, states[number], only_last=number == len(self.layers) - 1)
         return self.head(_normed(x, self.config.rms_norm_eps)).float()
+
+    def rotary_at(self, positions: torch.Tensor) -> torch.Tensor:
+        """[rows, seq] -> [rows, seq, head_dim / 2]. A row that has ended at the last may stay while others go on."""
+        return self.rotary[positions.clamp(0, len(self.rotary) - 1)]
 
     @staticmethod
     def _mask(cache: KVCache, positions: torch.Tensor) -> torch.Tensor:
@@ -122,15 +139,13 @@ class _Layer:
     def __call__(
         self,
         x: torch.Tensor,
-        rotary: torch.Tensor,
+        places: Places,
         states: torch.Tensor,
-        mask: torch.Tensor | None,
         only_last: bool,
     ) -> torch.Tensor:
         """x [rows * seq, hidden] -> the same, or with only_last [rows, hidden] of the last positions.
 
-        rotary: [seq, 1, head_dim / 2] or [rows, seq, 1, head_dim / 2]; mask: [rows or 1, 1, seq, positions] or None.
-        states: [2, rows, key/value heads, positions, head_dim], whose last seq positions are filled here.
+        states: [2, rows, key/value heads, positions, head_dim], whose new positions are filled here.
         """
         rows = states.shape[1]
         length = len(x) // rows
@@ -140,13 +155,12 @@ class _Layer:
         if self.head_norms is not None:
             turned = F.rms_norm(turned, turned.shape[-1:], None, self.eps) * self.head_norms
         pairs = turned.unflatten(-1, (-1, 2))
-        rotated = torch.view_as_real(torch.view_as_complex(pairs) * rotary).flatten(-2).to(x.dtype)
-        states[0, :, :, -length:] = rotated[:, :, self.heads :].transpose(1, 2)
-        states[1, :, :, -length:] = projected[:, :, rotated_heads:].transpose(1, 2)
-        query = rotated[:, :, : self.heads]
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * places.rotary).flatten(-2).to(x.dtype)
+        states[0, :, :, places.new] = rotated[:, :, self.heads :].transpose(1, 2)
+        states[1, :, :, places.new] = projected[:, :, rotated_heads:].transpose(1, 2)
+        query, mask = rotated[:, :, : self.heads], places.mask
         if only_last and length > 1:  # the last layer of a prompt: only its last position gives logits
-            x, query, length = x.view(rows, length, -1)[:, -1], query[:, -1:], 1
-            mask = mask if mask is None else mask[:, :, -1:]
+            x, query, length, mask = x.view(rows, length, -1)[:, -1], query[:, -1:], 1, places.of_last()
         x = x + self.output(self._attend(query, states, mask).reshape(rows * length, -1))
         return x + self.mlp(_normed(x, self.eps))
 

@@ -2,39 +2,95 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 STEP = 256  # positions by which a cache grows
 
 
-@dataclass
 class KVCache:
-    """Keys and values of all positions so far, in storage that has room for more."""
+    """Keys and values of all positions so far, in storage that has room for more positions and rows.
 
-    states: torch.Tensor  # [layers, 2, rows, key/value heads, capacity, head_dim]
-    length: int = 0  # positions filled
-    padding: torch.Tensor | None = None  # [rows], how many of the first positions are padding; None: none anywhere
+    All rows end at the same position, so that a step writes one column; shorter ones have padding before them. Rows
+    that join or leave are copied alone, and as the longest leaves the others' padding is only no longer looked at.
+    What lies in a row's padding is always finite: it is masked, but 0 * NaN would be NaN.
+    """
+
+    def __init__(self, storage: torch.Tensor, length: int = 0):
+        """storage: zeros [layers, 2, rows, key/value heads, positions, head_dim]; length: positions filled."""
+        self.storage, self.begin, self.length = storage, 0, length
+        self.graph: Any = None  # the StepGraph over `states`, on a GPU
+        self._set_paddings([0] * storage.shape[2])
 
     @property
     def filled(self) -> torch.Tensor:
         """[layers, 2, rows, key/value heads, length, head_dim], a view."""
         return self.states[..., : self.length, :]
 
-    def make_room(self, length: int) -> None:
-        missing = length - self.states.shape[-2]
-        if missing > 0:
-            self.states = F.pad(self.states, (0, 0, 0, -(-missing // STEP) * STEP))
+    def filled_of(self, row: int) -> torch.Tensor:
+        """[layers, 2, 1, key/value heads, the row's own length, head_dim], a view without its padding."""
+        return self.filled[:, :, row : row + 1, :, self.paddings[row] :]
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Forget the other rows."""
-        self.states = self.states[:, :, rows]
-        self.padding = None if self.padding is None else self.padding[rows]
+    def make_room(self, length: int) -> None:
+        if length > self.states.shape[-2]:
+            self._move(len(self.paddings), 0, length)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these; they stand in this order then, and may be named twice."""
+        end = self.begin + self.length
+        if all(row >= place for place, row in enumerate(rows)):  # then no row is overwritten before it has moved
+            for place, row in enumerate(rows):
+                if place != row:
+                    self.storage[:, :, place, :, :end] = self.storage[:, :, row, :, :end]
+        else:
+            self.storage = self.storage[:, :, list(rows)]
+        self._set_paddings([self.paddings[row] for row in rows])
+
+    def join(self, other: "KVCache") -> None:
+        """Take in other rows behind the own ones."""
+        own, rows = len(self.paddings), len(self.paddings) + len(other.paddings)
+        longer = max(0, other.length - self.length)
+        room = self.storage.shape[2]
+        if longer > self.begin or rows > room:
+            self._move(room if rows <= room else max(rows, 2 * own), longer, self.length)
+        self.begin, self.length = self.begin - longer, self.length + longer
+        shorter, end = self.length - other.length, self.begin + self.length
+        self.storage[:, :, own:rows, :, : self.begin + shorter] = 0
+        self.storage[:, :, own:rows, :, self.begin + shorter : end] = other.filled
+        self._set_paddings([n + longer for n in self.paddings] + [n + shorter for n in other.paddings])
+
+    def _move(self, rows: int, before: int, length: int) -> None:
+        """To storage with room for so many rows, for positions before the first, and for `length` and STEP from it."""
+        layers, pair, _, heads, _, size = self.storage.shape
+        storage = self.storage.new_zeros(layers, pair, rows, heads, before + length + STEP, size)
+        storage[:, :, : len(self.paddings), :, before : before + self.length] = self.filled
+        self.storage, self.begin = storage, before
+        self._set_paddings(self.paddings)
+
+    def _set_paddings(self, paddings: list[int]) -> None:
+        """paddings: how many of the first positions of each row are padding; where it is that of all, it goes."""
+        common = min(paddings, default=0)
+        self.begin, self.length = self.begin + common, self.length - common
+        self.paddings = [padding - common for padding in paddings]
+        self.padding = torch.tensor(self.paddings, device=self.storage.device) if any(self.paddings) else None  # [rows]
+        self.states = self.storage[:, :, : len(paddings), :, self.begin :]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens that are read now stand, and what they see."""
+
+    rotary: torch.Tensor  # [seq, 1, head_dim / 2] or [rows, seq, 1, head_dim / 2]
+    new: slice | torch.Tensor  # their positions in the cache
+    mask: torch.Tensor | None  # [rows or 1, 1, seq, positions], true where a query may look; None: as causal as can be
+
+    def of_last(self) -> torch.Tensor | None:
+        """The mask of the last query."""
+        return self.mask if self.mask is None else self.mask[:, :, -1:]
 
 
 class LRUCache:
@@ -83,8 +139,8 @@ class PrefixCache(LRUCache):
             best = max(lengths, key=lengths.get, default=None)
             return (lengths[best], self.get(best)) if lengths.get(best) else (0, None)
 
-    def add(self, keys: np.ndarray, cache: KVCache) -> None:
-        """Keep a copy of a cache of one row, and drop entries that are only its beginning."""
+    def add(self, keys: np.ndarray, states: torch.Tensor) -> None:
+        """Keep a copy of the states of one row, and drop entries that are only its beginning."""
         if len(keys) > self.limit:
             return
         key = keys.tobytes()
@@ -92,7 +148,7 @@ class PrefixCache(LRUCache):
             for known in self.keys():
                 if key.startswith(known):
                     self.drop(known)
-            self.put(key, cache.filled.clone(), len(keys))
+            self.put(key, states.clone(), len(keys))
 
 
 def common_length(one: np.ndarray, other: np.ndarray) -> int:

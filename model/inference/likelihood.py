@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from model.inference.answerer import Answerer, PromptTooLong, check_numbers
+from model.inference.answerer import Answerer, PromptTooLong
 from model.inference.reader import Prompt, RowCache
+from model.inference.rows import check_numbers
 from model.messages import UserError
 
 
@@ -62,9 +63,8 @@ def log_likelihoods(
         if not going:
             break
         if len(going) < len(rows):
-            kept = torch.tensor(going, device=logits.device)
-            cache.keep(kept)
-            rows, tokens = [rows[number] for number in going], tokens[kept]
+            cache.keep(going)
+            rows, tokens = [rows[number] for number in going], tokens[going]
         logits = answerer.reader.step(tokens, cache)
     return [
         Likelihood(total, len(tokens), best) for total, tokens, best in zip(totals, continuations, greedy, strict=True)
@@ -86,9 +86,7 @@ def _read_once(answerer: Answerer, prompts: Sequence[Prompt]) -> tuple[torch.Ten
     for key, prompt in zip(keys, prompts, strict=True):
         different.setdefault(key, prompt)
     logits, cache = answerer.reader.start(list(different.values()))
-    if len(different) == 1:  # of several the reader remembers each
-        answerer.reader.remember(prompts[0], [], cache)
     numbers = {key: number for number, key in enumerate(different)}
-    rows = torch.tensor([numbers[key] for key in keys], device=logits.device)
+    rows = [numbers[key] for key in keys]
     cache.keep(rows)
     return logits[rows], cache

@@ -48,8 +48,11 @@ class Prompt:
 class RowCache(Protocol):
     """Keys and values of the rows of a batch."""
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Forget all rows but these."""
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these; they stand in this order then, and may be named twice."""
+
+    def join(self, other: "RowCache") -> None:
+        """Take in the rows of another cache behind the own ones."""
 
 
 class PromptReader(Protocol):
@@ -63,8 +66,8 @@ class PromptReader(Protocol):
     def step(self, tokens: torch.Tensor, cache: RowCache) -> torch.Tensor:
         """Read a further token of each row [rows] -> logits of the next ones [rows, vocabulary]."""
 
-    def remember(self, prompt: Prompt, tokens: Sequence[int], cache: RowCache) -> None:
-        """Keep a conversation of one row for others that begin with it. tokens: the answer's, the last not yet read."""
+    def remember(self, prompt: Prompt, tokens: Sequence[int], cache: RowCache, row: int = 0) -> None:
+        """Keep a row's conversation for others that begin with it. tokens: the answer's, the last not yet read."""
 
 
 class Reader:
@@ -88,26 +91,24 @@ class Reader:
         Rows are read one by one, each from the longest beginning that is known, so that questions about one picture
         read it once; then they stand in one cache, padded on the left, and take every further step together.
         """
-        if len(prompts) == 1:
-            return self._read(prompts[0])
-        longest = max(len(prompt.ids) for prompt in prompts)
-        logits, together = [], self.decoder.new_cache(len(prompts), longest)
-        for row, prompt in enumerate(prompts):
+        logits, together = [], None
+        for prompt in prompts:
             row_logits, alone = self._read(prompt)
-            logits.append(row_logits)
-            together.states[:, :, row, :, longest - alone.length : longest] = alone.filled[:, :, 0]
             self.remember(prompt, [], alone)
-        together.length = longest
-        padding = [longest - len(prompt.ids) for prompt in prompts]
-        together.padding = torch.tensor(padding, device=self.device) if any(padding) else None
+            logits.append(row_logits)
+            if together is None:
+                together = alone
+            else:
+                together.join(alone)
         return torch.cat(logits), together
 
     def step(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
         return self.decoder(self.model.model.embed_tokens(tokens[:, None]), cache)
 
-    def remember(self, prompt: Prompt, tokens: Sequence[int], cache: KVCache) -> None:
+    def remember(self, prompt: Prompt, tokens: Sequence[int], cache: KVCache, row: int = 0) -> None:
         keys = np.concatenate([prompt.keys(self.picture_tokens), np.array(tokens, dtype=np.int64)])
-        self.prefixes.add(keys[: cache.length], cache)
+        states = cache.filled_of(row)
+        self.prefixes.add(keys[: states.shape[-2]], states)
 
     def _read(self, prompt: Prompt) -> tuple[torch.Tensor, KVCache]:
         cache = self.decoder.new_cache(1, len(prompt.ids))

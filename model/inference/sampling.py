@@ -1,17 +1,17 @@
-"""Which token comes next, and the text that tokens make."""
+"""Which token comes next, and how likely it was."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from model.inference.growing_text import TokenLogprob, token_bytes
 from model.messages import UserError
 
 COLDEST = 1e-30  # a temperature whose inverse float32 still holds; nothing but the likeliest is left far above it
 CANDIDATES = 1024  # of a large vocabulary: the likeliest tokens, among which top_p mostly ends
 ROUNDING = 1e-4  # of a sum of probabilities
-UNFINISHED = "\ufffd"  # what a tokenizer shows for bytes that are no whole character yet
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Options:
     top_p: float = 0.9  # with a temperature: the likeliest tokens whose probabilities together reach this; 1: all
     top_k: int = 0  # with a temperature: only so many of the likeliest; 0: all
     seed: int | None = None  # with a temperature: the same seed gives the same answer; None: a new one every time
+    stop: tuple[str, ...] = ()  # the text ends before the first of these that it says
+    logprobs: int | None = None  # log p of each token and of so many that were likeliest there; None: of none
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -33,29 +35,54 @@ class Options:
             raise UserError(f"top_p is {self.top_p}: it is a share, above 0 and up to 1")
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}: it must be 0 (all tokens) or above")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise UserError(f"stop is {self.stop!r}: it must be a tuple of texts, none of them empty")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise UserError(f"logprobs is {self.logprobs}: it must be 0 (of the sampled tokens alone) or above")
 
 
 class Sampler:
-    """Samples one token a row, on the logits' device, with random states of its own."""
+    """Samples with a random state of its own, on the logits' device: so a row gets what it would get alone."""
 
-    def __init__(self, options: Options, device: torch.device, rows: int = 1):
-        """rows: each has a random state of its own, and so samples what it would alone."""
+    def __init__(self, options: Options, device: torch.device):
         self.options = options
-        self.generators = [torch.Generator(device) for _ in range(rows)] if options.temperature else []
-        for generator in self.generators:
-            generator.seed() if options.seed is None else generator.manual_seed(options.seed)
+        self.generator = torch.Generator(device) if options.temperature else None
+        if self.generator:
+            self.generator.seed() if options.seed is None else self.generator.manual_seed(options.seed)
 
     def sample(self, logits: torch.Tensor) -> torch.Tensor:
         """logits [rows, vocabulary] -> tokens [rows]."""
-        if not self.options.temperature:
+        if not self.generator:
             return logits.argmax(-1)
-        parts = probabilities(logits, self.options).chunk(len(self.generators))
-        sampled = [torch.multinomial(part, 1, generator=g) for part, g in zip(parts, self.generators, strict=True)]
-        return torch.cat(sampled)[:, 0]
+        return torch.multinomial(probabilities(logits, self.options), 1, generator=self.generator)[:, 0]
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Forget the other rows."""
-        self.generators = [self.generators[row] for row in rows] if self.generators else []
+
+def sample_each(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
+    """logits [rows, vocabulary] -> tokens [rows], each row by a sampler of its own."""
+    tokens, alike = logits.argmax(-1), {}
+    for row, sampler in enumerate(samplers):
+        if sampler.generator:
+            options = sampler.options
+            alike.setdefault((options.temperature, options.top_p, options.top_k), []).append(row)
+    for rows in alike.values():
+        likely = probabilities(logits[rows], samplers[rows[0]].options)
+        for row, one in zip(rows, likely, strict=True):
+            tokens[row] = torch.multinomial(one, 1, generator=samplers[row].generator)[0]
+    return tokens
+
+
+def token_logprob(logits: torch.Tensor, token: int, count: int, tokenizer: PreTrainedTokenizerBase) -> TokenLogprob:
+    """Of the token that followed, and of the `count` likeliest. logits [vocabulary].
+
+    As the model has it, whatever temperature, top_k and top_p made of it: so figures of different requests compare.
+    """
+    likely = logits.float().log_softmax(-1)
+    values, tokens = likely.topk(min(count, len(likely)))
+    top = tuple(
+        TokenLogprob(other, token_bytes(tokenizer, other), value)
+        for other, value in zip(tokens.tolist(), values.tolist(), strict=True)
+    )
+    return TokenLogprob(token, token_bytes(tokenizer, token), float(likely[token]), top)
 
 
 def probabilities(logits: torch.Tensor, options: Options) -> torch.Tensor:
@@ -83,25 +110,3 @@ def _likeliest(likely: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.
         if (ordered.sum(-1) > top_p + ROUNDING).all():
             return ordered, places
     return likely.sort(-1, descending=True)
-
-
-class GrowingText:
-    """Shows the text of tokens as they come, whole characters only."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None]):
-        self.tokenizer, self.show, self.waiting = tokenizer, show, []
-
-    def add(self, token: int) -> None:
-        self.waiting.append(token)
-        if not decode(self.tokenizer, self.waiting).endswith(UNFINISHED):
-            self.flush()
-
-    def flush(self) -> None:
-        """Also what never became a character."""
-        text, self.waiting = decode(self.tokenizer, self.waiting), []
-        if text:
-            self.show(text)
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
-    return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -115,9 +115,26 @@ class StockCache:
     cache: Cache
     attention_mask: torch.Tensor  # [rows, positions], 0 at the padding on the left
 
-    def keep(self, rows: torch.Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.attention_mask = self.attention_mask[rows]
+    def keep(self, rows: Sequence[int]) -> None:
+        kept = torch.tensor(rows, device=self.attention_mask.device)
+        self.cache.batch_select_indices(kept)
+        mask = self.attention_mask[kept]
+        common = int(mask.argmax(1).min()) if len(rows) else 0  # positions that are padding in every row
+        self.attention_mask = mask[:, common:]
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, common:], layer.values[:, :, common:]
+
+    def join(self, other: "StockCache") -> None:
+        longest = max(self.attention_mask.shape[1], other.attention_mask.shape[1])
+
+        def together(own: torch.Tensor, others: torch.Tensor, after: int) -> torch.Tensor:
+            """As long as the longest, filled up in front; `after`: dimensions behind that of the positions."""
+            filled = (nn.functional.pad(t, (0, 0) * after + (longest - t.shape[-1 - after], 0)) for t in (own, others))
+            return torch.cat([*filled])
+
+        for layer, more in zip(self.cache.layers, other.cache.layers, strict=True):
+            layer.keys, layer.values = together(layer.keys, more.keys, 1), together(layer.values, more.values, 1)
+        self.attention_mask = together(self.attention_mask, other.attention_mask, 0)
 
 
 class StockReader:
@@ -151,7 +168,7 @@ class StockReader:
         cache.attention_mask = nn.functional.pad(cache.attention_mask, (0, 1), value=1)
         return self._forward(tokens[:, None], cache)
 
-    def remember(self, prompt: Prompt, tokens: Sequence[int], cache: StockCache) -> None:
+    def remember(self, prompt: Prompt, tokens: Sequence[int], cache: StockCache, row: int = 0) -> None:
         pass  # a conversation that begins like an earlier one costs what it costs in transformers
 
     def _forward(self, ids: torch.Tensor, cache: StockCache, **inputs) -> torch.Tensor:

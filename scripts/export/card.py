@@ -8,7 +8,8 @@ from dataset.exam.figures import SHOWN
 from dataset.sources import short_names
 from model.config import VLMConfig
 from model.vision_encoder import DEFAULT_KIND
-from scripts.export.formats import Exported, Source, portable_name
+from scripts.export.exported import Exported, Source
+from scripts.export.formats import portable_name
 
 STAGE_FACTS = ("data_path", "epochs", "batch_size", "learning_rate", "projector_learning_rate", "max_seq_len", "seed")
 TOWER_NAMES = {
@@ -33,7 +34,8 @@ def model_card(source: Source, exported: Exported, facts: dict[str, str], score:
         f"# {source.name}",
         f"{exported.kind} Converted by `scripts/convert_vlm.py`; `conversion.json` says from what, with the largest "
         "difference of a logit that the conversion measured.",
-        f"```python\n{exported.usage}\n```",
+        f"```{exported.language}\n{exported.usage}\n```",
+        *filter(None, [exported.further.strip()]),
         "## Model\n\n" + _model(source, exported),
         "## Training\n\n" + _training(source, facts),
         "## Scores\n\n" + (_scores(score) if score else "None were given to the conversion (`--score score.json`)."),

@@ -52,14 +52,13 @@ def recover(target: Path) -> None:
 
 def seal(folder: Path, facts: dict) -> None:
     """Manifest, modes, and everything on the disk: afterwards the folder may be published."""
-    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    inside = sorted(folder.rglob("*"))
+    files = {path.relative_to(folder).as_posix(): file_sha256(path) for path in inside if path.is_file()}
     text = json.dumps({**facts, "files": files}, indent=1, ensure_ascii=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    folder.chmod(0o755)
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors leaves 0600, which a server's user could not read
+    for path in (folder / MANIFEST, *inside, folder):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors leaves 0600, which a server's user could not read
         sync_to_disk(path)
-    sync_to_disk(folder)
 
 
 def publish(temporary: Path, target: Path) -> None:

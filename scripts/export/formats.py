@@ -4,19 +4,20 @@ A new format is one function, and a line in FORMATS.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from model.config import IMAGE_TOKEN, IMAGE_TOKEN_ID, MiniMindConfig, VLMConfig
 from model.messages import UserError
-from model.model_minimind import MiniMindForCausalLM
-from model.model_vlm import MiniMindVLM
 from model.processing import IMAGE_TAG
 from model.vision_encoder import DEFAULT_KIND, pixel_statistics
 from model.weights import EMBEDDINGS, HEAD, TOWER_PREFIX, decoder_arguments, infer_config, tied_head
+from scripts.export.exported import Exported, Source
+from scripts.export.gguf_folder import export_gguf
+from scripts.export.onnx_files import check_packages, write_onnx
 from scripts.export.proof import prove
 from scripts.export.shipped import files_behind, shipped_code
 from scripts.export.stock import (
@@ -44,6 +45,7 @@ SIGHTS = {  # of the families whose .pth does not tell it: projector, tower, the
 NOT_IN_PTH = ("dropout", "router_aux_loss_coef", "max_position_embeddings")
 # What an engine puts between Llava's two projector layers where a folder says "linear".
 ENGINES = {"transformers": "linear", "vllm": "gelu", "mlx": "gelu"}
+ONNX_TOLERANCE = 1e-3  # of fp32 logits: another engine adds up in another order
 SCALED = (
     "**For inference only**: its projector is one layer, written as two with numbers that make the GELU between them "
     "exact, and their gradients are of the order 1e12. To train it on, convert it without `--engine`."
@@ -66,37 +68,17 @@ print(answer[0]["generated_text"])"""
 ASK_PTH = """\
 # in {family}'s checkout: out/{name}.pth; in this project:
 # python eval_vlm.py --weight {name}.pth --vision_model TOWER --image picture.png"""
+ASK_JAVASCRIPT = """\
+import { AutoModelForImageTextToText, AutoProcessor, RawImage } from "@huggingface/transformers";
 
-
-@dataclass(frozen=True)
-class Source:
-    """What is converted, and how."""
-
-    model: MiniMindForCausalLM  # in fp32; the export rounds it to what it writes, as the proof compares the two
-    tokenizer: PreTrainedTokenizerFast
-    name: str  # of the weight file, without its ending
-    dtype: torch.dtype = torch.float32  # of the tensors written
-    with_vision: bool = True  # ship the tower in a `transformers` folder
-    engine: str = "transformers"  # of ENGINES, that a `llava` folder is for
-
-    @property
-    def sees(self) -> bool:
-        return isinstance(self.model, MiniMindVLM)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written: for the card, the manifest and the proof."""
-
-    kind: str  # the card's first sentence
-    usage: str  # Python, for the card
-    sees: bool
-    has_tower: bool
-    dtype: str
-    library: str = "transformers"
-    trains: bool = True  # whether others can train it on
-    # (folder, reference, tower's folder or None, train it too) -> what the manifest keeps; raises UserError
-    prove: Callable[[Path, Path, str | None, bool], dict] = prove
+const processor = await AutoProcessor.from_pretrained(FOLDER);
+const model = await AutoModelForImageTextToText.from_pretrained(FOLDER, { dtype: "fp32" });
+const content = [{ type: "image" }, { type: "text", text: "\\nWhat is in the picture?" }];
+const prompt = processor.apply_chat_template([{ role: "user", content }], { add_generation_prompt: true });
+const inputs = await processor([await RawImage.read("picture.png")], prompt, { add_special_tokens: false });
+const ids = await model.generate({ ...inputs, max_new_tokens: 128 });
+const answer = ids.slice(null, [inputs.input_ids.dims.at(-1), null]);
+console.log(processor.batch_decode(answer, { skip_special_tokens: true })[0]);"""
 
 
 def export_transformers(source: Source, folder: Path) -> Exported:
@@ -202,6 +184,24 @@ def _write_llava_processor(config: VLMConfig, folder: Path) -> None:
     )  # fmt: skip
 
 
+def export_onnx(source: Source, folder: Path) -> Exported:
+    """A `llava` folder with its weights as ONNX files, for browsers and phones: transformers.js reads it.
+
+    Raises:
+        UserError: the packages that write it are not installed, or numbers other than float32 are wanted.
+    """
+    check_packages()
+    if source.dtype != torch.float32:
+        raise UserError("--to onnx writes float32: leave --dtype out, and let onnxruntime's own tools make it smaller")
+    dtype = export_llava(replace(source, engine="transformers"), folder).dtype
+    write_onnx(folder)
+    kind = "ONNX files as transformers.js and onnxruntime read them, in browsers, phones and Node, on float32."
+    return Exported(
+        kind, ASK_JAVASCRIPT, sees=True, has_tower=True, dtype=dtype, library="transformers.js", language="js",
+        trains=False, prove=partial(prove, tolerance=ONNX_TOLERANCE),
+    )  # fmt: skip
+
+
 def export_llm(source: Source, folder: Path) -> Exported:
     """The decoder alone, as a stock Llama, Qwen2 or Qwen3, dense or MoE."""
     config = source.model.config
@@ -290,9 +290,11 @@ def _other_format(source: Source) -> str:
 FORMATS: dict[str, Callable[[Source, Path], Exported]] = {
     "transformers": export_transformers,
     "llava": export_llava,
+    "onnx": export_onnx,
     "llm": export_llm,
     "minimind": export_minimind,
     "minimind3v": export_minimind3v,
+    "gguf": export_gguf,
 }
 
 

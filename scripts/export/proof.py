@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from model.command_line import CommandLine
 from model.messages import UserError
+from scripts.export.onnx_model import OnnxModel
 from scripts.export.training_proof import Batch, complaint, train_a_little, with_answer
 
 MAX_NEW_TOKENS = 16
@@ -98,9 +99,12 @@ def own_reader(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> Re
 
 
 def load_stranger(folder: Path, sees: bool, vision_model: str | None) -> Loaded:
-    """By nothing but transformers and what is in the folder."""
+    """By nothing but transformers, or onnxruntime, and what is in the folder."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+    if (folder / "onnx").is_dir():
+        model = OnnxModel(folder)
+        return model, model.processor.tokenizer, reader(model.processor)
     own_code = "auto_map" in json.loads((folder / "config.json").read_text())
     if not own_code and (found := sorted(path.name for path in folder.glob("*.py"))):
         raise SystemExit(f"{folder} is to need no code, but holds {found}")
@@ -112,13 +116,16 @@ def load_stranger(folder: Path, sees: bool, vision_model: str | None) -> Loaded:
         folder, dtype=torch.float32, local_files_only=True, trust_remote_code=own_code, **tower
     )
     processor = processor_class.from_pretrained(folder, local_files_only=True, trust_remote_code=own_code)
+    return model.eval(), getattr(processor, "tokenizer", processor), reader(processor)
 
+
+def reader(processor: ProcessorMixin | PreTrainedTokenizerFast) -> Read:
     def read(messages: list[dict]) -> dict:
         return processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
 
-    return model.eval(), getattr(processor, "tokenizer", processor), read
+    return read
 
 
 def load_minimind(path: Path, heads: int, vision_model: str | None) -> Loaded:
@@ -151,12 +158,18 @@ def compare(folder: Path, reference: Path, vision_model: str | None, trains: boo
     return {**found, "trained": train_a_little(loaded[0], talks)} if trains else found
 
 
-def prove(folder: Path, reference: Path, vision_model: str | None = None, trains: bool = True) -> dict:
+def prove(
+    folder: Path,
+    reference: Path,
+    vision_model: str | None = None,
+    trains: bool = True,
+    tolerance: float = TOLERANCE,
+) -> dict:
     """Run this file in a fresh process; returns what it found: the sentence `proved`, the largest difference, and what
     three steps of training did.
 
     Raises:
-        UserError: it does not load, differs by more than TOLERANCE, answers otherwise, or cannot be trained on.
+        UserError: it does not load, differs by more than `tolerance`, answers otherwise, or cannot be trained on.
     """
     environment = {**os.environ, "HF_MODULES_CACHE": str(reference / "modules"), "HF_HUB_OFFLINE": "1"}
     further = [*filter(None, [vision_model]), *([] if trains else ["--no_training"])]
@@ -166,8 +179,8 @@ def prove(folder: Path, reference: Path, vision_model: str | None = None, trains
         raise UserError(f"the converted folder does not load in a fresh process:\n{process.stderr[-2000:]}")
     result = json.loads((reference / "result.json").read_text())
     largest = result["largest_logit_difference"]
-    if not largest <= TOLERANCE:
-        raise UserError(f"the converted model's logits differ by {largest:.2g}, more than {TOLERANCE}")
+    if not largest <= tolerance:
+        raise UserError(f"the converted model's logits differ by {largest:.2g}, more than {tolerance}")
     if result["texts"] != result["expected"]:
         raise UserError(f"the converted model answers {result['texts']} and not {result['expected']}")
     if trains and (wrong := complaint(result["trained"])):

@@ -2,7 +2,7 @@
 
     .venv-mlx/bin/python scripts/measure/ask_mlx.py ASKED ANSWERS
 
-ASKED and ANSWERS are what scripts/measure/agreement.py writes and reads.
+ASKED and ANSWERS are what scripts/measure/apart.py writes and reads.
 """
 
 import json

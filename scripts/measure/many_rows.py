@@ -30,7 +30,7 @@ from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError
 from model.progress import progress_over
-from scripts.measure.stage_runs import PATIENCE, arguments_of
+from scripts.measure.stage_runs import PATIENCE, arguments_of, child_environment
 from scripts.quickstart import TOWER
 
 PICTURES, SIDE = 500, 16  # of the pictures that are drawn: how many, and pixels a side
@@ -151,14 +151,17 @@ def last_step(metrics: Path) -> int:
 
 def watched_run(command: Sequence, folder: Path, steps: int) -> list[Look]:
     """Start a stage and look at it until it has done so many steps. Raises UserError where it ends before."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     log, looks = folder / "output.txt", []
     for metrics in folder.glob("*/metrics.jsonl"):
         metrics.unlink()  # of the run before
     started = time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(
-            list(map(str, command)), env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            list(map(str, command)),
+            env=child_environment(1),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         step = 0

@@ -136,16 +136,16 @@ def memory_here(step: Step) -> tuple[int, int]:
     RealStep(warm).timed(warm, warm.make_batch())  # loads code, which is nobody's activations
     gc.collect()
     libc.malloc_trim(0)
-    before = _process_bytes("VmRSS")
+    before = process_bytes("VmRSS")
     real = RealStep(step)
     batch = step.make_batch()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     for _ in range(2):
         real.timed(step, batch)
-    return sum(parameter.numel() for parameter in real.model.parameters()), _process_bytes("VmHWM") - before
+    return sum(parameter.numel() for parameter in real.model.parameters()), process_bytes("VmHWM") - before
 
 
-def _process_bytes(name: str) -> int:
+def process_bytes(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 

@@ -47,16 +47,21 @@ def stage_metrics(stage: str, arguments: Sequence, folder: Path, ranks: int = 0,
     return lines
 
 
+def child_environment(threads: int) -> dict[str, str]:
+    """For a script of this project: it finds our packages, and all that this process finds by PYTHONPATH."""
+    found = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": found}
+
+
 def run_process(command: Sequence, threads: int = 1) -> None:
     """Wait for a process. An exception while waiting, such as a time limit, ends the process and its ranks.
 
     Raises:
         UserError: it failed; with the end of its output.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [str(part) for part in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
+        [str(part) for part in command], env=child_environment(threads), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         output, _ = process.communicate()

@@ -11,7 +11,7 @@ from model.messages import UserError
 from model.model_vlm import MiniMindVLM
 from model.tokenizer_files import load_tokenizer
 from scripts.export.formats import Source, export_llava
-from scripts.measure.agreement import ENGINES, ask
+from scripts.measure.apart import ask_folders, python_of
 
 NEW_TOKENS = 12
 NO_CHARACTER = "\ufffd"  # for bytes that are none: some engines write it, some leave it out
@@ -29,7 +29,7 @@ CONTENTS = {
 def require(name: str) -> None:
     """Skip the module, in one line that says what would install the engine, where it is not there."""
     try:
-        ENGINES[name].python  # noqa: B018
+        python_of(name)
     except UserError as error:
         pytest.skip(str(error), allow_module_level=True)
 
@@ -48,7 +48,7 @@ def disagreements(name: str, models: Mapping[str, MiniMindVLM], folder: Path) ->
         folders[exported], said = asked_of(model, folder / kind)
         assert len(set(said)) == len(said), f"{kind} says the same to two questions, which shows nothing"
         ours |= {f"{kind}: {content}": text for content, text in zip(CONTENTS, said, strict=True)}
-    theirs = [text for texts in ask(ENGINES[name], folders, NEW_TOKENS) for text in texts]
+    theirs = [text for texts in ask_folders(name, folders, NEW_TOKENS) for text in texts]
     pairs = {asked: _whole(ours[asked], text) for asked, text in zip(ours, theirs, strict=True)}
     return {asked: pair for asked, pair in pairs.items() if pair[0] != pair[1]}
 

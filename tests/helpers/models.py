@@ -128,7 +128,7 @@ def minimind_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def broken_files(folder: Path) -> list[str]:
     """Names in a converted folder whose content is not what its manifest says: missing, changed, or added."""
     expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    names = {path.name for path in folder.iterdir()} - {MANIFEST}
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
     return sorted(n for n in names | set(expected) if n not in names or file_sha256(folder / n) != expected.get(n))
 
 

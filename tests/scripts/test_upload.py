@@ -53,7 +53,7 @@ def test_the_folder_arrives(hub, tokens, folder, source, private, capfd):
 
 
 def test_a_conversion_is_sent_when_that_is_asked_for(hub, tokens, folder, monkeypatch, capsys):
-    monkeypatch.setattr(convert_vlm, "convert", lambda options: {"largest_logit_difference": 0.0, "format": "llava"})
+    monkeypatch.setattr(convert_vlm, "convert", lambda options: {"proved": "the same text", "format": "llava"})
     flags = ["--weight", "any", "--to", "llava", "--output", str(folder), "--push_to_hub"]
     monkeypatch.setattr("sys.argv", ["convert_vlm.py", *flags, "me/model"])
     convert_vlm.main()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dataset.options import AUTO
 from dataset.readers.hub_query import is_hub
 from dataset.readers.opening import is_there
 from dataset.samples import Sample
@@ -38,13 +39,22 @@ def next_steps(config: StageConfig, example: Sample | None) -> str:
     if following is None:
         return "\n".join(f"{name:<7}{line}" for name, line in _answers(config, example).items())
     flags: list = ["--from_weight", config.weight_path, "--data_path", _data(config, DATA[following])]
-    if config.images_path and str(flags[-1]) == config.data_path:
-        flags += ["--images_path", config.images_path]
+    if str(flags[-1]) == config.data_path:
+        flags += _how_to_read(config)
     if config.with_vision:
         flags += ["--vision_model", config.vision_model]
     if Path(config.save_dir) != ROOT / "out":
         flags += ["--save_dir", config.save_dir]
     return f"next: {stage_command(following, *flags)}"
+
+
+def _how_to_read(config: StageConfig) -> list[str]:
+    """Flags that other commands need for this run's own data, or for what was held out of it."""
+    said = {
+        "--images_path": config.images_path,
+        "--data_format": "" if config.data_format == AUTO else config.data_format,
+    }
+    return [part for flag, value in said.items() if value for part in (flag, value)]
 
 
 def _data(config: StageConfig, name: str) -> Path | str:
@@ -80,7 +90,7 @@ def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:
     lines = {"ask:": command("eval_vlm.py", "--weight", config.weight_path, *flags)}
     if is_there(held_out):
         sheet = config.run_dir / "sheet.png"
-        score = ("--weight", config.weight_path, "--data", held_out, "--sheet", sheet)
+        score = ("--weight", config.weight_path, "--data", held_out, *_how_to_read(config), "--sheet", sheet)
         lines["score:"] = command("scripts/score.py", *score)
     else:
         lines["score:"] = (

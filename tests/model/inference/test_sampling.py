@@ -1,4 +1,6 @@
-"""Samples follow the probabilities, those follow transformers, text appears in whole characters; packed products."""
+"""Samples follow the probabilities, those follow transformers; packed products."""
+
+import re
 
 import pytest
 import torch
@@ -7,9 +9,9 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from helpers.models import IMAGE_SIZE
 from model.inference import sampling
-from model.inference.kv_cache import LRUCache, common_length
 from model.inference.packed_linear import BLOCK, Packed, PackedLinear, pack_linears
-from model.inference.sampling import GrowingText, Options, Sampler, decode, probabilities
+from model.inference.sampling import Options, Sampler, probabilities, sample_each
+from model.messages import UserError
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -45,7 +47,8 @@ def test_the_coldest_sample_is_the_likeliest(temperature):
     logits = torch.tensor([[0.0, 3.0, -2.0], [90.0, -90.0, 89.0], [-5.0, -4.0, float("-inf")]])
     found = probabilities(logits, Options(temperature=temperature))
     assert torch.equal(found, F.one_hot(logits.argmax(-1), 3).float())
-    assert Sampler(Options(temperature=temperature), torch.device("cpu"), 3).sample(logits).tolist() == [1, 0, 1]
+    samplers = [Sampler(Options(temperature=temperature), torch.device("cpu")) for _ in logits]
+    assert sample_each(logits, samplers).tolist() == [1, 0, 1]
 
 
 def test_sampling_leaves_the_global_state_alone():
@@ -57,34 +60,11 @@ def test_sampling_leaves_the_global_state_alone():
 
 @pytest.mark.parametrize(
     ("name", "value"), [("max_new_tokens", 0), ("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0.0),
-                        ("top_p", 1.1), ("top_k", -1)],
+                        ("top_p", 1.1), ("top_k", -1), ("stop", "ab"), ("stop", ("a", "")), ("logprobs", -1)],
 )  # fmt: skip
 def test_options_that_cannot_be_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}: "):
+    with pytest.raises(UserError, match=re.escape(f"{name} is {value!r}: ")):
         Options(**{name: value})
-
-
-@pytest.mark.parametrize("text", ["a cat", "猫在左边，还有🦊🏳️‍🌈和é", "\n\n  two\tspaces ", "ünï𝔘"])
-def test_text_grows_in_whole_characters(tokenizer, text):
-    pieces = []
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    growing = GrowingText(tokenizer, pieces.append)
-    for token in [*tokens, 2]:  # the end of the turn shows nothing
-        growing.add(token)
-    assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
-    growing.flush()
-    assert "".join(pieces) == text
-
-
-def test_an_unfinished_character_shows_at_the_end_only(tokenizer):
-    tokens = tokenizer("ok 𝔘", add_special_tokens=False)["input_ids"][:-1]
-    pieces = []
-    growing = GrowingText(tokenizer, pieces.append)
-    for token in tokens:
-        growing.add(token)
-    assert "".join(pieces) == "ok "
-    growing.flush()
-    assert "".join(pieces) == decode(tokenizer, tokens) and pieces[-1].endswith("\ufffd")
 
 
 # packed products
@@ -128,29 +108,6 @@ def test_a_packed_tower_is_the_tower(make_vlm, picture, processor):
     assert any(isinstance(module, PackedLinear) for module in model.vision_encoder.modules())
     torch.testing.assert_close(model.encode_pictures(pixels), expected)
     assert list(model.state_dict()) == names
-
-
-# remembering
-
-
-def test_the_least_recently_used_goes_first():
-    memory = LRUCache(10)
-    for name in "abc":
-        memory.put(name, name.upper(), 3)
-    assert memory.get("a") == "A"
-    memory.put("d", "D", 3)
-    assert memory.keys() == ["c", "a", "d"] and memory.get("b") is None and memory.size == 9
-    memory.put("a", "A2", 1)
-    assert memory.size == 7 and memory.get("a") == "A2"
-    memory.put("huge", "H", 11)
-    assert memory.get("huge") is None and memory.size == 7
-    memory.drop("c")
-    assert memory.size == 4
-
-
-def test_common_length():
-    one, two = torch.tensor([1, 2, 3]).numpy(), torch.tensor([1, 2, 4, 5]).numpy()
-    assert common_length(one, two) == 2 and common_length(one, one) == 3 and common_length(one[:0], two) == 0
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 4.0, 30.0])

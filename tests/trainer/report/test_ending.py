@@ -85,6 +85,10 @@ def test_held_out_lines_beside_the_data_are_scored_with_a_sheet(data_folder, tow
 def test_pictures_of_the_next_stage_lie_where_these_lay(data_folder, tower_folder):
     config = tiny(PRETRAIN_VLM, data_folder, tower_folder, images_path=str(data_folder / "images"), **SIZES)
     assert config_of(SFT_VLM, commands(next_steps(config, None))["next"]).images_path == config.images_path
+    config = tiny(SFT_VLM, data_folder, tower_folder, images_path="elsewhere", data_format="llava", **SIZES)
+    (data_folder / "held_out.jsonl").write_text("")
+    parts = commands(next_steps(config, None))["score"]
+    assert [parts[parts.index(flag) + 1] for flag in ("--images_path", "--data_format")] == ["elsewhere", "llava"]
 
 
 # the curve
