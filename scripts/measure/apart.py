@@ -1,7 +1,6 @@
 """Engines that want other versions of packages than ours: each is asked in a venv of its own, by a script beside this.
 
-They know nothing of this project: a file has the questions, another the answers. `make .venv-mlx/.installed` and `make
-.venv-vllm/.installed` install them.
+They know nothing of this project: a file has the questions, another the answers. `make mlx vllm` installs them.
 """
 
 import json
@@ -24,7 +23,7 @@ def python_of(name: str) -> Path:
     """The interpreter that has it. Raises UserError where it is not installed, or its install did not end."""
     venv = ROOT / f".venv-{name}"
     if not (venv / ".installed").is_file():
-        raise UserError(f"{name} is not installed: make {venv.name}/.installed")
+        raise UserError(f"{name} is not installed: `make {name}` installs it")
     return venv / "bin/python"
 
 
