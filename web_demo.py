@@ -2,10 +2,11 @@
 
     streamlit run web_demo.py                          # the weights in out/ and in the folders in it
     streamlit run web_demo.py -- FOLDER ...            # those of other folders too
+    streamlit run web_demo.py -- --server http://127.0.0.1:8000    # what scripts/serve.py or another server has
 
 From a click to an answer: a button calls a method of the tab's Chat (scripts/demo/chat.py), which puts a job into the
-queue of the one Engine (scripts/demo/engine.py). Then Streamlit runs main() again, and scripts/demo/view.py shows the
-answer, while it grows and when it is there. What is let in stands in scripts/demo/limits.py, which weights are offered
+queue of the one Engine (scripts/demo/engine.py), or asks a server (scripts/demo/remote.py). Then Streamlit runs main()
+again, and scripts/demo/view.py shows the answer, while it grows and when it is there. What is let in stands in scripts/demo/limits.py, which weights are offered
 in scripts/demo/weights.py.
 
 What people and models say is shown as plain text only: as Markdown it could fetch pictures from elsewhere. What people
@@ -23,10 +24,12 @@ from streamlit.delta_generator import DeltaGenerator
 from dataset.emoji_world import attribution
 from model.files import ROOT
 from model.inference.answerer import Options
+from model.messages import UserError
 from scripts.demo.chat import Chat, examples
 from scripts.demo.engine import Engine, Job, log
 from scripts.demo.export import as_html, as_json
-from scripts.demo.limits import MAX_CHARACTERS, options_within
+from scripts.demo.limits import MAX_CHARACTERS, Refused, options_within
+from scripts.demo.remote import Remote
 from scripts.demo.text import LANGUAGES
 from scripts.demo.view import STYLE, follow, reason, show_pictures, show_reply, text
 from scripts.demo.weights import Weight, about, file_name, find_weights, names, runs
@@ -57,11 +60,22 @@ def parse_arguments() -> argparse.Namespace:
         "--vision_model", help="folder of the vision tower; by default the one trained with. MiniMind's .pth need it"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument(
+        "--server", help="address of a server that answers, as http://127.0.0.1:8000; its key in MINIMIND_API_KEY"
+    )
     known, unknown = parser.parse_known_args()
     if unknown:
-        near = get_close_matches(unknown[0].split("=")[0].replace("-", "_"), ["__vision_model", "__device"], 1)
+        near = get_close_matches(
+            unknown[0].split("=")[0].replace("-", "_"), ["__vision_model", "__device", "__server"], 1
+        )
         meant = f"; did you mean --{near[0][2:]}?" if near else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+    if known.server and (known.folders or known.vision_model or known.device != "auto"):
+        parser.error("--server has weights and a device of its own: leave folders, --vision_model and --device out")
+    try:
+        known.remote = reach_server(known.server) if known.server else None
+    except UserError as error:
+        parser.error(str(error))
     return known
 
 
@@ -70,21 +84,22 @@ def start_engine(vision_model: str | None, device: str) -> Engine:
     return Engine(vision_model, device)
 
 
+@st.cache_resource(show_spinner=False)
+def reach_server(address: str) -> Remote:
+    return Remote(address)
+
+
 def main() -> None:
     st.set_page_config(page_title="minimind-vlm", page_icon="🔎", layout="centered")
     st.html(STYLE)
     choose_language()
     st.subheader(text("title"), anchor=False)
     arguments = parse_arguments()
-    chat = st.session_state.setdefault("chat", Chat(start_engine(arguments.vision_model, arguments.device)))
-    missing = [folder for folder in arguments.folders if not folder.is_dir()]
-    if missing and not chat.turns:
-        st.warning(text("no_folder"))
-        st.code("\n".join(map(str, missing)), language=None)
-    folders = [*arguments.folders, ROOT / "out"]
-    weights = find_weights(folders, arguments.vision_model)
+    engine = arguments.remote or start_engine(arguments.vision_model, arguments.device)
+    chat = st.session_state.setdefault("chat", Chat(engine))
+    weights = models_of(arguments.remote) if arguments.remote else weights_of(arguments, not chat.turns)
     if not weights:
-        return no_weights(folders)
+        return
     sidebar(chat, weights)
     for sentence in about(chat.weights[0], st.session_state.language):
         st.caption(sentence)
@@ -100,6 +115,31 @@ def main() -> None:
         follow(chat.engine, growing)
         chat.finish()
         st.rerun()
+
+
+def weights_of(arguments: argparse.Namespace, begins: bool) -> list[Weight]:
+    """Those of the folders; where there are none, the page says how to get some."""
+    missing = [folder for folder in arguments.folders if not folder.is_dir()]
+    if missing and begins:
+        st.warning(text("no_folder"))
+        st.code("\n".join(map(str, missing)), language=None)
+    folders = [*arguments.folders, ROOT / "out"]
+    weights = find_weights(folders, arguments.vision_model)
+    if not weights:
+        no_weights(folders)
+    return weights
+
+
+def models_of(server: Remote) -> list[Weight]:
+    """Those that a server offers; where there are none, the page says why."""
+    try:
+        weights, why = server.models(), text("no_models")
+    except Refused as refusal:
+        weights, why = [], reason(refusal)
+    if not weights:
+        st.warning(why)
+        st.code(server.address, language=None)
+    return weights
 
 
 def choose_language() -> None:

@@ -15,6 +15,7 @@ from model.inference.attention_map import Looked
 from scripts.demo import limits
 from scripts.demo.engine import Engine, Job
 from scripts.demo.limits import Picture, Refused, prepare_picture, read_upload
+from scripts.demo.remote import Remote
 from scripts.demo.weights import Weight
 
 EXAMPLES = 4
@@ -111,7 +112,7 @@ def examples(language: str) -> list[tuple[Image.Image, list[str]]]:
 class Chat:
     """One tab's conversation, from one run of the page to the next. Clicks call its methods, and the page shows it."""
 
-    engine: Engine
+    engine: Engine | Remote
     turns: list[Turn] = field(default_factory=list)
     weights: Sequence[Weight] = ()  # who is asked from now on: one model, or two side by side
     options: Options = Options()  # and how

@@ -67,20 +67,22 @@ class Job:
                 self.failure = "out_of_time"
         except Interrupted as error:
             self.result, self.failure = error.answer, "broke_off"
-            log.warning("an answer broke off: %s", _in_a_line(error.__cause__))
+            log.warning("an answer broke off: %s", in_a_line(error.__cause__))
         except PromptTooLong:
             self.failure = "too_long"
         except Refused as error:
             self.failure = error.key
         except Exception as error:  # whatever it was, the next in the queue gets its turn
             self.failure = "broke_off"
-            log.warning("a request failed: %s", _in_a_line(error))
+            log.warning("a request failed: %s", in_a_line(error))
         finally:
             self.over.set()
 
 
-def _in_a_line(error: BaseException | None) -> str:
-    return f"{type(error).__name__}: {plain(' '.join(str(error).split()))[:300]}"
+def in_a_line(said: BaseException | str | None) -> str:
+    """For the terminal: an error, or what a stranger wrote."""
+    words = plain(" ".join(str(said).split()))[:300]
+    return words if isinstance(said, str) else f"{type(said).__name__}: {words}"
 
 
 class Engine:
@@ -158,7 +160,7 @@ class Engine:
             try:
                 self._loaded[weight] = Answerer.from_weight(weight.path, self.vision_model, self.device)
             except UserError as error:  # its sentence names files of this machine: for the terminal, not the page
-                log.warning("weights cannot be used: %s", _in_a_line(error))
+                log.warning("weights cannot be used: %s", in_a_line(error))
                 raise Refused("bad_weights") from error
         self._loaded.move_to_end(weight)
         return self._loaded[weight]

@@ -13,6 +13,7 @@ from model.inference.attention_map import heat_picture
 from scripts.demo.chat import Chat, Reply, Turn, conversation
 from scripts.demo.engine import Engine, Job
 from scripts.demo.limits import Refused
+from scripts.demo.remote import Remote
 from scripts.demo.text import translate
 
 POLL, POLL_WAITING = 0.08, 0.3  # seconds between two looks at jobs that run, or wait for their turn
@@ -111,7 +112,7 @@ def show_attention(reply: Reply, pictures: list[Image.Image], key: str) -> None:
     st.caption(text("hint"))
 
 
-def follow(engine: Engine, jobs: Sequence[tuple[Job, DeltaGenerator]]) -> None:
+def follow(engine: Engine | Remote, jobs: Sequence[tuple[Job, DeltaGenerator]]) -> None:
     """Show how far jobs are, each in its place, until they are over.
 
     A click interrupts this at any call of st; the next run of the page goes on from the jobs.

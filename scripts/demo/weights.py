@@ -21,6 +21,7 @@ STAGES = ("sft_vlm", "pretrain_vlm")  # in the order in which they are offered; 
 BEST = "_best"
 SHIPPED_TOWER = "emoji-clip"
 SHOWN_CHARACTERS = 60  # of what a file says of itself
+ENDINGS = (".safetensors", ".pth")  # of files; what a server's models are called may have dots anywhere
 SHOWN_PARTS = 3  # of a data file's path: quickstart/data/sft.jsonl
 
 
@@ -35,6 +36,7 @@ class Weight:
     val_loss: str = ""
     tower: str = ""
     resample: int = BICUBIC  # Pillow's number of the filter that makes a picture image_size large
+    server: str = ""  # the address of one that has these weights under the name `path`; "" for a file
 
     @property
     def square(self) -> tuple[int | None, int]:
@@ -133,7 +135,7 @@ def names(weights: Sequence[Weight], language: str) -> dict[Weight, str]:
 
     def kind(weight: Weight) -> str:
         if f"kind_{weight.stage}" not in TEXT:
-            return weight.path.stem
+            return weight.path.stem if weight.path.suffix in ENDINGS else weight.path.name
         known = translate(language, f"kind_{weight.stage}")
         return translate(language, "kind_best", kind=known) if weight.path.stem.endswith(BEST) else known
 
@@ -152,6 +154,8 @@ def names(weights: Sequence[Weight], language: str) -> dict[Weight, str]:
 
 def about(weight: Weight, language: str) -> list[str]:
     """What a file says of its training, in sentences of Markdown: its own words stand in code spans, so as text."""
+    if weight.server:
+        return [translate(language, "served", model=_code(str(weight.path)), server=_code(weight.server))]
     trained_on = translate(language, "trained_on", data=_code(weight.data))
     facts = [trained_on if weight.data else translate(language, "trained_unknown")]
     if weight.steps.isdecimal():
