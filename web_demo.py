@@ -6,8 +6,8 @@
 
 From a click to an answer: a button calls a method of the tab's Chat (scripts/demo/chat.py), which puts a job into the
 queue of the one Engine (scripts/demo/engine.py), or asks a server (scripts/demo/remote.py). Then Streamlit runs main()
-again, and scripts/demo/view.py shows the answer, while it grows and when it is there. What is let in stands in scripts/demo/limits.py, which weights are offered
-in scripts/demo/weights.py.
+again, and scripts/demo/view.py shows the answer, while it grows and when it is there. What is let in stands in
+scripts/demo/limits.py, which weights are offered in scripts/demo/weights.py.
 
 What people and models say is shown as plain text only: as Markdown it could fetch pictures from elsewhere. What people
 can mend is said in a sentence; errors go to the terminal, in a line.
