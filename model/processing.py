@@ -31,7 +31,7 @@ from model.tokenizer_files import load_tokenizer
 
 IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")
-CACHED_TEXTS = 65536
+CACHED_TEXTS, CACHED_LENGTH = 65536, 256  # characters; what strangers send to a server is not to fill its memory
 MAX_PIXELS = 25_000_000  # a picture of more is refused by its header, before it is decoded
 DRAFT_SIDE = 1024  # pixels; a JPEG of more than MAX_PIXELS is decoded at a half to an eighth of its size, not smaller
 MAX_SIDE, MAX_RATIO = 16384, 200  # pixels; the longer side to the shorter
@@ -237,13 +237,14 @@ class VLMProcessor:
         """Plain text to ids; what looks like a control token is spelt out as text, so nobody can type one."""
         if text in self._encoded:
             return self._encoded[text]
-        if len(self._encoded) >= CACHED_TEXTS:
-            self._encoded.clear()
         try:
             ids = self._ids(text, split_special_tokens=True)
         except (TypeError, UnicodeError):
             raise SampleError("its text holds half a surrogate pair, which is not Unicode: fix the encoding") from None
-        self._encoded[text] = ids
+        if len(text) <= CACHED_LENGTH:
+            if len(self._encoded) >= CACHED_TEXTS:
+                self._encoded.clear()
+            self._encoded[text] = ids
         return ids
 
     def control(self, text: str, first: bool = False) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """What the demo lets in: the limits that docs/demo.md lists, and the checks of pictures and settings."""
 
-import threading
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -9,19 +8,18 @@ from PIL import Image
 from model.config import BICUBIC
 from model.inference.answerer import Options
 from model.messages import UserError
-from model.processing import SampleError, open_picture
+from model.processing import SampleError
+from scripts.server.limits import Limits, decode_picture
 
-MAX_BYTES = 10 * 1024**2  # a picture, as maxUploadSize in .streamlit/config.toml; its pixels: model.processing
-MAX_PICTURES = 4  # a message
-MAX_PICTURES_IN_ALL = 8  # a conversation
+SERVED = Limits()  # what the server lets in, too
+MAX_BYTES = SERVED.picture_bytes  # as maxUploadSize in .streamlit/config.toml
+MAX_PICTURES, MAX_PICTURES_IN_ALL = SERVED.pictures, SERVED.pictures_in_all  # a message, a conversation
 MAX_CHARACTERS = 4000  # a message
-MAX_PROMPT_TOKENS = 4096
-MAX_NEW_TOKENS = 1024
-MAX_SECONDS = 120.0  # of the machine for an answer
+MAX_PROMPT_TOKENS, MAX_NEW_TOKENS = SERVED.prompt_tokens, SERVED.new_tokens
+MAX_SECONDS = SERVED.seconds  # of the machine for an answer
 MAX_SECONDS_UNSEEN = 10.0  # until an answer whose page is gone is given up
 MAX_WAITING = 8  # behind the one that is answered
 SHOWN_SIDE = 1024  # pixels that a picture keeps for being looked at
-_decoding = threading.BoundedSemaphore(2)  # pictures at a time: one may take 300 MB
 
 
 class Refused(UserError):
@@ -49,9 +47,7 @@ def read_upload(content: bytes, image_size: int, resample: int = BICUBIC) -> Pic
     if len(content) > MAX_BYTES:
         raise Refused("too_large")
     try:
-        picture = open_picture(BytesIO(content), decode=False)  # the header alone: a bomb waits for nobody's decoding
-        with _decoding:
-            return prepare_picture(open_picture(picture), image_size, resample)
+        return prepare_picture(decode_picture(content), image_size, resample)
     except SampleError as error:
         too_many = error.__cause__ is None or isinstance(error.__cause__, Image.DecompressionBombError)
         raise Refused("too_many_pixels" if too_many else "no_picture") from error

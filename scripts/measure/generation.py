@@ -140,7 +140,7 @@ def measure_generation(
 def _one_request(plain: PlainWay, engine: Answerer, seed: int, options: Options, exact: bool) -> dict[str, float]:
     """The same question both ways, and a second one about the same picture to the engine."""
     pictures = [picture_of_noise(seed)]
-    prompt = _prompt(engine, QUESTIONS[0], pictures)
+    prompt = make_prompt(engine, QUESTIONS[0], pictures)
     started, first = clocks(), prompt.image_mask.index(True)
     plain_tokens, times = plain.tokens(prompt.ids, prompt.pictures[0], first, options.max_new_tokens)
     figures = _speeds("plain", started, times)
@@ -151,12 +151,12 @@ def _one_request(plain: PlainWay, engine: Answerer, seed: int, options: Options,
         return False
 
     one_more = Options(options.max_new_tokens + 1)  # the engine does not ask after the last
-    answer = engine.stream(_prompt(engine, QUESTIONS[0], pictures), one_more, stopped=note_time)
+    answer = engine.stream(make_prompt(engine, QUESTIONS[0], pictures), one_more, stopped=note_time)
     figures |= _speeds("engine", started, times)
     if exact and list(answer.token_ids[:-1]) != plain_tokens:
         raise RuntimeError(f"the engine says {answer.token_ids[:8]}..., the plain way {plain_tokens[:8]}...")
     started, times = clocks(), []
-    engine.stream(_prompt(engine, QUESTIONS[1], pictures), Options(max_new_tokens=3), stopped=note_time)
+    engine.stream(make_prompt(engine, QUESTIONS[1], pictures), Options(max_new_tokens=3), stopped=note_time)
     return {"prompt_tokens": answer.prompt_tokens, **figures, **_speeds("second", started, times)}
 
 
@@ -180,7 +180,7 @@ def one_batch(engine: Answerer, options: Options, picture_of: Callable[[int], in
         for row in range(ROWS):
             seed = picture_of(row)
             pictures = [] if seed is None else [picture_of_noise(seed + 10**6 * turn)]
-            asked.append(_prompt(engine, f"{turn} {QUESTIONS[row % 2]} {row}", pictures))
+            asked.append(make_prompt(engine, f"{turn} {QUESTIONS[row % 2]} {row}", pictures))
         return asked
 
     started = clocks()
@@ -213,7 +213,7 @@ def picture_of_noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (224, 224, 3), dtype=np.uint8))
 
 
-def _prompt(engine: Answerer, question: str, pictures: Sequence[Image.Image]) -> Prompt:
+def make_prompt(engine: Answerer, question: str, pictures: Sequence[Image.Image]) -> Prompt:
     return engine.prompt([{"role": "user", "content": "<image>\n" * len(pictures) + question}], pictures)
 
 
