@@ -109,7 +109,11 @@ async def unless_gone(request: Request, work: Coroutine[None, None, Result]) -> 
 
 
 def model_object(service: Service) -> dict:
-    return {"id": service.settings.name, "object": "model", "created": service.started, "owned_by": "minimind-vlm"}
+    """As OpenAI's, and what a picture is made before the model sees it, so that clients can send it small."""
+    processor, known = service.answerer.processor, {"object": "model", "owned_by": "minimind-vlm"}
+    side = processor.image_size if service.answerer.reader.sees else None  # pixels; None: a decoder without eyes
+    looks = {"image_size": side, "resample": processor.resample}
+    return {"id": service.settings.name, "created": service.started, **known, **looks}
 
 
 async def models(request: Request) -> Response:
