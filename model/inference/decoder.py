@@ -154,8 +154,8 @@ class _Layer:
         turned = projected[:, :, :rotated_heads].float()
         if self.head_norms is not None:
             turned = F.rms_norm(turned, turned.shape[-1:], None, self.eps) * self.head_norms
-        pairs = turned.unflatten(-1, (-1, 2))
-        rotated = torch.view_as_real(torch.view_as_complex(pairs) * places.rotary).flatten(-2).to(x.dtype)
+        pairs = torch.view_as_complex(turned.view(rows, length, rotated_heads, -1, 2))
+        rotated = torch.view_as_real(pairs * places.rotary).view(turned.shape).to(x.dtype)
         states[0, :, :, places.new] = rotated[:, :, self.heads :].transpose(1, 2)
         states[1, :, :, places.new] = projected[:, :, rotated_heads:].transpose(1, 2)
         query, mask = rotated[:, :, : self.heads], places.mask

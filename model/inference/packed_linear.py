@@ -50,7 +50,7 @@ class Packed:
         if len(x) == 1 and self.float16 is not None:
             return torch.ops.quantized.linear_dynamic_fp16(x, self.float16)
         if len(x) == 1 and self.blocks is not None:
-            row = torch.matmul(x, self.blocks).view(1, -1)
+            row = torch.bmm(x.expand(len(self.blocks), 1, -1), self.blocks).view(1, -1)
             row = row if row.shape[1] == self.outputs else row[:, : self.outputs]  # a view takes time, too
             return row if self.row_bias is None else row + self.row_bias
         if self.packed is not None:

@@ -59,10 +59,15 @@ class Sampler:
 
 def sample_each(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:
     """logits [rows, vocabulary] -> tokens [rows], each row by a sampler of its own."""
-    tokens = logits.argmax(-1)
+    tokens, alike = logits.argmax(-1), {}
     for row, sampler in enumerate(samplers):
         if sampler.generator:
-            tokens[row] = sampler.sample(logits[row : row + 1])[0]
+            options = sampler.options
+            alike.setdefault((options.temperature, options.top_p, options.top_k), []).append(row)
+    for rows in alike.values():
+        likely = probabilities(logits[rows], samplers[rows[0]].options)
+        for row, one in zip(rows, likely, strict=True):
+            tokens[row] = torch.multinomial(one, 1, generator=samplers[row].generator)[0]
     return tokens
 
 

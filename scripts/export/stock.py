@@ -46,7 +46,7 @@ def stock_config(config: MiniMindConfig, vocab_size: int | None = None) -> PreTr
             "router_aux_loss_coef": config.router_aux_loss_coef,
         }  # fmt: skip
     if kind == "qwen2_moe":
-        settings |= {"qkv_bias": config.qkv_bias, "shared_expert_intermediate_size": config.shared_expert_size}
+        settings |= {"qkv_bias": True, "shared_expert_intermediate_size": config.shared_expert_size}
     stock = CONFIGS[kind](**settings)
     stock.architectures = [type(stock).__name__.replace("Config", "ForCausalLM")]
     return stock
@@ -100,6 +100,7 @@ def decoder_tensors(model: MiniMindForCausalLM) -> dict[str, torch.Tensor]:
     """
     named, config = {}, model.config
     lacks_gate = config.use_moe and config.shared_expert_size and not config.shared_expert_gate
+    lacks_bias = stock_kind(config) == "qwen2_moe" and not config.qkv_bias
     for name, value in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings or not name.startswith(("model.", "lm_head.")):
             continue
@@ -109,6 +110,9 @@ def decoder_tensors(model: MiniMindForCausalLM) -> dict[str, torch.Tensor]:
         named[name] = 2 * value if doubled else value
         if lacks_gate and name.endswith(".mlp.gate.weight"):
             named[name.replace(".gate.", ".shared_expert_gate.")] = torch.zeros(1, config.hidden_size)
+        # as in Qwen's own files: vLLM always has these biases, and without them adds whatever its memory held
+        if lacks_bias and name.endswith((".q_proj.weight", ".k_proj.weight", ".v_proj.weight")):
+            named[name.replace(".weight", ".bias")] = value.new_zeros(len(value))
     return named
 
 

@@ -1,8 +1,8 @@
-"""Ask a stock folder through vLLM on a CPU, in a Python that has it (requirements/vllm.txt) and nothing of ours.
+"""Ask stock folders through vLLM on a CPU, in a Python that has it (requirements/vllm.txt) and nothing of ours.
 
-    .venv-vllm/bin/python scripts/measure/ask_vllm.py FOLDER QUESTIONS ANSWERS
+    .venv-vllm/bin/python scripts/measure/ask_vllm.py ASKED ANSWERS
 
-QUESTIONS and ANSWERS are what scripts/measure/agreement.py writes and reads.
+ASKED and ANSWERS are what scripts/measure/apart.py writes and reads.
 """
 
 import importlib.util
@@ -37,26 +37,32 @@ def admit_torchvision() -> None:
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
-def main(folder: str, questions: str, answers: str) -> None:
+def main(asked: str, answers: str) -> None:
     os.environ.update(QUIET, VLLM_CACHE_ROOT=str(Path(answers).parent / "cache"))
     admit_torchvision()
-    from PIL import Image
-    from vllm import LLM, ModelRegistry, SamplingParams
+    from vllm import ModelRegistry
     from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 
     # known by its class: by its name vLLM would look at it in a process of its own, which cannot import torchvision
     ModelRegistry.register_model("LlavaForConditionalGeneration", LlavaForConditionalGeneration)
-    asked = json.loads(Path(questions).read_text(encoding="utf-8"))
+    job = json.loads(Path(asked).read_text(encoding="utf-8"))
+    texts = [ask(folder, questions, job["max_new_tokens"]) for folder, questions in job["folders"].items()]
+    Path(answers).write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+
+
+def ask(folder: str, questions: list[dict], max_new_tokens: int) -> list[str]:
+    from PIL import Image
+    from vllm import LLM, SamplingParams
+
     dtype = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["dtype"]
     engine = LLM(folder, dtype=dtype, max_model_len=2048, enforce_eager=True, limit_mm_per_prompt={"image": 4})
     tokenizer, prompts = engine.get_tokenizer(), []
-    for question in asked["questions"]:
+    for question in questions:
         text = tokenizer.apply_chat_template(question["messages"], add_generation_prompt=True, tokenize=False)
         pictures = [Image.open(path).convert("RGB") for path in question["pictures"]]
         prompts.append({"prompt": text, **({"multi_modal_data": {"image": pictures}} if pictures else {})})
-    outputs = engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=asked["max_new_tokens"]))
-    texts = [output.outputs[0].text for output in outputs]
-    Path(answers).write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+    outputs = engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=max_new_tokens))
+    return [output.outputs[0].text for output in outputs]
 
 
 if __name__ == "__main__":

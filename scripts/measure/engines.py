@@ -3,14 +3,15 @@
     python scripts/measure/engines.py --data held_out.jsonl --limit 240 \\
         ours=out/sft_vlm_192.safetensors transformers=out/llava llama.cpp=out/gguf llama.cpp=out/gguf_q8
 
-Each is an engine of ENGINES with what it loads; the first is the one that the others are compared with. With --keep
-FILE the answers are written there, and those that it holds are not asked for again: an engine that needs packages of
-other versions is asked in a venv of its own with the same file, and the table has both. Answers are the likeliest ones;
-`as it is` before a folder of llama.cpp's sends it pictures that nobody made square: `llama.cpp=as it is:out/gguf`.
+Each is an engine of ENGINES with what it loads; the first is the one that the others are compared with. mlx and vllm
+are asked in venvs of their own (scripts/measure/apart.py). With --keep FILE the answers are written there, and those
+that it holds are not asked for again. Answers are the likeliest ones; `as it is` before a folder of llama.cpp's sends
+it pictures that nobody made square: `llama.cpp=as it is:out/gguf`.
 """
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from dataset.exam.answering import BRIEF, answer_all
@@ -22,6 +23,7 @@ from model.inference.answerer import Answerer
 from model.messages import UserError
 from model.processing import content_parts
 from model.progress import progress_over
+from scripts.measure.apart import SCRIPTS, ask_apart
 
 AS_IT_IS = "as it is:"
 
@@ -70,6 +72,7 @@ ENGINES: dict[str, Callable[[str, Sequence[Question]], list[str]]] = {
     "ours": ask_ours,
     "transformers": ask_transformers,
     "llama.cpp": ask_llama_cpp,
+    **{name: partial(ask_apart, name) for name in SCRIPTS},
 }
 
 

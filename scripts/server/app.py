@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from model.messages import plain
 from scripts.server.door import CHAT, GONE, HEALTH, METRICS, MODELS, Door
@@ -56,11 +57,25 @@ async def chat(request: Request) -> Response:
         if not running.asked.stream:
             return JSONResponse(await unless_gone(request, completion(running)))
         await unless_gone(request, running.begun())
-    except ClientDisconnect:
+    except BaseException:
         running.gone = True
         raise
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx is to pass on every piece at once
-    return StreamingResponse(chunks(running), media_type="text/event-stream", headers=headers)
+    return Stream(running)
+
+
+class Stream(StreamingResponse):
+    """Whoever leaves it ends the answer, also before its first event."""
+
+    def __init__(self, running: Running):
+        self.running = running
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx is to pass on every piece at once
+        super().__init__(chunks(running), media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.running.gone = True
 
 
 async def ask(request: Request, service: Service, arrived: float) -> Running:
@@ -109,11 +124,11 @@ async def unless_gone(request: Request, work: Coroutine[None, None, Result]) -> 
 
 
 def model_object(service: Service) -> dict:
-    """As OpenAI's, and what a picture is made before the model sees it, so that clients can send it small."""
-    processor, known = service.answerer.processor, {"object": "model", "owned_by": "minimind-vlm"}
-    side = processor.image_size if service.answerer.reader.sees else None  # pixels; None: a decoder without eyes
-    looks = {"image_size": side, "resample": processor.resample}
-    return {"id": service.settings.name, "created": service.started, **known, **looks}
+    """image_size and resample, which OpenAI has not: pixels a side that the model sees, null without eyes, and Pillow's
+    number of the filter that makes a picture so large."""
+    processor, sees = service.answerer.processor, service.answerer.reader.sees
+    return {"id": service.settings.name, "object": "model", "created": service.started, "owned_by": "minimind-vlm",
+            "image_size": processor.image_size if sees else None, "resample": processor.resample}  # fmt: skip
 
 
 async def models(request: Request) -> Response:

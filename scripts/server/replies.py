@@ -28,7 +28,7 @@ async def completion(running: Running) -> dict:
 
 
 async def chunks(running: Running) -> AsyncIterator[str]:
-    """Server-sent events. What goes wrong on the way is the last of them; whoever leaves ends the answer."""
+    """Server-sent events. What goes wrong on the way is the last of them."""
     same = head(running, "chat.completion.chunk")
     with_logprobs, with_usage = running.asked.options.logprobs is not None, running.asked.include_usage
     if with_usage:
@@ -39,22 +39,19 @@ async def chunks(running: Running) -> AsyncIterator[str]:
         choice["logprobs"] = logprobs_object(logprobs) if with_logprobs and logprobs is not None else None
         return event({**same, "choices": [choice]})
 
+    yield chunk({"role": "assistant", "content": ""})
+    async for piece in running.pieces():
+        if piece:
+            yield chunk({"content": piece}, getattr(piece, "logprobs", ()))
     try:
-        yield chunk({"role": "assistant", "content": ""})
-        async for piece in running.pieces():
-            if piece:
-                yield chunk({"content": piece}, getattr(piece, "logprobs", ()))
-        try:
-            answer = running.answer()
-        except Refused as error:
-            yield event({"error": error_object(error)})
-            return
-        yield chunk({}, finish_reason=FINISH[answer.ending])
-        if with_usage:
-            yield event({**same, "choices": [], "usage": usage(answer)})
-        yield "data: [DONE]\n\n"
-    finally:
-        running.gone = True
+        answer = running.answer()
+    except Refused as error:
+        yield event({"error": error_object(error)})
+        return
+    yield chunk({}, finish_reason=FINISH[answer.ending])
+    if with_usage:
+        yield event({**same, "choices": [], "usage": usage(answer)})
+    yield "data: [DONE]\n\n"
 
 
 def head(running: Running, kind: str) -> dict:

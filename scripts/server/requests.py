@@ -22,8 +22,6 @@ NOT_DONE: dict[str, tuple] = {
     "response_format": ({"type": "text"},), "tool_choice": ("none", "auto"), "tools": ([],), "verbosity": (),
     "web_search_options": (),
 }  # fmt: skip
-
-
 WISHES = {  # in our words, by pydantic's kinds of errors
     "bool_type": "true or false", "dict_type": "an object", "float_type": "a number", "int_type": "a whole number",
     "list_type": "a list", "model_type": "an object", "string_type": "a text", "too_long": "{max_length} at most",

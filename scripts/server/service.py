@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -82,9 +83,8 @@ class Service:
         options = request.options(self.limits)
         conversation = read_conversation(request.messages, self.limits, self.settings.keep_order)
         if conversation.pictures and not self.answerer.reader.sees:
-            raise Refused(
-                "is a picture, and this model is a decoder without eyes: ask without", conversation.pictures[0][1]
-            )
+            where = conversation.pictures[0][1]
+            raise Refused("is a picture, and this model is a decoder without eyes: ask without", where)
         square = self.answerer.processor.square
         pictures = [
             square(read_picture(url, where, self.limits, self.settings.hosts)) for url, where in conversation.pictures
@@ -93,16 +93,11 @@ class Service:
         return Asked(conversation.messages, pictures, options, bool(request.stream), usage)
 
     def busy(self) -> Refused:
-        return Refused(
-            f"too many are asking, {self.limits.waiting} wait already: ask again soon", status=429, headers=RETRY
-        )
+        message = f"too many are asking, {self.limits.waiting} wait already: ask again soon"
+        return Refused(message, status=429, headers=RETRY)
 
     def unavailable(self) -> Refused:
-        why = (
-            "is being stopped: ask another, or again soon"
-            if self.stopping
-            else "answers no more: it must be started anew"
-        )
+        why = "is being stopped: ask again soon" if self.stopping else "answers no more: it must be started anew"
         return Refused(f"this server {why}", status=503, headers=RETRY)
 
     def stop(self, seconds: float) -> None:
@@ -178,7 +173,8 @@ class Running:
         return prompt
 
     def _tell(self, piece: str | None) -> None:
-        self._loop.call_soon_threadsafe(self._events.put_nowait, piece)
+        with suppress(RuntimeError):  # the loop has ended, and nobody listens
+            self._loop.call_soon_threadsafe(self._events.put_nowait, piece)
 
     def _late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline

@@ -1,6 +1,6 @@
 """Folders for other engines, and whether they say what ours says: what tests/engines asks of each of them."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from model.messages import UserError
 from model.model_vlm import MiniMindVLM
 from model.tokenizer_files import load_tokenizer
 from scripts.export.formats import Source, export_llava
-from scripts.measure.agreement import ENGINES, ask
+from scripts.measure.apart import ask_folders, python_of
 
 NEW_TOKENS = 12
 NO_CHARACTER = "\ufffd"  # for bytes that are none: some engines write it, some leave it out
@@ -29,34 +29,44 @@ CONTENTS = {
 def require(name: str) -> None:
     """Skip the module, in one line that says what would install the engine, where it is not there."""
     try:
-        ENGINES[name].python  # noqa: B018
+        python_of(name)
     except UserError as error:
         pytest.skip(str(error), allow_module_level=True)
 
 
-def disagreements(
-    name: str, model: MiniMindVLM, folder: Path, contents: Iterable[str] = tuple(CONTENTS)
-) -> dict[str, tuple[str, str]]:
-    """What our engine says and what the other does, of the folder that is written for it, where these are not the same.
+def disagreements(name: str, models: Mapping[str, MiniMindVLM], folder: Path) -> dict[str, tuple[str, str]]:
+    """What ours says and what the engine says, of folders that are written for it, where that is not the same.
 
     Raises:
-        UserError: the engine does not read the folder.
+        UserError: the engine does not read one of them.
     """
-    exported = folder / "llava"
-    exported.mkdir(parents=True)
-    export_llava(Source(model, load_tokenizer(), "tiny", engine=name), exported)
-    answerer = Answerer(model)
-    questions, ours = [], []
-    for number, content in enumerate(map(CONTENTS.get, contents)):
-        pictures = [make_picture(10 * number + k, size=40) for k in range(content.count(PICTURE))]
+    folders, ours = {}, {}
+    for kind, model in models.items():
+        exported = folder / kind / "llava"
+        exported.mkdir(parents=True)
+        export_llava(Source(model, load_tokenizer(), "tiny", engine=name), exported)
+        folders[exported], said = asked_of(model, folder / kind)
+        assert len(set(said)) == len(said), f"{kind} says the same to two questions, which shows nothing"
+        ours |= {f"{kind}: {content}": text for content, text in zip(CONTENTS, said, strict=True)}
+    theirs = [text for texts in ask_folders(name, folders, NEW_TOKENS) for text in texts]
+    pairs = {asked: _whole(ours[asked], text) for asked, text in zip(ours, theirs, strict=True)}
+    return {asked: pair for asked, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def asked_of(model: MiniMindVLM, folder: Path) -> tuple[list[dict], list[str]]:
+    """Every content of CONTENTS, with pictures that are written into the folder, and what our engine says to it."""
+    answerer, questions, said = Answerer(model), [], []
+    for number, content in enumerate(CONTENTS.values()):
+        # of the size that the tower sees: vLLM scales with torchvision, whose pixels differ in the last of 256 steps
+        pictures = [make_picture(10 * number + k) for k in range(content.count(PICTURE))]
         paths = [folder / f"{number}_{k}.png" for k in range(len(pictures))]
         for picture, path in zip(pictures, paths, strict=True):
             picture.save(path)
         messages = [{"role": "user", "content": content}]
         questions.append({"messages": messages, "pictures": list(map(str, paths))})
-        prompt = answerer.prompt(messages, pictures)
-        ours.append(answerer.stream(prompt, Options(max_new_tokens=NEW_TOKENS)).text)
-    assert len(set(ours)) == len(ours), "a model that says the same to everything shows nothing"
-    theirs = ask(ENGINES[name], exported, questions, NEW_TOKENS)
-    pairs = [tuple(text.replace(NO_CHARACTER, "") for text in pair) for pair in zip(ours, theirs, strict=True)]
-    return {asked: pair for asked, pair in zip(contents, pairs, strict=True) if pair[0] != pair[1]}
+        said.append(answerer.stream(answerer.prompt(messages, pictures), Options(max_new_tokens=NEW_TOKENS)).text)
+    return questions, said
+
+
+def _whole(*texts: str) -> tuple[str, ...]:
+    return tuple(text.replace(NO_CHARACTER, "") for text in texts)

@@ -318,6 +318,23 @@ def test_an_error_in_a_step_ends_all_rows_and_not_the_worker(answerer, make_batc
     assert told(waiting.result(SOON)) == told(answerer.stream(prompt, SHORT))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_worker_that_is_gone(answerer, batcher):
+    """Nothing that is an Exception ends it; what does leaves no future open."""
+    prompt, gate = ask(answerer, "what is it?"), Gate(batcher)
+
+    def leave(text: str) -> None:
+        raise SystemExit
+
+    futures = [batcher.submit(prompt, LONG, leave), *(batcher.submit(prompt, LONG) for _ in range(30))]
+    gate.open()
+    for future in futures:
+        with pytest.raises(Closed, match="the thread that answers has ended"):
+            future.result(SOON)
+    with pytest.raises(Closed):
+        batcher.submit(prompt, SHORT)
+
+
 # the end
 
 

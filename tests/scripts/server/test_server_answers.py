@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from helpers.models import SIZES, enliven, make_decoder
+from helpers.models import IMAGE_SIZE, SIZES, enliven, make_decoder
 from helpers.serving import as_part, question, serving, slow_steps, wait_until
 from model.inference.answerer import Answer, Answerer, Options, assistant_turn, user_turn
 from model.weights import build_vlm
@@ -164,7 +164,8 @@ def test_a_stream_that_would_be_refused_is_refused_before_it_begins(served):
 
 def test_the_model_is_named(served):
     assert [model["id"] for model in served.get("/v1/models").content["data"]] == ["tiny"]
-    assert served.get("/v1/models/tiny").content["id"] == "tiny" and served.get("/v1/models/big").status == 404
+    tiny = served.get("/v1/models/tiny").content
+    assert (tiny["id"], tiny["image_size"], tiny["resample"]) == ("tiny", IMAGE_SIZE, 3) and served.get("/v1/models/big").status == 404
     assert served.ask("x", max_tokens=1, model="tiny").status == 200
     reply = served.ask("x", model="gpt-9")
     assert (reply.status, reply.error) == (404, "model is 'gpt-9': this server has 'tiny'")
@@ -196,6 +197,7 @@ def test_health_says_ok(served):
 
 def test_a_model_without_eyes_says_so(picture):
     with serving(Answerer(make_decoder())) as served:
+        assert served.get("/v1/models/tiny").content["image_size"] is None
         assert served.ask("hello", max_tokens=3).status == 200
         reply = served.ask("hello", as_part(picture(1)))
         assert reply.status == 400 and reply.error.startswith(
