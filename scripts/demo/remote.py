@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
+from model.config import BICUBIC
 from model.inference.answerer import Answer, Interrupted, Options
 from model.messages import UserError
 from scripts.demo import limits
@@ -241,4 +242,5 @@ def _as_weight(model: dict, address: str) -> Weight:
     name, side = model["id"], model.get("image_size", SIDE)
     if not Path(name).name or side is not None and not 0 < side <= limits.SHOWN_SIDE:
         raise ValueError(f"a model has the name {name!r} and sees squares of {side} pixels")
-    return Weight(Path(name), 0, "", side, server=address)
+    resample = Image.Resampling(model.get("resample", BICUBIC))
+    return Weight(Path(name), 0, "", side, resample=int(resample), server=address)

@@ -124,10 +124,11 @@ async def unless_gone(request: Request, work: Coroutine[None, None, Result]) -> 
 
 
 def model_object(service: Service) -> dict:
-    """image_size, which OpenAI has not: pixels a side that the model sees; null without eyes."""
-    side = service.answerer.processor.image_size if service.answerer.reader.sees else None
+    """image_size and resample, which OpenAI has not: pixels a side that the model sees, null without eyes, and Pillow's
+    number of the filter that makes a picture so large."""
+    processor, sees = service.answerer.processor, service.answerer.reader.sees
     return {"id": service.settings.name, "object": "model", "created": service.started, "owned_by": "minimind-vlm",
-            "image_size": side}  # fmt: skip
+            "image_size": processor.image_size if sees else None, "resample": processor.resample}  # fmt: skip
 
 
 async def models(request: Request) -> Response:

@@ -22,7 +22,7 @@ from scripts.demo.remote import KEY, Remote
 from scripts.demo.text import TEXT
 from scripts.demo.weights import about, names
 
-MODELS = {"data": [{"id": "sft_vlm_192", "object": "model"}, {"id": "org/Qwen2.5-VL", "image_size": 32}]}
+MODELS = {"data": [{"id": "sft_vlm_192", "object": "model"}, {"id": "org/Qwen2.5-VL", "image_size": 32, "resample": 2}]}
 USAGE = {"choices": [], "usage": {"prompt_tokens": 213, "completion_tokens": 3, "total_tokens": 216}}
 
 
@@ -145,7 +145,7 @@ def test_the_key_comes_from_the_environment(stand_in, monkeypatch):
 def test_models_are_named_as_the_server_names_them(stand_in):
     models = Remote(stand_in.address + "/v1/").models()
     assert list(names(models, "en").values()) == ["sft_vlm_192", "Qwen2.5-VL · org"]
-    assert [model.image_size for model in models] == [224, 32]
+    assert [model.square for model in models] == [(224, 3), (32, 2)]
     assert about(models[1], "en") == [f"`org/Qwen2.5-VL` answers at `{stand_in.address}`"]
 
 
@@ -226,7 +226,8 @@ def test_a_server_that_is_gone_is_unreachable(stand_in):
 
 
 @pytest.mark.parametrize("models", ["nonsense", "[]", '{"data": [{}]}', '{"data": [{"id": ""}]}', '{"data": 1}',
-                                    '{"data": [{"id": "m", "image_size": 1000000}]}'])  # fmt: skip
+                                    '{"data": [{"id": "m", "image_size": 1000000}]}',
+                                    '{"data": [{"id": "m", "resample": 77}]}'])  # fmt: skip
 def test_a_list_that_is_none_is_refused(stand_in, models):
     stand_in.models = models
     with pytest.raises(Refused, match="server_refused"):

@@ -165,7 +165,8 @@ def test_a_stream_that_would_be_refused_is_refused_before_it_begins(served):
 def test_the_model_is_named(served):
     assert [model["id"] for model in served.get("/v1/models").content["data"]] == ["tiny"]
     tiny = served.get("/v1/models/tiny").content
-    assert (tiny["id"], tiny["image_size"]) == ("tiny", IMAGE_SIZE) and served.get("/v1/models/big").status == 404
+    assert (tiny["id"], tiny["image_size"], tiny["resample"]) == ("tiny", IMAGE_SIZE, 3)
+    assert served.get("/v1/models/big").status == 404
     assert served.ask("x", max_tokens=1, model="tiny").status == 200
     reply = served.ask("x", model="gpt-9")
     assert (reply.status, reply.error) == (404, "model is 'gpt-9': this server has 'tiny'")
