@@ -53,10 +53,8 @@ class Server(uvicorn.Server):
         self.service.stop(self.stop_seconds)
 
     async def on_tick(self, counter: int) -> bool:
-        if self.service.stopping and not self.service.active:
+        if self.service.stopping and not self.service.active or time.monotonic() >= self._ends:
             self.should_exit = True
-        if time.monotonic() >= self._ends:
-            self.should_exit = self.force_exit = True
         return await super().on_tick(counter)
 
 
@@ -135,7 +133,7 @@ def main() -> None:
     logging.getLogger("serve").setLevel(logging.INFO)
     config = uvicorn.Config(
         build_app(service), log_config=None, access_log=False, ws="none", server_header=False, proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE,
+        timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=1,
     )  # fmt: skip
     host, port = bound.getsockname()[:2]
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

@@ -33,6 +33,10 @@ class Door:
         self.service.active += 1
         try:
             await (error_reply(refusal) if refusal else self.app)(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:  # the server has waited long enough, and ends
+            if exchange.status == GONE:
+                exchange.status = 503
+                await error_reply(self.service.unavailable())(scope, receive, send)
         except Exception:
             exchange.status = 500  # said further out
             raise

@@ -270,7 +270,7 @@ def main() -> None:
                 for kind in BARS:
                     figures[f"throughput, {kind}"] = speeds(server, kind, 16, options.repetitions)
                 for kind in BARS:
-                    figures[f"first token, {kind}"] = first_tokens(server, kind, 8, 16)
+                    figures[f"first token, {kind}"] = first_tokens(server, kind, 8, 10)
     print("\n".join(["| figure | value |", "|---|---|", *table(figures)]))
     print(json.dumps(figures))
     if options.json:

@@ -107,7 +107,9 @@ def as_part(picture: Image.Image | bytes, kind: str = "PNG") -> dict:
 @contextmanager
 def serving(answerer: Answerer, stop_seconds: float = 5.0, **settings: object) -> Iterator[Served]:
     service = Service(answerer, Settings(**{"name": "tiny", **settings}))
-    config = uvicorn.Config(build_app(service), log_config=None, access_log=False, ws="none")
+    config = uvicorn.Config(
+        build_app(service), log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=1
+    )
     server, listening = Server(config, service, stop_seconds), socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -115,7 +117,7 @@ def serving(answerer: Answerer, stop_seconds: float = 5.0, **settings: object) -
         wait_until(lambda: server.started)
         yield Served(listening.getsockname()[1], service, server)
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(PATIENCE)
         service.batcher.close(0.0)
     assert not thread.is_alive()

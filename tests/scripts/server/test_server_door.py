@@ -14,6 +14,7 @@ from helpers.models import SIZES, enliven
 from helpers.serving import CHAT, as_part, question, reply_of, serving, wait_until
 from model.inference.answerer import Answerer
 from model.weights import build_vlm
+from scripts import serve
 from scripts.server.limits import MEGABYTE, Limits
 
 SMALL = Limits(body_bytes=MEGABYTE, picture_bytes=100_000, body_seconds=0.3, bodies_bytes=3 * MEGABYTE // 2)
@@ -142,6 +143,16 @@ def test_all_bodies_together_have_a_limit(served):
         for line in lines:
             line.close()
     wait_until(lambda: not served.service.held_bytes)
+
+
+def test_a_body_that_does_not_come_holds_no_server_that_is_to_end(answerer, monkeypatch, caplog):
+    monkeypatch.setattr(serve, "GRACE", 0.1)
+    with serving(answerer, stop_seconds=0.0) as served, served.send_head(100) as line:
+        line.sendall(b'{"messages": ')
+        wait_until(lambda: served.service.active)
+        served.server.handle_exit(15, None)
+        assert line.recv(4096).startswith(b"HTTP/1.1 503")
+    assert "Traceback" not in caplog.text
 
 
 def bomb() -> bytes:
