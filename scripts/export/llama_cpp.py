@@ -32,7 +32,9 @@ class Reply:
     """An answer, and llama.cpp's own measure of what it took."""
 
     text: str
-    token_ids: tuple[int, ...]  # with the one that ended the turn; none where no logprobs were asked for
+    # With the one that ended the turn. None where no logprobs were asked for, or one was not told: llama.cpp keeps back
+    # those of tokens that end within a character.
+    token_ids: tuple[int, ...]
     first: dict[int, float]  # log probabilities of the likeliest first tokens, as many as were asked for
     prompt_tokens: int
     read_tokens: int  # of these, what was not remembered from a prompt before
@@ -173,6 +175,8 @@ def _squares(path: Path) -> tuple[int, Image.Resampling]:
 def _reply(said: dict) -> Reply:
     (choice,), timings = said["choices"], said["timings"]
     tokens = (choice.get("logprobs") or {}).get("content") or []
+    if len(tokens) != timings["predicted_n"]:
+        tokens = []
     return Reply(
         text=choice["message"]["content"],
         token_ids=tuple(token["id"] for token in tokens),
