@@ -11,10 +11,11 @@ import base64
 import io
 import json
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from PIL import Image
 
@@ -129,7 +130,7 @@ class LlamaCpp:
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)["tokens"]
 
-    def _parts(self, content: str | list, pictures) -> str | list[dict]:
+    def _parts(self, content: str | list, pictures: Iterator[Image.Image]) -> str | list[dict]:
         parts = content_parts(content)
         if all(kind == "text" for kind, _ in parts):
             return "".join(text for _, text in parts)
@@ -153,7 +154,7 @@ def data_url(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def need_xllamacpp():
+def need_xllamacpp() -> ModuleType:
     """The package. Raises UserError where it is not installed."""
     try:
         import xllamacpp
