@@ -16,7 +16,7 @@ from scripts.hub.clients import REPO_ID, SOURCES, HubError, LocalError, Reposito
 # What belongs to a model's folder: weights that cannot run code, configurations, the model's own code, its card
 WEIGHTS = (".safetensors", ".gguf", ".onnx")
 ALLOWED_SUFFIXES = {*WEIGHTS, ".json", ".jinja", ".py", ".md", ".txt", ".png", ".jpg"}
-ALLOWED_NAMES = {"LICENSE", "NOTICE", ".gitattributes"}
+ALLOWED_NAMES = {"LICENSE", "NOTICE", "Modelfile", ".gitattributes"}
 TEXT_SUFFIXES = {".json", ".jinja", ".py", ".md", ".txt", ""}
 SAFE_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 SECRETS = {

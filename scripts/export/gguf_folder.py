@@ -40,6 +40,9 @@ llama-server -m model.gguf{mmproj} --jinja        # an OpenAI API and a page for
 ollama create {name} -f Modelfile && ollama run {name}
 ```
 """
+ASK_AT_ONCE = (
+    "llama-mtmd-cli -m model.gguf --mmproj mmproj.gguf --jinja --temp 0 --image square.png -p $'\\nWhat is it?'"
+)
 SQUARES = """
 `PICTURE` is an address like `data:image/png;base64,...`. **Make pictures square before, by squeezing them**: the model
 learnt from whole pictures squeezed to {side} x {side} pixels, and llama.cpp pads what is not square. Put the picture
@@ -53,7 +56,8 @@ def export_gguf(source: Source, folder: Path) -> Exported:
     Raises:
         UserError: a package is missing, or llama.cpp would compute something else.
     """
-    need_gguf(), need_xllamacpp()
+    for need in (need_gguf, need_xllamacpp):
+        need()
     model, config = source.model, source.model.config
     kind = architecture(config)
     if source.sees:
@@ -92,8 +96,7 @@ def _how_to_run(source: Source) -> str:
     config = source.model.config
     if not isinstance(config, VLMConfig):
         return COMMANDS.format(mmproj="", command='llama-cli -m model.gguf --jinja -p "Hello"', name=source.name)
-    command = 'llama-mtmd-cli -m model.gguf --mmproj mmproj.gguf --jinja --image square.png -p "What is it?" --temp 0'
-    text = COMMANDS.format(mmproj=" --mmproj mmproj.gguf", command=command, name=source.name)
+    text = COMMANDS.format(mmproj=" --mmproj mmproj.gguf", command=ASK_AT_ONCE, name=source.name)
     return text + SQUARES.format(side=config.image_size)
 
 

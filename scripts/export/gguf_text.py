@@ -54,7 +54,7 @@ def architecture(config: MiniMindConfig) -> str:
                 lacks.append(
                     f"a shared expert of {config.shared_expert_size}, no multiple of {config.intermediate_size}"
                 )
-    if config.rope_parameters["rope_type"] == "llama3" and found not in TURNS_PAIRS:
+    if config.rope_parameters["rope_type"] == "llama3" and found != "llama":
         lacks.append("Llama 3's RoPE")
     if lacks:
         raise UserError(f"--to gguf: llama.cpp's {found} has no {' and no '.join(lacks)}: --to llm takes this decoder")

@@ -62,11 +62,11 @@ def way_of_splitting(content: dict) -> tuple[str, set[str]]:
         UserError: a way that is not in SPLITS.
     """
     steps = _steps(content["pre_tokenizer"])
-    apart = set()
-    while steps and _character_apart(steps[0]):
-        apart.add(steps.pop(0)["pattern"].popitem()[1])
+    first = next((number for number, step in enumerate(steps) if not _character_apart(step)), len(steps))
+    apart = {text for step in steps[:first] for text in step["pattern"].values()}
     for name, wanted in SPLITS.items():
-        if len(steps) == len(wanted) and all(wish.items() <= step.items() for step, wish in zip(steps, wanted)):  # noqa: B905
+        pairs = zip(wanted, steps[first:], strict=False)
+        if len(steps) - first == len(wanted) and all(wish.items() <= step.items() for wish, step in pairs):
             return name, apart
     raise UserError(
         f"--to gguf: the tokenizer splits texts in a way that has no name here ({json.dumps(steps)[:300]}): known are "
@@ -85,7 +85,7 @@ def _character_apart(step: dict) -> bool:
     if step["type"] != "Split" or step["behavior"] != "Isolated" or step["invert"]:
         return False
     (text,) = step["pattern"].values()
-    return len(text) == 1 and (text.isalnum() or text in "@#%&=_~")  # of no other meaning in a pattern
+    return len(text) == 1 and text.isascii() and (text.isalnum() or text in "@#%&=_~")  # means itself in a pattern
 
 
 def _tokens(content: dict, vocab_size: int, apart: set[str]) -> tuple[list[str], list[int]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ TYPES = {"float32": ("F32", "ALL_F32"), "float16": ("F16", "MOSTLY_F16"), "bfloa
 ALWAYS_F32 = ("ffn_gate_inp", "v.patch_embd", "v.position_embd", "v.class_embd", "mm.", "rope_freqs")
 
 
-def need_gguf() -> Any:
+def need_gguf() -> ModuleType:
     """The package `gguf`. Raises UserError where it is not installed."""
     try:
         import gguf
@@ -65,7 +66,7 @@ def as_written(name: str, array: np.ndarray, dtype: str) -> tuple[np.ndarray, An
     gguf = need_gguf()
     kinds = gguf.GGMLQuantizationType
     kind = kinds[TYPES[dtype][0]]
-    if array.ndim < 2 or name.startswith(ALWAYS_F32) or any(part in name for part in ALWAYS_F32[:1]):
+    if array.ndim < 2 or any(part in name for part in ALWAYS_F32):
         kind = kinds.F32
     elif kind == kinds.Q8_0 and array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
         kind = kinds.F16

@@ -11,10 +11,11 @@ import base64
 import io
 import json
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from PIL import Image
 
@@ -32,7 +33,9 @@ class Reply:
     """An answer, and llama.cpp's own measure of what it took."""
 
     text: str
-    token_ids: tuple[int, ...]  # with the one that ended the turn; none where no logprobs were asked for
+    # With the one that ended the turn. None where no logprobs were asked for, or one was not told: llama.cpp keeps back
+    # those of tokens that end within a character.
+    token_ids: tuple[int, ...]
     first: dict[int, float]  # log probabilities of the likeliest first tokens, as many as were asked for
     prompt_tokens: int
     read_tokens: int  # of these, what was not remembered from a prompt before
@@ -127,7 +130,7 @@ class LlamaCpp:
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)["tokens"]
 
-    def _parts(self, content: str | list, pictures) -> str | list[dict]:
+    def _parts(self, content: str | list, pictures: Iterator[Image.Image]) -> str | list[dict]:
         parts = content_parts(content)
         if all(kind == "text" for kind, _ in parts):
             return "".join(text for _, text in parts)
@@ -151,7 +154,7 @@ def data_url(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def need_xllamacpp():
+def need_xllamacpp() -> ModuleType:
     """The package. Raises UserError where it is not installed."""
     try:
         import xllamacpp
@@ -173,6 +176,8 @@ def _squares(path: Path) -> tuple[int, Image.Resampling]:
 def _reply(said: dict) -> Reply:
     (choice,), timings = said["choices"], said["timings"]
     tokens = (choice.get("logprobs") or {}).get("content") or []
+    if len(tokens) != timings["predicted_n"]:
+        tokens = []
     return Reply(
         text=choice["message"]["content"],
         token_ids=tuple(token["id"] for token in tokens),

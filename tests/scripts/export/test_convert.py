@@ -58,7 +58,7 @@ def options_of(weight, format_name: str, output, *further: object):
     return parse_arguments(["--weight", str(weight), "--to", format_name, "--output", str(output), *map(str, further)])
 
 
-@pytest.mark.parametrize("format_name", sorted(FORMATS.keys() - {"minimind3v", "onnx"}))
+@pytest.mark.parametrize("format_name", sorted(FORMATS.keys() - {"minimind3v", "gguf", "onnx"}))
 def test_whole_conversion_with_its_proof(weight, format_name, tmp_path, monkeypatch):
     if format_name in ("llm", "minimind"):  # two fresh processes are enough: each costs seconds
         prove_here(monkeypatch)
