@@ -3,8 +3,9 @@ FROM python:3.11-slim
 WORKDIR /app
 ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 HF_HUB_OFFLINE=1
 COPY requirements.txt ./
-# torch as the lock says, from its own index, where it comes without a GPU's libraries; then the rest but the project
-RUN PIP_INDEX_URL=https://download.pytorch.org/whl/cpu pip install "$(grep ^torch== requirements.txt)"
+# torch as the lock says, from an index that has it without a GPU's libraries; then the rest but the project
+ARG TORCH_INDEX
+RUN ${TORCH_INDEX:+env PIP_INDEX_URL=$TORCH_INDEX} pip install "$(grep ^torch== requirements.txt)"
 RUN grep -v '^-e' requirements.txt > locked.txt && pip install -r locked.txt
 COPY . .
 RUN useradd --create-home --uid 10001 minimind
