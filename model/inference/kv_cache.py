@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 STEP = 256  # positions by which a cache grows
+SLACK = 64  # positions before the first, for rows that are a little longer than those that are there
+ROWS = 16  # that a cache of several has room for at least
 
 
 class KVCache:
@@ -17,11 +19,11 @@ class KVCache:
 
     All rows end at the same position, so that a step writes one column; shorter ones have padding before them. Rows
     that join or leave are copied alone, and as the longest leaves the others' padding is only no longer looked at.
-    What lies in a row's padding is always finite: it is masked, but 0 * NaN would be NaN.
+    What lies in a row's padding, and beyond the last position, is always finite: it is masked, but 0 * NaN is NaN.
     """
 
     def __init__(self, storage: torch.Tensor, length: int = 0):
-        """storage: zeros [layers, 2, rows, key/value heads, positions, head_dim]; length: positions filled."""
+        """storage: [layers, 2, rows, key/value heads, positions, head_dim], zeros; length: positions filled."""
         self.storage, self.begin, self.length = storage, 0, length
         self.graph: Any = None  # the StepGraph over `states`, on a GPU
         self._set_paddings([0] * storage.shape[2])
@@ -37,7 +39,7 @@ class KVCache:
 
     def make_room(self, length: int) -> None:
         if length > self.states.shape[-2]:
-            self._move(len(self.paddings), 0, length)
+            self._move(self.storage.shape[2], 0, length)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all rows but these; they stand in this order then, and may be named twice."""
@@ -56,19 +58,21 @@ class KVCache:
         longer = max(0, other.length - self.length)
         room = self.storage.shape[2]
         if longer > self.begin or rows > room:
-            self._move(room if rows <= room else max(rows, 2 * own), longer, self.length)
+            self._move(room if rows <= room else max(rows, 2 * own, ROWS), longer, self.length)
         self.begin, self.length = self.begin - longer, self.length + longer
         shorter, end = self.length - other.length, self.begin + self.length
-        self.storage[:, :, own:rows, :, : self.begin + shorter] = 0
+        self.storage[:, :, own:rows] = 0
         self.storage[:, :, own:rows, :, self.begin + shorter : end] = other.filled
         self._set_paddings([n + longer for n in self.paddings] + [n + shorter for n in other.paddings])
 
-    def _move(self, rows: int, before: int, length: int) -> None:
-        """To storage with room for so many rows, for positions before the first, and for `length` and STEP from it."""
+    def _move(self, rows: int, longer: int, length: int) -> None:
+        """To storage for so many rows, for `longer` more positions before the first, for `length` from it, and more."""
         layers, pair, _, heads, _, size = self.storage.shape
-        storage = self.storage.new_zeros(layers, pair, rows, heads, before + length + STEP, size)
-        storage[:, :, : len(self.paddings), :, before : before + self.length] = self.filled
-        self.storage, self.begin = storage, before
+        own, begin = len(self.paddings), longer + SLACK
+        storage = self.storage.new_empty(layers, pair, rows, heads, begin + length + STEP, size)
+        storage[:, :, :own] = 0  # a place that no row has had yet costs nothing
+        storage[:, :, :own, :, begin : begin + self.length] = self.filled
+        self.storage, self.begin = storage, begin
         self._set_paddings(self.paddings)
 
     def _set_paddings(self, paddings: list[int]) -> None:
