@@ -7,6 +7,7 @@ most. Pictures and beginnings that one prompt read are remembered for the next: 
 wait passes the tower once.
 """
 
+import atexit
 import threading
 import time
 from collections import deque
@@ -57,6 +58,7 @@ class Batcher:
         self._ends: float | None = None  # when what still runs is stopped, once `close` was called
         self._worker = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._worker.start()
+        atexit.register(self.close, 0.0)  # a thread that is cut off in the middle of a product aborts the process
 
     @property
     def rows(self) -> int:
@@ -103,6 +105,7 @@ class Batcher:
             self._ends = time.monotonic() + seconds
             self._changed.notify()
         self._worker.join(max(0.0, seconds) + PATIENCE)
+        atexit.unregister(self.close)
 
     @torch.inference_mode()
     def _work(self) -> None:

@@ -61,7 +61,7 @@ class KVCache:
             self._move(room if rows <= room else max(rows, 2 * own, ROWS), longer, self.length)
         self.begin, self.length = self.begin - longer, self.length + longer
         shorter, end = self.length - other.length, self.begin + self.length
-        self.storage[:, :, own:rows, :, : self.begin + shorter] = 0
+        self.storage[:, :, own:rows] = 0
         self.storage[:, :, own:rows, :, self.begin + shorter : end] = other.filled
         self._set_paddings([n + longer for n in self.paddings] + [n + shorter for n in other.paddings])
 
@@ -69,7 +69,8 @@ class KVCache:
         """To storage for so many rows, for `longer` more positions before the first, for `length` from it, and more."""
         layers, pair, _, heads, _, size = self.storage.shape
         own, begin = len(self.paddings), longer + SLACK
-        storage = zeros_like((layers, pair, rows, heads, begin + length + STEP, size), self.storage)
+        storage = self.storage.new_empty(layers, pair, rows, heads, begin + length + STEP, size)
+        storage[:, :, :own] = 0  # a place that no row has had yet costs nothing
         storage[:, :, :own, :, begin : begin + self.length] = self.filled
         self.storage, self.begin = storage, begin
         self._set_paddings(self.paddings)
@@ -81,13 +82,6 @@ class KVCache:
         self.paddings = [padding - common for padding in paddings]
         self.padding = torch.tensor(self.paddings, device=self.storage.device) if any(self.paddings) else None  # [rows]
         self.states = self.storage[:, :, : len(paddings), :, self.begin :]
-
-
-def zeros_like(shape: tuple[int, ...], other: torch.Tensor) -> torch.Tensor:
-    """Of another tensor's kind. On a CPU by numpy, which takes pages that are zero until written; torch writes them."""
-    if other.device.type == "cpu" and other.dtype == torch.float32:
-        return torch.from_numpy(np.zeros(shape, np.float32))
-    return other.new_zeros(shape)
 
 
 @dataclass(frozen=True)
