@@ -4,11 +4,11 @@
 
 --to    transformers   MiniMindVLM with its code, processor and tower; loads with trust_remote_code=True
         llava          a stock LlavaForConditionalGeneration, for every engine that knows it; no code
-        onnx           ONNX files for browsers and phones, as transformers.js and onnxruntime read them
         llm            the decoder alone, a stock Llama, Qwen2 or Qwen3, dense or MoE
         minimind       a .pth as MiniMind2-V writes it
         minimind3v     a .pth as MiniMind-3V writes it
-       gguf           two files for llama.cpp, Ollama and LM Studio: docs/gguf.md
+        gguf           two files for llama.cpp, Ollama and LM Studio: docs/gguf.md
+        onnx           ONNX files for browsers and phones, as transformers.js and onnxruntime read them: docs/onnx.md
 
 What cannot be held is refused by name, with the format that takes it; docs/deploy.md has the table.
 MiniMind's own files come in too: --weight sft_vlm_512.pth --vision_model clip-vit-base-patch16 --tokenizer DIR, or
