@@ -23,8 +23,10 @@ from model.messages import UserError
 from model.processing import content_parts
 
 MODEL, SIGHT = "model.gguf", "mmproj.gguf"
+LISTENING = 60.0  # seconds that its server may take until it answers
 ROLLED = f"rolled-{SIGHT}"  # beside SIGHT until the proof has found which of them llama.cpp computes rightly
 SIDE, FILTER = "clip.vision.image_size", "clip.vision.image_resize_algo"  # facts of the mmproj
+HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # its server is in this process: past any proxy
 FILTERS = ("bilinear", "bicubic", "lanczos")  # Pillow's that llama.cpp has words for
 
 
@@ -85,6 +87,8 @@ class LlamaCpp:
         except RuntimeError as error:
             raise UserError(f"llama.cpp does not load {folder} ({error}): convert the weights again") from error
         self.address, self.rows = self._server.listening_address, settings.rows
+        # A server that is let go before it listens is never told to stop, and waits for itself for ever.
+        HERE.open(f"{self.address}/health", timeout=LISTENING).close()
 
     @property
     def sees(self) -> bool:
@@ -127,7 +131,7 @@ class LlamaCpp:
         """What llama.cpp makes of a text in which control tokens are meant."""
         body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
         request = urllib.request.Request(f"{self.address}/tokenize", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request) as answer:
+        with HERE.open(request) as answer:
             return json.load(answer)["tokens"]
 
     def _parts(self, content: str | list, pictures: Iterator[Image.Image]) -> str | list[dict]:

@@ -1,6 +1,8 @@
 """llama.cpp itself on tiny models: it answers what our model answers, and what it could not is found out."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from helpers.data import make_picture  # noqa: E402
 from helpers.exports import bare_decoder, make_seeing  # noqa: E402
 from helpers.foreign_base import write_base  # noqa: E402
 from helpers.models import LLAMA3, YARN  # noqa: E402
+from helpers.repository import ROOT  # noqa: E402
 from model.inference.answerer import Answerer, Options, user_turn  # noqa: E402
 from model.messages import UserError  # noqa: E402
 from model.processing import VLMProcessor  # noqa: E402
@@ -235,6 +238,12 @@ def test_several_at_once_and_pictures_that_are_not_square(seeing, folder):
     squeezed = engine.ask(*asked[0], 8, top_logprobs=5)
     assert padded.first != squeezed.first
     assert answerer.batch(prompts[:1], Options(max_new_tokens=1))[0].new_tokens == 1
+
+
+def test_one_that_is_never_asked_ends(folder):
+    """In a process of its own: what would not end would hold up all tests."""
+    code = "import sys; from scripts.export.llama_cpp import LlamaCpp\nfor _ in range(20): LlamaCpp(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, check=True, capture_output=True, timeout=100)
 
 
 def test_what_is_no_folder_of_this_kind(tmp_path):
