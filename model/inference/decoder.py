@@ -68,7 +68,7 @@ class Decoder:
         return self.head(_normed(x, self.config.rms_norm_eps)).float()
 
     def rotary_at(self, positions: torch.Tensor) -> torch.Tensor:
-        """[rows, seq] -> [rows, seq, head_dim / 2]. A row that has ended at the last may stay while others go on."""
+        """[rows, seq] -> [rows, seq, head_dim / 2]. Clamped: on a GPU an index out of range would end the process."""
         return self.rotary[positions.clamp(0, len(self.rotary) - 1)]
 
     @staticmethod
