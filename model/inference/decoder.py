@@ -93,10 +93,11 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype)
     return Packed(weight, bias, dtype, for_one_row=True)
 
 
-def _pairs_together(parameter: torch.Tensor, head_dim: int) -> torch.Tensor:
+def pairs_together(parameter: torch.Tensor, head_dim: int) -> torch.Tensor:
     """Rows of a query or key projection in the order in which RoPE's pairs (i, i + half) are neighbours.
 
-    Queries and keys are both reordered, so their products stay the same, and a rotation is one complex product.
+    Queries and keys are both reordered, so their products stay the same, and a rotation is one complex product here,
+    and what llama.cpp does.
     parameter: [heads * head_dim, hidden], or [heads * head_dim] as biases and norms are.
     """
     heads = parameter.view(-1, 2, head_dim // 2, *parameter.shape[1:])
@@ -106,10 +107,10 @@ def _pairs_together(parameter: torch.Tensor, head_dim: int) -> torch.Tensor:
 def _query_key_value(attention: Attention, norm: torch.Tensor, dtype: torch.dtype) -> Packed:
     """The three projections as one, with the weight of the norm before them."""
     turned = attention.q_proj, attention.k_proj
-    weights = [_pairs_together(projection.weight, attention.head_dim) for projection in turned]
+    weights = [pairs_together(projection.weight, attention.head_dim) for projection in turned]
     biases = None
     if attention.q_proj.bias is not None:
-        turned_biases = (_pairs_together(projection.bias, attention.head_dim) for projection in turned)
+        turned_biases = (pairs_together(projection.bias, attention.head_dim) for projection in turned)
         biases = torch.cat([*turned_biases, attention.v_proj.bias])
     return _packed(torch.cat([*weights, attention.v_proj.weight]) * norm, biases, dtype)
 
@@ -120,7 +121,7 @@ def _head_norms(attention: Attention) -> torch.Tensor | None:
         return None
     per_head = []
     for norm, projection in ((attention.q_norm, attention.q_proj), (attention.k_norm, attention.k_proj)):
-        weight = _pairs_together(norm.weight, attention.head_dim)
+        weight = pairs_together(norm.weight, attention.head_dim)
         per_head.append(weight.expand(projection.out_features // attention.head_dim, -1))
     return torch.cat(per_head)
 

@@ -42,19 +42,13 @@ class Options:
 
 
 class Sampler:
-    """Samples with a random state of its own, on the logits' device: so a row gets what it would get alone."""
+    """How a row is sampled, with a random state of its own, on the logits' device: so it gets what it would alone."""
 
     def __init__(self, options: Options, device: torch.device):
         self.options = options
         self.generator = torch.Generator(device) if options.temperature else None
         if self.generator:
             self.generator.seed() if options.seed is None else self.generator.manual_seed(options.seed)
-
-    def sample(self, logits: torch.Tensor) -> torch.Tensor:
-        """logits [rows, vocabulary] -> tokens [rows]."""
-        if not self.generator:
-            return logits.argmax(-1)
-        return torch.multinomial(probabilities(logits, self.options), 1, generator=self.generator)[:, 0]
 
 
 def sample_each(logits: torch.Tensor, samplers: Sequence[Sampler]) -> torch.Tensor:

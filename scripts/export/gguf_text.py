@@ -6,6 +6,7 @@ import torch
 
 from model.attention import rope_frequencies
 from model.config import YARN_NUMBERS, MiniMindConfig
+from model.inference.decoder import pairs_together
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.weights import HEAD
@@ -116,7 +117,7 @@ def text_tensors(model: MiniMindForCausalLM, kind: str) -> dict[str, torch.Tenso
             experts.setdefault(f"blk.{layer}.{EXPERT_NAMES[projection]}.weight", {})[int(number)] = value
             continue
         if kind in TURNS_PAIRS and inner in ("self_attn.q_proj", "self_attn.k_proj"):
-            value = _as_neighbours(value, config.head_dim)
+            value = pairs_together(value, config.head_dim)
         found[f"{layer and f'blk.{layer}.'}{NAMES[inner]}.{ending}"] = value
     for name, by_number in experts.items():
         found[name] = torch.stack([by_number[number] for number in range(config.num_experts)])
@@ -135,8 +136,3 @@ def _parts(name: str) -> tuple[str, str, str]:
         return "", inner, ending
     _, _, layer, inner = inner.split(".", 3)
     return layer, inner, ending
-
-
-def _as_neighbours(value: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Rows of a query or key matrix, or its bias, so that the pairs that RoPE turns are neighbours."""
-    return value.view(-1, 2, head_dim // 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape)

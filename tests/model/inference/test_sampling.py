@@ -35,10 +35,11 @@ def test_samples_follow_the_probabilities():
         torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.5, 1.5, -2.0, 0.3]]),
         Options(temperature=1.3, top_p=1.0, seed=5),
     )
-    drawn = Sampler(options, torch.device("cpu")).sample(logits.expand(20000, -1))
+    drawn = sample_each(logits.expand(20000, -1), [Sampler(options, torch.device("cpu"))] * 20000)
     counts, expected = drawn.bincount(minlength=8).double(), 20000 * probabilities(logits, options)[0].double()
     assert float(((counts - expected).square() / expected).sum()) < 24.3
-    none = Sampler(Options(temperature=1.3, top_k=3, seed=5), torch.device("cpu")).sample(logits.expand(2000, -1))
+    of_three = Sampler(Options(temperature=1.3, top_k=3, seed=5), torch.device("cpu"))
+    none = sample_each(logits.expand(2000, -1), [of_three] * 2000)
     assert set(none.tolist()) <= {1, 2, 5}
 
 
@@ -54,7 +55,7 @@ def test_the_coldest_sample_is_the_likeliest(temperature):
 def test_sampling_leaves_the_global_state_alone():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    Sampler(Options(temperature=1.0, seed=7), torch.device("cpu")).sample(torch.zeros(1, 10))
+    sample_each(torch.zeros(1, 10), [Sampler(Options(temperature=1.0, seed=7), torch.device("cpu"))])
     assert torch.equal(before, torch.get_rng_state())
 
 
