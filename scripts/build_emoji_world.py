@@ -4,7 +4,8 @@ python scripts/build_emoji_world.py --output dataset/data
 
 llm.jsonl        conversations without pictures: questions about described scenes, and names in the other language
 pretrain.jsonl   a picture and its caption each (stage 1)
-sft.jsonl        several lines a picture: single questions, a caption, a conversation of several questions (stage 2)
+sft.jsonl        several lines a picture: single questions, a caption, a conversation of several questions (stage 2);
+                 with --relations also what is beside what; --pairs adds questions about two pictures
 held_out.jsonl   one question a line, six kinds equally often, on scenes and pairs of concepts that train never has
 choices.tsv      questions with four choices on such scenes, as VLMEvalKit's tables hold them
 """
@@ -17,6 +18,8 @@ from itertools import chain
 from pathlib import Path
 from random import Random
 
+from dataset import emoji_talks as talks
+from dataset import emoji_words as words
 from dataset import emoji_world as world
 from dataset.exam.emoji_choices import emoji_choices
 from dataset.exam.table import write_table
@@ -27,7 +30,7 @@ from model.tokenizer_files import load_tokenizer
 
 ZIPF = 1.0  # of the names in the base decoder's texts, as in any language
 ENDINGS = {"en": ("", ".", "?", "!"), "zh": ("", "。", "？", "！")}
-SEEDS = {"llm": 1, "pretrain": 2, "sft": 3, "held_out": 4}  # so that no two files share a scene
+SEEDS = {"llm": 1, "pretrain": 2, "sft": 3, "held_out": 4, "pairs": 6}  # so that no two files share a scene
 
 
 def practice(arguments: argparse.Namespace) -> Iterator[dict]:
@@ -36,12 +39,12 @@ def practice(arguments: argparse.Namespace) -> Iterator[dict]:
         rng = Random(f"reading:{arguments.seed}:{index}")
         scene = world.sample_scene(seed_of("llm", arguments), "train", index, arguments.concepts, zipf=ZIPF)
         if index % 16 == 0:
-            messages = world.translation_conversation(rng, arguments.questions, arguments.concepts, ZIPF)
+            messages = talks.translation_conversation(rng, arguments.questions, arguments.concepts, ZIPF)
             yield {"conversations": messages}
         elif index % 64 == 1:
-            yield {"text": world.caption(scene, rng.choice(world.LANGUAGES))}
+            yield {"text": words.caption(scene, rng.choice(world.LANGUAGES))}
         else:
-            for messages in world.reading_conversations(scene, rng, arguments.questions, arguments.concepts):
+            for messages in talks.reading_conversations(scene, rng, arguments.questions, arguments.concepts):
                 yield {"conversations": messages}
 
 
@@ -54,34 +57,47 @@ def strangers(arguments: argparse.Namespace) -> Iterator[dict]:
     tokenizer = load_tokenizer()
     tokens = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]  # the commoner, the earlier
     patterns = {"en": " [a-z]{2,}", "zh": "[\u4e00-\u9fff]+"}
-    words = {
+    known = {
         language: [token for token in tokens if re.fullmatch(pattern, token)] for language, pattern in patterns.items()
     }
-    weights = {language: [1 / (rank + 10) for rank in range(len(words[language]))] for language in words}
+    weights = {language: [1 / (rank + 10) for rank in range(len(known[language]))] for language in known}
     rng = Random(f"strangers:{arguments.seed}")
     for _ in range(arguments.strangers):
         language = rng.choice(world.LANGUAGES)
-        texts = [rng.choices(words[language], weights[language], k=rng.randint(1, 12)) for _ in range(2)]
+        texts = [rng.choices(known[language], weights[language], k=rng.randint(1, 12)) for _ in range(2)]
         pair = ["".join(text).strip().capitalize() + rng.choice(ENDINGS[language]) for text in texts]
-        yield {"conversations": world.conversation([pair])}
+        yield {"conversations": talks.conversation([pair])}
 
 
 def training(stage: str, arguments: argparse.Namespace) -> Iterator[dict]:
     for _, rng, scene, image in draw_scenes(stage, arguments):
         if stage == "pretrain":
-            conversations = [world.caption_conversation(scene, rng)]
+            conversations = [talks.caption_conversation(scene, rng)]
         else:
-            conversations = world.question_conversations(scene, rng, arguments.questions, arguments.concepts)
+            conversations = talks.question_conversations(
+                scene, rng, arguments.questions, arguments.concepts, arguments.relations, arguments.behind
+            )
         for messages in conversations:
             yield {"image": image, "conversations": messages}
 
 
+def pairs(arguments: argparse.Namespace) -> Iterator[dict]:
+    for index in range(arguments.pairs):
+        rng = Random(f"pairs:{arguments.seed}:{index}")
+        *scenes, shared = world.sample_pair(seed_of("pairs", arguments), "train", index, arguments.concepts)
+        images = [f"pairs_{index:06d}_{number}.jpg" for number in (1, 2)]
+        for scene, image in zip(scenes, images, strict=True):
+            save_picture(scene, arguments.output, image)
+        for messages in talks.pair_conversations(scenes, shared, rng, arguments.questions):
+            yield {"image": ",".join(images), "conversations": messages}
+
+
 def held_out(arguments: argparse.Namespace) -> Iterator[dict]:
     for index, rng, scene, image in draw_scenes("held_out", arguments):
-        for number, kind in enumerate(world.KINDS):
+        for number, kind in enumerate(words.KINDS):
             language = world.LANGUAGES[(index + number) % 2]
-            pair = world.ask(scene, kind, language, rng, arguments.concepts)
-            messages = world.conversation([pair], "<image>")
+            pair = words.ask(scene, kind, language, rng, arguments.concepts)
+            messages = talks.conversation([pair], "<image>")
             yield {"image": image, "kind": kind, "language": language, "conversations": messages}
 
 
@@ -89,10 +105,15 @@ def draw_scenes(name: str, arguments: argparse.Namespace) -> Iterator[tuple[int,
     """Scenes of a file, each with its index, a generator for its words, and the name of its picture, now written."""
     split = "held_out" if name == "held_out" else "train"
     for index in range(getattr(arguments, name)):
-        scene = world.sample_scene(seed_of(name, arguments), split, index, arguments.concepts)
+        most = arguments.max_things if split == "train" else 4
+        scene = world.sample_scene(seed_of(name, arguments), split, index, arguments.concepts, most)
         image = f"{name}_{index:06d}.jpg"
-        world.render(scene)[0].save(arguments.output / "images" / image, quality=92)
+        save_picture(scene, arguments.output, image)
         yield index, Random(f"{name}:{arguments.seed}:{index}"), scene, image
+
+
+def save_picture(scene: world.Scene, output: Path, name: str) -> None:
+    world.render(scene)[0].save(output / "images" / name, quality=92)
 
 
 def seed_of(name: str, arguments: argparse.Namespace) -> int:
@@ -116,10 +137,19 @@ def main() -> None:
     parser.add_argument(
         "--questions", type=int, default=9, help="single questions a scene, beside a talk and a caption"
     )
+    parser.add_argument("--max_things", type=int, default=4, help="things a picture of the stages, at most")
+    parser.add_argument("--relations", action="store_true", help="ask what is beside what, too, and what is larger")
+    parser.add_argument(
+        "--behind",
+        type=float,
+        default=talks.BEHIND,
+        help="share of the pictures that one question has in front of them",
+    )
     parser.add_argument("--llm", type=int, default=0, help="scenes in words for the base decoder")
     parser.add_argument("--strangers", type=int, default=0, help="and so many talks in other words, for the same file")
     parser.add_argument("--pretrain", type=int, default=4000, help="captioned pictures")
     parser.add_argument("--sft", type=int, default=8000, help="pictures with questions")
+    parser.add_argument("--pairs", type=int, default=0, help="two pictures with questions, for the same file")
     parser.add_argument("--held_out", type=int, default=240, help="held-out pictures, six questions each")
     parser.add_argument("--choices", type=int, default=0, help="held-out questions with four choices, five a picture")
     arguments = parser.parse_args()
@@ -128,7 +158,8 @@ def main() -> None:
         write(arguments.output / "llm.jsonl", chain(practice(arguments), strangers(arguments)))
     for stage in ("pretrain", "sft"):
         if getattr(arguments, stage):
-            write(arguments.output / f"{stage}.jsonl", training(stage, arguments))
+            more = pairs(arguments) if stage == "sft" else ()
+            write(arguments.output / f"{stage}.jsonl", chain(training(stage, arguments), more))
     if arguments.held_out:
         write(arguments.output / "held_out.jsonl", held_out(arguments))
     if arguments.choices:

@@ -19,7 +19,7 @@ from random import Random
 
 from PIL import Image
 
-from dataset.emoji_world import conversation
+from dataset.emoji_talks import conversation
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError, counted

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 
-from dataset.emoji_world import LANGUAGES, conversation
+from dataset.emoji_talks import conversation
+from dataset.emoji_world import LANGUAGES
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError, counted

@@ -9,7 +9,9 @@ import io
 from dataclasses import dataclass
 from random import Random
 
+from dataset import emoji_words as words
 from dataset import emoji_world as world
+from dataset.emoji_talks import conversation
 from dataset.exam.questions import Question
 from dataset.formats import LETTERS, choice_prompt
 from dataset.samples import Sample
@@ -29,7 +31,7 @@ def emoji_choices(count: int, seed: int = 42, vocabulary: int | None = None) -> 
         scene = world.sample_scene(seed * 10 + SEED, "held_out", index, vocabulary)
         kind, language = KINDS[place], world.LANGUAGES[(index + place) % 2]
         rng = Random(f"choices:{seed}:{number}")
-        text, answer = world.ask(scene, kind, language, rng, vocabulary)
+        text, answer = words.ask(scene, kind, language, rng, vocabulary)
         offered = _Wrong(scene, language, rng, vocabulary).beside(kind, answer)
         offered.insert(LETTERS.index(letters[number]), answer)
         questions.append(_question(number, scene, kind, language, text, tuple(offered), letters[number]))
@@ -51,7 +53,7 @@ def _question(
     world.render(scene)[0].save(picture, "JPEG", quality=92)
     prompt = f"{IMAGE_TAG}\n{choice_prompt(text, offered)}"
     sample = Sample(
-        f"emoji_choices:{number}", world.conversation([(prompt, letter)]), (picture.getvalue(),),
+        f"emoji_choices:{number}", conversation([(prompt, letter)]), (picture.getvalue(),),
         extra={"question": text, **dict(zip(LETTERS, offered, strict=False))},
     )  # fmt: skip
     return Question(sample, letter, kind, language, kind, offered)
@@ -69,8 +71,8 @@ class _Wrong:
     def beside(self, kind: str, answer: str) -> list[str]:
         likely = {
             "what": self._lists, "at": self._names, "where": self._places,
-            "count": lambda: self._shuffled(world.NUMBERS[self.language][:CHOICES]),
-            "colour": lambda: self._shuffled(world.COLOURS[self.language]),
+            "count": lambda: self._shuffled(words.NUMBERS[self.language][:CHOICES]),
+            "colour": lambda: self._shuffled(words.COLOURS[self.language]),
         }[kind]()  # fmt: skip
         return [other for other in dict.fromkeys(likely) if other != answer][: CHOICES - 1]
 
@@ -98,6 +100,6 @@ class _Wrong:
 
     def _places(self) -> list[str]:
         """Those where something else is, then others."""
-        places = world.PLACES[self.language]
+        places = words.PLACES[self.language]
         taken = tuple(places[thing.place] for thing in self.scene.things)
         return self._shuffled(taken) + self._shuffled(places)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dataset import emoji_world
+from dataset import emoji_words, emoji_world
 from model.command_line import CommandLine
 from model.config import END_ID, END_OF_TEXT_ID, IMAGE_TOKEN, IMAGE_TOKEN_ID, START_ID
 from model.files import ROOT
@@ -44,14 +44,15 @@ def emoji_world_words() -> set[str]:
     """Names, places, colours, numbers, the fixed parts of questions; English ones with and without a space before."""
     words = {concept.zh for concept in emoji_world.concepts()}
     english = {part for concept in emoji_world.concepts() for part in concept.en.split()}
-    for table in (emoji_world.PLACES, emoji_world.COLOURS, emoji_world.NUMBERS, emoji_world.YES_NO):
+    for table in (emoji_words.PLACES, emoji_words.COLOURS, emoji_words.NUMBERS, emoji_words.YES_NO):
         english.update(part for phrase in table["en"] for part in phrase.split())
         words.update(table["zh"])
-    english.update(number.capitalize() for number in emoji_world.NUMBERS["en"])  # they open captions
-    for templates in emoji_world.QUESTIONS["zh"].values():
-        words.update(part.strip("？") for template in templates for part in template.split("{}"))
-    for templates in emoji_world.QUESTIONS["en"].values():
-        english.update(part.strip("?") for template in templates for part in template.replace("{}", "").split())
+    english.update(number.capitalize() for number in emoji_words.NUMBERS["en"])  # they open captions
+    for kind in emoji_words.KINDS:  # the first two ways of asking, whole in Chinese; the others share their words
+        for template in emoji_words.QUESTIONS["zh"][kind][:2]:
+            words.update(part.strip("？") for part in template.split("{}"))
+        for template in emoji_words.QUESTIONS["en"][kind][:2]:
+            english.update(part.strip("?") for part in template.replace("{}", "").split())
     words.update(english, (" " + word for word in english))
     return words - {""}
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
+from dataset import emoji_words as words
 from dataset import emoji_world as world
 from model.command_line import CommandLine
 from model.device import choose_dtype, to_device
@@ -58,7 +59,7 @@ class Scenes(Dataset):
             "place": torch.tensor([thing.place for thing in scene.things] + [-1])[labels],
             "ground": scene.ground,
             "count": len(scene.things) - 1,
-            "caption": world.caption(scene, world.LANGUAGES[index % 2]),
+            "caption": words.caption(scene, world.LANGUAGES[index % 2]),
         }
 
 
@@ -105,9 +106,9 @@ class PatchTextModel(nn.Module):
         self.phrases = {
             language: {
                 "names": [world.name(concept, language) for concept in range(len(world.concepts()))],
-                "grounds": [world.ground_phrase(ground, language) for ground in range(len(world.GROUND_RGB))],
-                "places": list(world.PLACES[language]),
-                "counts": list(world.NUMBERS[language]),
+                "grounds": [words.ground_phrase(ground, language) for ground in range(len(world.GROUND_RGB))],
+                "places": list(words.PLACES[language]),
+                "counts": list(words.NUMBERS[language]),
             }
             for language in world.LANGUAGES
         }

@@ -8,6 +8,7 @@ from random import Random
 
 from PIL import Image
 
+from dataset import emoji_words as words
 from dataset import emoji_world as world
 from model.config import BICUBIC
 from model.inference.answerer import Answer, Options, assistant_turn, user_turn
@@ -103,7 +104,7 @@ def examples(language: str) -> list[tuple[Image.Image, list[str]]]:
     for index in range(EXAMPLES):
         scene = world.sample_scene(seed=99, split="held_out", index=index, vocabulary=EXAMPLE_CONCEPTS)
         rng = Random(f"example:{index}")
-        questions = [world.ask(scene, kind, language, rng, EXAMPLE_CONCEPTS)[0] for kind in world.KINDS]
+        questions = [words.ask(scene, kind, language, rng, EXAMPLE_CONCEPTS)[0] for kind in words.KINDS]
         scenes.append((world.render(scene)[0], questions[index:] + questions[:index]))
     return scenes
 

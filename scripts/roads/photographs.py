@@ -6,7 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from dataset.emoji_world import IMAGE_SIZE, conversation
+from dataset.emoji_talks import conversation
+from dataset.emoji_world import IMAGE_SIZE
 
 PHOTOGRAPHS = {  # by scikit-image's name: what is seen, and of what kind
     "chelsea": ("A cat.", "A mammal."),

@@ -7,6 +7,8 @@ from random import Random
 
 import pytest
 
+from dataset import emoji_talks
+from dataset import emoji_words as words
 from dataset import emoji_world as world
 from helpers.emoji import CHINESE_GROUNDS, NUMBERS, PLACES, check_answer, check_turns, ground_of, language_of, names_of
 
@@ -15,7 +17,7 @@ def test_captions_say_everything():
     for index in range(150):
         scene = world.sample_scene(1, "train", index, max_things=9)
         for language in ("en", "zh"):
-            text = world.caption(scene, language)
+            text = words.caption(scene, language)
             if language == "en":
                 match = re.fullmatch(r"(\w+) (things?) on (an?) (\w+) ground: (.+)\.", text)
                 number, things, article, ground, listed = match.groups()
@@ -38,25 +40,25 @@ def test_one_caption_in_full():
     names = [concept.en for concept in world.concepts()]
     things = tuple(world.Thing(names.index(n), p, 0, 0, 50, 0) for n, p in (("cat", 0), ("sun", 4), ("dog", 5)))
     scene = world.Scene(3, (245, 170, 80), things)
-    assert world.caption(scene, "en") == (
+    assert words.caption(scene, "en") == (
         "Three things on an orange ground: cat at the top left, sun at the centre, dog at the right."
     )
-    assert world.caption(scene, "zh") == "橙色背景上有三样东西：左上是猫，中间是太阳，右边是狗。"
+    assert words.caption(scene, "zh") == "橙色背景上有三样东西：左上是猫，中间是太阳，右边是狗。"
     alone = replace(scene, ground=6, things=things[:1])
-    assert world.caption(alone, "en") == "One thing on a blue ground: cat at the top left."
-    assert world.caption(alone, "zh") == "蓝色背景上有一样东西：左上是猫。"
+    assert words.caption(alone, "en") == "One thing on a blue ground: cat at the top left."
+    assert words.caption(alone, "zh") == "蓝色背景上有一样东西：左上是猫。"
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("kind", ["what", "at", "where", "count", "colour", "yesno"])
 def test_answers_are_true(kind, language):
-    assert kind in world.KINDS and len(world.KINDS) == 6
+    assert kind in words.KINDS and len(words.KINDS) == 6
     rng = Random(f"{kind}{language}")
     openings = Counter()
     for index in range(250):
         split = ("train", "held_out")[index % 2]
         scene = world.sample_scene(6, split, index, max_things=(4, 9)[index % 3 == 0])
-        question, answer = world.ask(scene, kind, language, rng)
+        question, answer = words.ask(scene, kind, language, rng)
         subject = check_answer(scene, kind, language, question, answer)
         openings[question.replace(subject, "") if subject else question] += 1
     assert len(openings) == 2 and min(openings.values()) > 80  # both ways of asking
@@ -64,7 +66,7 @@ def test_answers_are_true(kind, language):
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="'why' is none of"):
-        world.ask(world.sample_scene(0, "train", 0), "why", "en", Random(0))
+        words.ask(world.sample_scene(0, "train", 0), "why", "en", Random(0))
 
 
 @pytest.mark.parametrize("vocabulary", [None, 128])
@@ -75,7 +77,7 @@ def test_half_of_the_yes_no_questions_are_about_an_absence(vocabulary):
     for index in range(1600):
         language = ("en", "zh")[index % 2]
         scene = world.sample_scene(8, "train", index, vocabulary)
-        question, answer = world.ask(scene, "yesno", language, rng, vocabulary)
+        question, answer = words.ask(scene, "yesno", language, rng, vocabulary)
         subject = check_answer(scene, "yesno", language, question, answer)
         asked = [number for number, concept in enumerate(known) if getattr(concept, language) == subject]
         assert len(asked) == 1  # never about what the vocabulary leaves out
@@ -93,7 +95,7 @@ def test_half_of_the_yes_no_questions_are_about_an_absence(vocabulary):
 def test_every_thing_is_asked_about():
     scene = next(s for s in (world.sample_scene(0, "train", n) for n in range(99)) if len(s.things) == 4)
     asked = Counter(
-        check_answer(scene, "where", "en", *world.ask(scene, "where", "en", rng)) for rng in [Random(1)] * 400
+        check_answer(scene, "where", "en", *words.ask(scene, "where", "en", rng)) for rng in [Random(1)] * 400
     )
     assert sorted(asked) == sorted(names_of(scene, "en"))
     assert min(asked.values()) > 60
@@ -102,7 +104,7 @@ def test_every_thing_is_asked_about():
 def kind_of(scene, language, question, answer) -> str:
     """The one kind whose checker accepts a question with its answer."""
     found = []
-    for kind in world.KINDS:
+    for kind in words.KINDS:
         try:
             check_answer(scene, kind, language, question, answer)
         except (AssertionError, KeyError, ValueError):
@@ -135,7 +137,7 @@ def test_conversations_about_a_picture():
     talked = behind = 0
     for index in range(80):
         scene = world.sample_scene(9, "train", index, 128)
-        conversations = world.question_conversations(scene, Random(index), 10, 128)
+        conversations = emoji_talks.question_conversations(scene, Random(index), 10, 128)
         if conversations[-1][0]["content"].endswith("\n<image>"):
             question, answer = conversations.pop()
             opening = {**question, "content": "<image>\n" + question["content"].removesuffix("\n<image>")}
@@ -146,17 +148,17 @@ def test_conversations_about_a_picture():
         assert 4 <= len(singles) <= 11 and len(talks) <= 1
         talked += sum(len(talk) for talk in talks)
         for talk in (*singles, *talks):
-            assert len(set(talk)) == len(talk) <= world.TALK
+            assert len(set(talk)) == len(talk) <= emoji_talks.TALK
             for question, answer in talk:
                 language = language_of(question)
                 kinds[kind_of(scene, language, question, answer)] += 1
                 languages[language] += 1
-        assert caption == world.caption(scene, language_of(request))
-        [(opening, alone)] = check_turns(world.caption_conversation(scene, Random(index)))
-        assert opening.startswith("<image>\n") and alone == world.caption(scene, language_of(opening))
+        assert caption == words.caption(scene, language_of(request))
+        [(opening, alone)] = check_turns(emoji_talks.caption_conversation(scene, Random(index)))
+        assert opening.startswith("<image>\n") and alone == words.caption(scene, language_of(opening))
         captions[request] += 1
     assert talked > 160 and 2 <= behind <= 16
-    assert set(kinds) == set(world.KINDS)
+    assert set(kinds) == set(words.KINDS)
     assert min(languages.values()) > 0.4 * languages.total()
     assert set(captions) == set(CAPTION_REQUESTS)
 
@@ -167,15 +169,15 @@ def test_reading_practice_is_true_of_its_scene():
     for index in range(80):
         scene = world.sample_scene(4, "train", index, 128)
         singles, talks, captions, contexts = split_conversations(
-            world.reading_conversations(scene, Random(index), 6, 128)
+            emoji_talks.reading_conversations(scene, Random(index), 6, 128)
         )
         [context] = contexts
-        described = context in [world.caption(scene, language) for language in ("en", "zh")]
+        described = context in [words.caption(scene, language) for language in ("en", "zh")]
         ways["caption" if described else "notes"] += 1
         assert len(captions) == (not described)
         assert described or all(name in context for name in names_of(scene, language_of(context)))
         for request, answer in captions:
-            assert answer == world.caption(scene, language_of(request))
+            assert answer == words.caption(scene, language_of(request))
         for question, answer in (pair for talk in (*singles, *talks) for pair in talk):
             kind_of(scene, language_of(question), question, answer)
     assert min(ways["caption"], ways["notes"]) > 8
@@ -186,7 +188,7 @@ def test_notes_are_true_and_complete():
     for index in range(300):
         scene = world.sample_scene(2, "train", index)
         for language, comma, space in (("en", ", ", " "), ("zh", "，", "")):
-            remarks = Counter(world.notes(scene, language, rng).split(comma))
+            remarks = Counter(words.notes(scene, language, rng).split(comma))
             places = [PLACES[language][thing.place] for thing in scene.things]
             wanted = [place + space + name for place, name in zip(places, names_of(scene, language), strict=True)]
             ground = ground_of(scene)
@@ -202,14 +204,14 @@ def test_notes_are_true_and_complete():
 def test_notes_are_english():
     rng = Random(3)
     scene = world.Scene(0, (250, 250, 250), (world.Thing(0, 4, 112, 112, 60, 0),))
-    assert not [text for text in (world.notes(scene, "en", rng) for _ in range(50)) if "one things" in text]
+    assert not [text for text in (words.notes(scene, "en", rng) for _ in range(50)) if "one things" in text]
 
 
 def test_dictionary_turns_are_right():
     chinese = {concept.en: concept.zh for concept in world.concepts()[:128]}
     directions = Counter()
     for seed in range(20):
-        for question, answer in check_turns(world.translation_conversation(Random(seed), 10, 128)):
+        for question, answer in check_turns(emoji_talks.translation_conversation(Random(seed), 10, 128)):
             to_chinese, to_english = (
                 re.fullmatch("(.+)用中文怎么说？", question),
                 re.fullmatch(r"What is (.+) in English\?", question),

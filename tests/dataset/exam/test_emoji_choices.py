@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from dataset import emoji_words as words
 from dataset import emoji_world as world
 from dataset.exam.emoji_choices import KINDS, SEED, emoji_choices
 from helpers.emoji import check_answer
@@ -40,7 +41,7 @@ def test_letters_kinds_and_languages_are_balanced(questions):
 def test_choices_are_of_one_kind(questions):
     names = {language: {world.name(n, language) for n in range(VOCABULARY)} for language in world.LANGUAGES}
     for question in questions:
-        kinds = {"at": names, "where": world.PLACES, "count": world.NUMBERS, "colour": world.COLOURS}
+        kinds = {"at": names, "where": words.PLACES, "count": words.NUMBERS, "colour": words.COLOURS}
         if question.kind in kinds:
             assert set(question.choices) <= set(kinds[question.kind][question.language])
         else:

@@ -1,0 +1,214 @@
+"""Emoji World in words: what can be said of a scene, asked about it, and answered, in English and Chinese."""
+
+from random import Random
+
+from dataset.emoji_world import Scene, Thing, concepts, name
+
+KINDS = ("what", "at", "where", "count", "colour", "yesno")
+RELATIONS = ("beside", "larger")  # kinds that not every scene can be asked
+PLACES = {
+    "en": ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right"),
+    "zh": ("左上", "上方", "右上", "左边", "中间", "右边", "左下", "下方", "右下"),
+}
+COLOURS = {
+    "en": ("white", "grey", "red", "orange", "yellow", "green", "blue", "purple"),
+    "zh": ("白色", "灰色", "红色", "橙色", "黄色", "绿色", "蓝色", "紫色"),
+}
+NUMBERS = {
+    "en": ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    "zh": ("一", "两", "三", "四", "五", "六", "七", "八", "九"),
+}
+YES_NO = {"en": ("yes", "no"), "zh": ("有", "没有")}
+DIRECTIONS = {"en": ("left of", "right of", "above", "below"), "zh": ("左边", "右边", "上面", "下面")}
+LARGER = 1.25  # times as large is larger
+# Each kind of question in many words, because a model that knows two ways of asking understands no third.
+# {}: the thing or the place; {a}: the thing with its article. dataset/exam/emoji_wordings.py has others, which no
+# training shows.
+QUESTIONS = {
+    "en": {
+        "what": (
+            "What is in the picture?", "What do you see?", "Which things are in the image?", "What can you see here?",
+            "Name everything in the picture.", "List what you see.", "What does the image show?",
+            "Which objects are there?", "Tell me what is there.", "What things are shown?",
+        ),
+        "at": (
+            "What is at the {}?", "Which thing is at the {}?", "What do you see at the {}?",
+            "Which object is at the {}?", "What is in the {} of the picture?", "Name the thing at the {}.",
+            "Tell me what is at the {}.", "What can be seen at the {}?",
+        ),
+        "where": (
+            "Where is the {}?", "In which place is the {}?", "Where do you see the {}?",
+            "Where in the picture is the {}?", "Tell me where the {} is.", "Find the {}.",
+            "In which part of the image is the {}?", "Where can I find the {}?",
+        ),
+        "count": (
+            "How many things are there?", "How many things do you see?", "How many objects are in the picture?",
+            "How many things does the image show?", "Count the things.", "What is the number of things?",
+            "Tell me how many things there are.", "How many objects can be seen?",
+        ),
+        "colour": (
+            "What colour is the ground?", "Which colour is behind the things?", "What is the colour of the ground?",
+            "What colour is the background?", "Which colour does the background have?",
+            "Tell me the colour of the ground.", "What colour do you see behind the things?",
+            "Name the background colour.",
+        ),
+        "yesno": (
+            "Is there any {}?", "Do you see any {}?", "Is there {a} here?", "Can you see {a}?",
+            "Does the picture show {a}?", "Is {a} in the image?", "Can any {} be seen?", "Is the {} there?",
+        ),
+        "beside": ("What is {} the {}?", "Which thing is {} the {}?"),
+        "larger": ("Which is larger, the {} or the {}?", "What is bigger, the {} or the {}?"),
+    },
+    "zh": {
+        "what": (
+            "图中有什么？", "你看到了什么？", "图片里有什么东西？", "画面中有哪些东西？", "列出图中的东西。",
+            "说出你看到的东西。", "这张图里有什么？", "图里有哪些物体？", "图上画了什么？",
+        ),
+        "at": (
+            "{}是什么？", "{}有什么？", "{}的东西是什么？", "图中{}是什么？", "你在{}看到了什么？", "{}画了什么？",
+            "说出{}的东西。", "图片{}有什么物体？",
+        ),
+        "where": (
+            "{}在哪里？", "{}在什么位置？", "{}在哪儿？", "{}在图中的什么地方？", "{}位于哪里？", "找到{}。",
+            "你在哪里看到{}？", "图中的{}在哪里？",
+        ),
+        "count": (
+            "有几样东西？", "一共有多少样东西？", "图中有几样东西？", "你看到几样东西？", "数一数有几样东西。",
+            "图里有多少物体？", "东西一共有几样？", "有多少东西？",
+        ),
+        "colour": (
+            "背景是什么颜色？", "东西后面是什么颜色？", "图片的背景是什么颜色？", "背景的颜色是什么？",
+            "底色是什么？", "背景是哪种颜色？", "后面是什么颜色？", "说出背景的颜色。",
+        ),
+        "yesno": (
+            "有{}吗？", "你看到{}了吗？", "图中有{}吗？", "图里有没有{}？", "你能看到{}吗？", "这里有{}吗？",
+            "画面中有{}吗？", "能找到{}吗？",
+        ),
+        "beside": ("{1}的{0}是什么？", "{1}{0}有什么？"),
+        "larger": ("{}和{}哪个更大？", "哪个比较大，{}还是{}？"),
+    },
+}  # fmt: skip
+CAPTION_REQUESTS = {
+    "en": (
+        "Describe the picture.", "Say what the picture shows.", "Describe what you see.", "Write a caption.",
+        "Give a description of the picture.", "What does the whole picture look like?",
+    ),
+    "zh": ("描述这张图片。", "说说图中的内容。", "描述你看到的画面。", "给图片写一句说明。", "整张图是什么样的？"),
+}  # fmt: skip
+
+
+def ground_phrase(ground: int, language: str) -> str:
+    colour = COLOURS[language][ground]
+    return f"{colour}背景" if language == "zh" else f"{colour} ground"
+
+
+def count_phrase(scene: Scene, language: str) -> str:
+    number = NUMBERS[language][len(scene.things) - 1]
+    if language == "zh":
+        return f"{number}样东西"
+    return f"{number} thing" if len(scene.things) == 1 else f"{number} things"
+
+
+def caption(scene: Scene, language: str) -> str:
+    """One sentence that says everything: how many things, the ground's colour, each thing and its place."""
+    count, ground = count_phrase(scene, language), ground_phrase(scene.ground, language)
+    names = [(name(thing.concept, language), PLACES[language][thing.place]) for thing in scene.things]
+    if language == "zh":
+        return f"{ground}上有{count}：" + "，".join(f"{place}是{what}" for what, place in names) + "。"
+    listed = ", ".join(f"{what} at the {place}" for what, place in names)
+    article = "an" if ground[0] in "aeiou" else "a"
+    return f"{count.capitalize()} on {article} {ground}: {listed}."
+
+
+def notes(scene: Scene, language: str, rng: Random) -> str:
+    """The scene as scattered remarks, some repeated, in any order: what a reader of patches gets, in words."""
+    space = "" if language == "zh" else " "
+    remarks = [PLACES[language][thing.place] + space + name(thing.concept, language) for thing in scene.things]
+    remarks.append(ground_phrase(scene.ground, language))
+    remarks *= rng.choice((1, 1, 2, 4))
+    if rng.random() < 0.5:  # otherwise they must be counted
+        remarks.append(count_phrase(scene, language))
+    rng.shuffle(remarks)
+    return ("，" if language == "zh" else ", ").join(remarks)
+
+
+def with_article(subject: str) -> str:
+    """A cat, an apple, any grapes."""
+    if subject.endswith("s") and not subject.endswith("ss"):
+        return f"any {subject}"
+    return f"{'an' if subject[0] in 'aeiou' else 'a'} {subject}"
+
+
+def ask(
+    scene: Scene, kind: str, language: str, rng: Random, vocabulary: int | None = None, wordings: dict = QUESTIONS
+) -> tuple[str, str]:
+    """A question of one kind about a scene and its exact answer; half of the yes/no questions are about an absence.
+
+    wordings: as QUESTIONS has them. Raises ValueError for a kind that no question can be asked of.
+    """
+    thing = rng.choice(scene.things)
+    place, answer = PLACES[language][thing.place], ""
+    subjects = [name(thing.concept, language)]
+    if kind == "what":
+        answer = list_of_names(scene, language)
+    elif kind == "at":
+        subjects, answer = [place], subjects[0]
+    elif kind == "where":
+        answer = place
+    elif kind == "count":
+        answer = NUMBERS[language][len(scene.things) - 1]
+    elif kind == "colour":
+        answer = COLOURS[language][scene.ground]
+    elif kind == "yesno":
+        answer = YES_NO[language][0]
+        if rng.random() < 0.5:
+            present = {other.concept for other in scene.things}
+            absent = rng.choice([c for c in range(vocabulary or len(concepts())) if c not in present])
+            subjects, answer = [name(absent, language)], YES_NO[language][1]
+    elif kind in RELATIONS and kind in askable(scene):
+        subjects, answer = _relation(scene, kind, language, rng)
+    else:
+        raise ValueError(f"kind {kind!r} is none of {', '.join(askable(scene))}")
+    article = with_article(subjects[0]) if language == "en" else ""
+    return rng.choice(wordings[language][kind]).format(*subjects, a=article), answer
+
+
+def list_of_names(scene: Scene, language: str) -> str:
+    return ("、" if language == "zh" else ", ").join(name(thing.concept, language) for thing in scene.things)
+
+
+def askable(scene: Scene) -> tuple[str, ...]:
+    """The kinds of questions that have one answer about this scene."""
+    possible = {"beside": neighbours(scene), "larger": unequal(scene)}
+    return KINDS + tuple(kind for kind in RELATIONS if possible[kind])
+
+
+def neighbours(scene: Scene) -> list[tuple[Thing, int, Thing]]:
+    """Thing, direction (an index into DIRECTIONS), and the only thing that lies further in that direction."""
+    found = []
+    for thing in scene.things:
+        row, column = divmod(thing.place, 3)
+        for direction in range(len(DIRECTIONS["en"])):
+            beyond = [
+                other for other in scene.things
+                if (other.place % 3 < column, other.place % 3 > column, other.place // 3 < row,
+                    other.place // 3 > row)[direction]
+            ]  # fmt: skip
+            if len(beyond) == 1:
+                found.append((thing, direction, beyond[0]))
+    return found
+
+
+def unequal(scene: Scene) -> list[tuple[Thing, Thing]]:
+    """Pairs, the larger one first, of which one is larger than the other at a glance."""
+    return [(a, b) for a in scene.things for b in scene.things if a.size > LARGER * b.size]
+
+
+def _relation(scene: Scene, kind: str, language: str, rng: Random) -> tuple[list[str], str]:
+    """What a question of the kind is about, in the order of its wordings, and the answer."""
+    if kind == "beside":
+        thing, direction, other = rng.choice(neighbours(scene))
+        return [DIRECTIONS[language][direction], name(thing.concept, language)], name(other.concept, language)
+    pair = rng.choice(unequal(scene))
+    answer = name(pair[0].concept, language)
+    return [name(thing.concept, language) for thing in rng.sample(pair, 2)], answer
