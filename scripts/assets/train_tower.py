@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 
 from dataset import emoji_words as words
@@ -30,14 +30,15 @@ from model.command_line import CommandLine
 from model.device import choose_dtype, to_device
 from model.files import ROOT
 from model.tokenizer_files import load_tokenizer
-from model.tower_folder import SHIPPED_TOWER
+from model.tower_folder import SHIPPED_TOWER, read_tower
 from model.vision_encoder import build_tower, normalize_pixels
 from trainer.optim import Muon
 
 GROUND_PATCHES = 12  # a picture, picked at random: most of the 196 show the ground and say the same
 KEPT_PATCHES = 72  # a picture, while patches are left out
 WARM_UP = 200  # steps
-WHOLE = 0.1  # of the pictures, the last ones, are seen with all their patches
+WHOLE = 0.05  # of the pictures, the last ones, are seen with all their patches
+PHRASES_ALONE = 150  # steps, after going on from a saved tower: the phrases learn where it puts things
 
 
 class Scenes(Dataset):
@@ -212,6 +213,13 @@ def build_optimizer(model: PatchTextModel, learning_rate: float, dtype: torch.dt
     return Muon(listed, dtype, lr=learning_rate, betas=(0.9, 0.98))
 
 
+def read_saved(model: PatchTextModel, folder: Path) -> int:
+    """A tower that this script has saved, into the model; returns how many pictures it had seen."""
+    tower, _ = read_tower(folder)
+    model.tower.load_state_dict({name: value.float() for name, value in tower.state_dict().items()})
+    return json.loads((folder / "training.json").read_text())["history"][-1]["pictures"]
+
+
 def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -222,16 +230,22 @@ def train(arguments: argparse.Namespace) -> None:
         image_size=world.IMAGE_SIZE, patch_size=world.PATCH_SIZE, projection_dim=arguments.hidden_size,
     )  # fmt: skip
     model = PatchTextModel(config, load_tokenizer(), dtype).to(device)
+    before = read_saved(model, arguments.go_on_from) if arguments.go_on_from else 0
     model.tower.config._attn_implementation = "eager"  # faster than torch's kernel in training on a CPU, by a third
     optimizer = build_optimizer(model, arguments.learning_rate, dtype)
     steps = math.ceil(arguments.pictures / arguments.batch_size)
     scenes = Scenes(arguments.seed, "train", steps * arguments.batch_size, arguments.max_things, arguments.zipf)
-    loader = DataLoader(scenes, arguments.batch_size, num_workers=arguments.num_workers)
+    left = Subset(scenes, range(before, len(scenes)))
+    loader = DataLoader(left, arguments.batch_size, num_workers=arguments.num_workers)
     record = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "history": []}
+    if before:
+        record["history"] += json.loads((arguments.go_on_from / "training.json").read_text())["history"]
     start = time.perf_counter()
-    for step, batch in enumerate(loader, 1):
-        done = step / steps
-        factor = min(step / WARM_UP, 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+    first = before // arguments.batch_size + 1
+    for step, batch in enumerate(loader, first):
+        done, since = step / steps, step - first
+        model.tower.requires_grad_(not before or since >= PHRASES_ALONE)
+        factor = min((since + 1) / WARM_UP, 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = arguments.learning_rate * factor
         losses = model.losses(to_device(batch, device), world.LANGUAGES[step % 2], leave_out=done <= 1 - WHOLE)
@@ -243,9 +257,8 @@ def train(arguments: argparse.Namespace) -> None:
         minutes = (time.perf_counter() - start) / 60
         if step % arguments.log_interval == 0:
             shown = " ".join(f"{key} {value.item():.3f}" for key, value in losses.items())
-            print(
-                f"step {step} {minutes:.1f} min {step * arguments.batch_size / minutes / 60:.0f}/s {shown}", flush=True
-            )
+            speed = (since + 1) * arguments.batch_size / minutes / 60
+            print(f"step {step} {minutes:.1f} min {speed:.0f}/s {shown}", flush=True)
         if step % arguments.save_interval == 0 or step == steps:
             scores = evaluate(model, device)
             record["history"].append({"pictures": step * arguments.batch_size, "minutes": round(minutes, 1), **scores})
@@ -256,6 +269,7 @@ def train(arguments: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = CommandLine(__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / SHIPPED_TOWER)
+    parser.add_argument("--go_on_from", type=Path, help="folder of a tower that a run of this script has left")
     parser.add_argument("--pictures", type=int, default=320000, help="scenes, each seen once")
     parser.add_argument("--batch_size", type=int, default=64, help="pictures")
     parser.add_argument("--learning_rate", type=float, default=2e-3)
