@@ -77,12 +77,14 @@ def question_conversations(
     ("where is the cat?" tells what there is), without a look at the picture. Of some pictures one question is asked
     again with the picture behind it: others put it there, and a model that never saw that answers none of them.
 
-    behind: share of such pictures. relations: also about what is beside what, what is larger, and what a turn before has named.
+    behind: share of such pictures. relations: also about what is beside what, what is larger, and what a turn before
+    has named.
     """
     weights = KIND_WEIGHTS | (RELATION_WEIGHTS if relations else {})
     talks = _conversations(TAG, scene, rng, count, vocabulary, weights)
     if relations:
-        talks.append(conversation(reference_talk(scene, rng, vocabulary), TAG))
+        kind = rng.choice(["where", "what", *["beside"] * 2 * bool(neighbours(scene))])
+        talks.append(conversation(reference_talk(scene, rng, kind, rng.choice(LANGUAGES)), TAG))
     talks.append(caption_conversation(scene, rng))
     if rng.random() < behind:
         talks.append(picture_behind(talks[0]))
@@ -112,25 +114,24 @@ def translation_conversation(rng: Random, count: int, vocabulary: int | None = N
     return conversation(pairs)
 
 
-def reference_talk(scene: Scene, rng: Random, vocabulary: int | None = None) -> list[tuple[str, str]]:
-    """Two turns in one language, of which the second says `it` of what the first has named."""
-    language = rng.choice(LANGUAGES)
-    follow = FOLLOW_UPS[language]
-    kinds = ["where", "what"] + ["beside"] * 2 * bool(neighbours(scene))
-    kind = rng.choice(kinds)
+def reference_talk(scene: Scene, rng: Random, kind: str, language: str) -> list[tuple[str, str]]:
+    """Two turns, of which the second says `it` of what the first has named.
+
+    kind: what the second asks: "where" it is, "what" they are, or what is "beside" it, where anything can be.
+    """
+    follow = rng.choice(FOLLOW_UPS[language][kind])
     if kind == "what":
-        return [ask(scene, "count", language, rng), (rng.choice(follow["what"]), list_of_names(scene, language))]
+        return [ask(scene, "count", language, rng), (follow, list_of_names(scene, language))]
     thing, direction, other = rng.choice(neighbours(scene)) if kind == "beside" else (rng.choice(scene.things), 0, None)
     subject, place = name(thing.concept, language), PLACES[language][thing.place]
     if kind == "where":
-        opening = (rng.choice(QUESTIONS[language]["yesno"][:2]).format(subject), YES_NO[language][0])
-        return [opening, (rng.choice(follow["where"]), place)]
+        opening = rng.choice(QUESTIONS[language]["yesno"][:2]).format(subject)
+        return [(opening, YES_NO[language][0]), (follow, place)]
     openings = [
         (rng.choice(QUESTIONS[language]["where"]).format(subject), place),
         (rng.choice(QUESTIONS[language]["at"]).format(place), subject),
     ]
-    asked = rng.choice(follow["beside"]).format(DIRECTIONS[language][direction])
-    return [rng.choice(openings), (asked, name(other.concept, language))]
+    return [rng.choice(openings), (follow.format(DIRECTIONS[language][direction]), name(other.concept, language))]
 
 
 def ask_pair(scenes: Sequence[Scene], shared: int, kind: str, language: str, rng: Random) -> tuple[str, str]:

@@ -87,7 +87,7 @@ def frequencies(count: int, zipf: float) -> list[float]:
 
 
 def sample_scene(
-    seed: int, split: str, index: int, vocabulary: int | None = None, max_things: int = 4, zipf: float = 0.0,
+    seed: int | str, split: str, index: int, vocabulary: int | None = None, max_things: int = 4, zipf: float = 0.0,
     min_things: int = 1,
 ) -> Scene:  # fmt: skip
     """The scene number `index` of a split: 1 to `max_things` things, apart, each in its own ninth of the picture.
@@ -101,7 +101,7 @@ def sample_scene(
 
 
 def sample_pair(
-    seed: int, split: str, index: int, vocabulary: int | None = None, max_things: int = 4
+    seed: int | str, split: str, index: int, vocabulary: int | None = None, max_things: int = 4
 ) -> tuple[Scene, Scene, int]:
     """Two scenes, and the one concept that both of them show; the rest as in sample_scene."""
     rng = Random(f"emoji-world:pair:{seed}:{split}:{index}")
@@ -200,9 +200,12 @@ def _draw(thing: Thing) -> Image.Image:
     return _glyph(thing.concept).transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
-def render(scene: Scene) -> tuple[Image.Image, list[list[int]]]:
-    """The picture, RGB 224 x 224, and for each of its 14 x 14 patches the number of the thing that covers it, or -1."""
-    picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), scene.rgb)
+def render(scene: Scene, ground: Image.Image | None = None) -> tuple[Image.Image, list[list[int]]]:
+    """The picture, RGB 224 x 224, and for each of its 14 x 14 patches the number of the thing that covers it, or -1.
+
+    ground: what is drawn on, of that size; the scene's colour without it.
+    """
+    picture = ground.copy() if ground else Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), scene.rgb)
     labels = [[-1] * GRID for _ in range(GRID)]
     covered = [[89] * GRID for _ in range(GRID)]  # of 255: a patch belongs to the thing on more than 35 % of it
     for number, thing in enumerate(scene.things):

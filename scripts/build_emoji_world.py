@@ -7,6 +7,7 @@ pretrain.jsonl   a picture and its caption each (stage 1)
 sft.jsonl        several lines a picture: single questions, a caption, a conversation of several questions (stage 2);
                  with --relations also what is beside what; --pairs adds questions about two pictures
 held_out.jsonl   one question a line, six kinds equally often, on scenes and pairs of concepts that train never has
+exam.jsonl       the harder exam, whose families dataset/exam/emoji_exam.py tells
 choices.tsv      questions with four choices on such scenes, as VLMEvalKit's tables hold them
 """
 
@@ -22,6 +23,7 @@ from dataset import emoji_talks as talks
 from dataset import emoji_words as words
 from dataset import emoji_world as world
 from dataset.exam.emoji_choices import emoji_choices
+from dataset.exam.emoji_exam import write_exam
 from dataset.exam.table import write_table
 from model.command_line import CommandLine
 from model.files import ROOT
@@ -143,7 +145,7 @@ def main() -> None:
         "--behind",
         type=float,
         default=talks.BEHIND,
-        help="share of the pictures that one question has in front of them",
+        help="share of the pictures that stand behind a question",
     )
     parser.add_argument("--llm", type=int, default=0, help="scenes in words for the base decoder")
     parser.add_argument("--strangers", type=int, default=0, help="and so many talks in other words, for the same file")
@@ -151,6 +153,7 @@ def main() -> None:
     parser.add_argument("--sft", type=int, default=8000, help="pictures with questions")
     parser.add_argument("--pairs", type=int, default=0, help="two pictures with questions, for the same file")
     parser.add_argument("--held_out", type=int, default=240, help="held-out pictures, six questions each")
+    parser.add_argument("--exam", type=int, default=0, help="held-out scenes of each family of the harder exam")
     parser.add_argument("--choices", type=int, default=0, help="held-out questions with four choices, five a picture")
     arguments = parser.parse_args()
     (arguments.output / "images").mkdir(parents=True, exist_ok=True)
@@ -162,6 +165,9 @@ def main() -> None:
             write(arguments.output / f"{stage}.jsonl", chain(training(stage, arguments), more))
     if arguments.held_out:
         write(arguments.output / "held_out.jsonl", held_out(arguments))
+    if arguments.exam:
+        count = write_exam(arguments.output, arguments.exam, arguments.seed)
+        print(f"{arguments.output / 'exam.jsonl'}: {counted(count, 'lines')}")
     if arguments.choices:
         path = arguments.output / "choices.tsv"
         write_table(emoji_choices(arguments.choices, arguments.seed, arguments.concepts), path)

@@ -6,6 +6,7 @@ The last answer of each line is asked for. `shuffled` shows another line's pictu
 seen but guessed, and `none` says how far the questions alone carry. Intervals are Wilson's at 95 %. Questions without
 pictures, or with more of them than any other line shows, are left out of `shuffled`, and counted.
 
+--exam asks the harder exam of Emoji World instead, family by family: dataset/exam/emoji_exam.py says what these are.
 Questions with choices (VLMEvalKit's tables, MMStar and the like) are scored by likelihood and by generation, questions
 that are answered yes or no as POPE is: docs/choices.md.
 """
@@ -13,14 +14,18 @@ that are answered yes or no as POPE is: docs/choices.md.
 import json
 from pathlib import Path
 
-from dataset.exam import choices, yes_no
+from dataset.exam import choices, families, yes_no
 from dataset.exam.answering import score
+from dataset.exam.emoji_exam import write_exam
 from dataset.exam.questions import Question, read_questions
 from dataset.options import ReadOptions, add_read_flags
 from model.command_line import CommandLine
+from model.files import ROOT
 from model.inference.answerer import Answerer, add_weight_flags
-from model.messages import UserError
+from model.messages import UserError, counted
 from scripts.assets.sheet import draw_sheet
+
+EXAM_SCENES = 100  # of each family
 
 
 def table(report: dict) -> str:
@@ -65,14 +70,30 @@ def examine(answerer: Answerer, questions: list[Question], base: Answerer | None
     if yes_no.is_yes_no(questions):
         report, records = yes_no.score_yes_no(answerer, questions, batch_size)
         return report, records, yes_no.table(report)
+    if families.in_families(questions):
+        report, records = families.score_families(answerer, questions, batch_size)
+        return report, records, families.table(report)
     report, records = score(answerer, questions, batch_size)
     return report, records, table(report)
+
+
+def made_exam(folder: Path) -> Path:
+    """The file of the exam's questions; they are the same wherever they are made."""
+    path = folder / "exam.jsonl"
+    if not path.is_file():
+        print(f"{path}: {counted(write_exam(folder, EXAM_SCENES), 'questions')}")
+    return path
 
 
 def main() -> None:
     parser = CommandLine(__doc__)
     add_weight_flags(parser)
-    parser.add_argument("--data", type=Path, required=True, help="held-out questions, a file or a folder of any format")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--data", type=Path, help="held-out questions, a file or a folder of any format")
+    asked.add_argument(
+        "--exam", type=Path, nargs="?", const=ROOT / "out/exam",
+        help="Emoji World's harder exam, in this folder, which is made where it is missing",
+    )  # fmt: skip
     add_read_flags(parser)
     parser.add_argument(
         "--base", type=Path, help="weights of the base decoder: with them the leakage of choices is told"
@@ -89,6 +110,8 @@ def main() -> None:
         for path in filter(None, (options.json, options.answers, options.sheet)):
             if not path.parent.is_dir():
                 raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
+        if options.exam:
+            options.data = made_exam(options.exam)
         questions = read_questions(options.data, ReadOptions.from_flags(options), options.limit)
         answerer = Answerer.from_flags(options)
         base = options.base and Answerer.from_weight(options.base, device=options.device, dtype=options.dtype)

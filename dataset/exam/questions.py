@@ -12,6 +12,8 @@ from dataset.readers.opening import left_out, open_data
 from dataset.samples import BadSample, DataError, Sample
 from model.processing import IMAGE_TAG
 
+NO_CATEGORY = "all"  # of a line that has none
+
 
 @dataclass(frozen=True)
 class Question:
@@ -19,7 +21,7 @@ class Question:
     truth: str  # of a question with choices the letter of the right one
     kind: str
     language: str
-    category: str = "all"
+    category: str = NO_CATEGORY
     choices: tuple[str, ...] = ()  # what stands under A, B and on
 
     @property
@@ -66,7 +68,7 @@ def question_of(sample: Sample) -> Question:
 
 
 def _facts(sample: Sample) -> dict[str, str]:
-    return {name: str(sample.extra.get(name, "all")) for name in ("kind", "language", "category")}
+    return {name: str(sample.extra.get(name, NO_CATEGORY)) for name in ("kind", "language", "category")}
 
 
 def _groups(samples: Sequence[Sample], count: int, bad: list[BadSample]) -> list[tuple | None]:

@@ -9,7 +9,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.exam.questions import Question
+from dataset.exam.questions import NO_CATEGORY, Question
 from dataset.formats import LETTERS
 from model.files import written_aside
 from model.messages import UserError
@@ -40,7 +40,7 @@ def write_table(questions: Sequence[Question], path: Path) -> None:
             table.writerow({
                 "index": index, "image": _cell(sample.pictures) if shown == index else shown,
                 "question": sample.extra.get("question", question.text), **named, "answer": question.truth,
-                "category": question.kind if question.category == "all" else question.category,
+                "category": question.kind if question.category == NO_CATEGORY else question.category,
                 "kind": question.kind, "language": question.language, "hint": sample.extra.get("hint", ""),
             })  # fmt: skip
 
