@@ -21,6 +21,7 @@ from model.command_line import CommandLine
 from model.inference.answerer import Answerer, add_weight_flags
 from model.messages import UserError
 from scripts.assets.sheet import draw_sheet
+from scripts.demo.weights import weights_or_newest
 
 
 def table(report: dict) -> str:
@@ -90,6 +91,7 @@ def main() -> None:
             if not path.parent.is_dir():
                 raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
         questions = read_questions(options.data, ReadOptions.from_flags(options), options.limit)
+        options.weight = weights_or_newest(options.weight)
         answerer = Answerer.from_flags(options)
         base = options.base and Answerer.from_weight(options.base, device=options.device, dtype=options.dtype)
         report, records, shown = examine(answerer, questions, base, options.batch_size)
