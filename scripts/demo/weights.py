@@ -47,15 +47,10 @@ class Weight:
         """What a picture is made before the model sees it; models that are compared need the same."""
         return self.image_size, self.resample
 
-    @property
-    def is_finished(self) -> bool:
-        """Not halfway: what stage 1 leaves, or a decoder without eyes."""
-        return self.image_size is not None and self.stage != "pretrain_vlm"
-
 
 def offered(named: Sequence[Path], root: Path, vision_model: str | None = None) -> list[Weight]:
     """All that can be asked, the first of it where nobody chooses: of the folders that somebody named, then of root's
-    out/, at last what ships. Where all of that is halfway, and nobody named it, what ships comes first.
+    out/, finished weights before others, at last what ships. Where nothing is named or finished, that comes first.
 
     vision_model: as for find_weights.
     """
@@ -63,8 +58,21 @@ def offered(named: Sequence[Path], root: Path, vision_model: str | None = None) 
     found = _read_weight(path, path.stat().st_mtime_ns) if path.is_file() else None
     ships = [replace(found, ships=True)] if found else []
     trained = [weight for weight in find_weights([*named, root / "out"], vision_model) if weight.path != path]
-    first = trained and (trained[0].is_finished or find_weights(named, vision_model))
-    return [*trained, *ships] if first else [*ships, *trained]
+    own = find_weights(named, vision_model)
+    first = [weight for weight in trained if weight in own]
+    first += [weight for weight in trained if weight not in first and is_finished(weight)]
+    others = [weight for weight in trained if weight not in first]
+    return [*first, *others, *ships] if first else [*ships, *others]
+
+
+def is_finished(weight: Weight) -> bool:
+    """Not halfway to a model that answers about pictures: a decoder without eyes, stage 1, a run that is not done."""
+    run = weight.path.with_name(weight.path.stem.removesuffix(BEST))
+    try:
+        done = json.loads((run / "status.json").read_text(encoding="utf-8"))["state"] == "done"
+    except (OSError, ValueError, KeyError, TypeError):
+        done = True  # no run lies beside it: weights that were brought here
+    return done and weight.image_size is not None and weight.stage != "pretrain_vlm"
 
 
 def weights_or_newest(named: Path | None) -> Path:

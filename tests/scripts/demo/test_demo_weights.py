@@ -14,7 +14,7 @@ from model.tower_folder import SHIPPED_TOWER
 from model.weights import SHIPPED_MODEL, read_facts, save_weights
 from scripts import score, serve
 from scripts.demo import weights
-from scripts.demo.weights import Weight, about, names, offered, weights_or_newest
+from scripts.demo.weights import Weight, about, is_finished, names, offered, weights_or_newest
 
 MODEL = ROOT / SHIPPED_MODEL
 
@@ -45,7 +45,15 @@ def test_what_was_trained_stands_before_what_ships(save, tmp_path):
     assert [weight.ships for weight in offered([], tmp_path)] == [True]
     save("out/quickstart/pretrain_vlm_32")  # halfway, and the smaller model beside it answers questions
     assert stems(offered([], tmp_path)) == ["model/emoji-vlm", "quickstart/pretrain_vlm_32"]
+    run = save("out/mine/sft_vlm_32").with_suffix("")
+    run.mkdir()
+    (run / "status.json").write_text('{"state": "running"}')
+    save("out/mine/sft_vlm_32_best")
+    assert stems(offered([], tmp_path))[:2] == ["model/emoji-vlm", "mine/sft_vlm_32"]
     save("out/quickstart/sft_vlm_32")
+    assert stems(offered([], tmp_path))[:2] == ["quickstart/sft_vlm_32", "mine/sft_vlm_32"]
+    (run / "status.json").write_text('{"state": "done"}')
+    (run.parent / "sft_vlm_32_best.safetensors").unlink()
     save("out/mine/sft_vlm_32")
     found = offered([], tmp_path)
     assert stems(found) == [
@@ -142,7 +150,7 @@ def test_the_file_that_ships_is_small_and_tells_no_machine(monkeypatch, capsys):
     # A stage writes its whole StageConfig, with the folders of whoever trained: that is taken out before it ships.
     assert {"stage", "step", "val_loss"} <= read_facts(MODEL).keys() and "stage_config" not in read_facts(MODEL)
     (ships,) = (weight for weight in offered([], ROOT) if weight.ships)
-    assert ships.is_finished and ships.tower == Path(SHIPPED_TOWER).name
+    assert is_finished(ships) and ships.tower == Path(SHIPPED_TOWER).name
     monkeypatch.setattr(weights, "offered", lambda *_: [ships])  # whatever was trained here
     monkeypatch.setattr(sys, "argv", ["eval_vlm.py", "--prompt", "What is a dog?", "--max_new_tokens", "4"])
     eval_vlm.main()
