@@ -1,13 +1,17 @@
-# Two commands from a fresh clone, with nothing but Python 3.11: `make quickstart` and `make test`.
+# From a fresh clone, with nothing but Python 3.11: `make demo`, `make quickstart`, `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 
-.PHONY: quickstart gpu-check test test-browser test-hub test-real test-trl test-judges test-engines mlx vllm real realstart screenshots test-oldest test-newest soak lint format lock clean
+.PHONY: quickstart demo gpu-check test test-browser test-hub test-real test-trl test-judges test-engines mlx vllm real realstart screenshots test-oldest test-newest soak lint format lock clean
 
 quickstart: $(VENV)/.installed
 	$(RUN) scripts/quickstart.py $(ARGS)
+
+# The chat in a browser: with what was trained here, else with what ships. ARGS="--server.port 8502", ARGS="-- FOLDER".
+demo: $(VENV)/.installed
+	$(RUN) -m streamlit run web_demo.py $(ARGS)
 
 # Eight minutes at most on a CUDA machine; docs/gpu.md tells how to read the report.
 gpu-check: $(VENV)/.installed

@@ -1,12 +1,13 @@
 """Ask a trained model about pictures in a terminal, or put a whole file of questions to it.
 
-    python eval_vlm.py --weight out/sft_vlm_192.safetensors --image cat.jpg --prompt "What is in the picture?"
+    python eval_vlm.py --image cat.jpg --prompt "What is in the picture?"
     python eval_vlm.py --weight out/sft_vlm_192.safetensors --image cat.jpg              # asks for questions
     python eval_vlm.py --weight out/sft_vlm_192.safetensors --image a.jpg b.jpg --prompt "What differs?" "And where?"
     python eval_vlm.py --weight out/sft_vlm_192.safetensors --data held_out.jsonl --output answers.jsonl
 
 Files given to --image together belong to one conversation; a folder begins one about each of its pictures. Several
---prompt are its turns. --weight also takes a folder as transformers saves it: ours, or a stock Llava.
+--prompt are its turns. Without --weight the newest in out/ answers, or what ships. --weight also takes a folder as
+transformers saves it: ours, or a stock Llava.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from model.inference.reader import Prompt
 from model.messages import UserError, counted, did_you_mean
 from model.processing import IMAGE_TAG, SampleError, open_picture
 from model.progress import progress_over
+from scripts.demo.weights import weights_or_newest
 
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
@@ -253,6 +255,7 @@ def main() -> None:
         if options.data and not options.output.parent.is_dir():
             raise UserError(f"--output {options.output}: there is no folder {options.output.parent}")
         groups = [] if options.data else picture_groups(options.image)
+        options.weight = weights_or_newest(options.weight)
         answerer = Answerer.from_flags(options)
         if options.data:
             report(answer_file(answerer, samples, options, sampling), options)

@@ -1,6 +1,7 @@
 """Ask a trained model about pictures in a browser.
 
-    streamlit run web_demo.py                          # the weights in out/ and in the folders in it
+    make demo                                          # what was trained, in out/ and the folders in it, or what ships
+    streamlit run web_demo.py                          # the same, in an environment of your own
     streamlit run web_demo.py -- FOLDER ...            # those of other folders too
     streamlit run web_demo.py -- --server http://127.0.0.1:8000    # what scripts/serve.py or another server has
 
@@ -25,6 +26,7 @@ from dataset.emoji_world import attribution
 from model.files import ROOT
 from model.inference.answerer import Options
 from model.messages import UserError
+from model.weights import SHIPPED_MODEL
 from scripts.demo.chat import Chat, examples
 from scripts.demo.engine import Engine, Job, log
 from scripts.demo.export import as_html, as_json
@@ -32,7 +34,7 @@ from scripts.demo.limits import MAX_CHARACTERS, Refused, options_within
 from scripts.demo.remote import Remote
 from scripts.demo.text import LANGUAGES
 from scripts.demo.view import STYLE, follow, reason, show_pictures, show_reply, text
-from scripts.demo.weights import Weight, about, file_name, find_weights, names, runs
+from scripts.demo.weights import Weight, about, file_name, names, offered, runs
 
 EXAMPLE_WIDTH = 160  # pixels on the page
 
@@ -123,10 +125,9 @@ def weights_of(arguments: argparse.Namespace, begins: bool) -> list[Weight]:
     if missing and begins:
         st.warning(text("no_folder"))
         st.code("\n".join(map(str, missing)), language=None)
-    folders = [*arguments.folders, ROOT / "out"]
-    weights = find_weights(folders, arguments.vision_model)
+    weights = offered(arguments.folders, ROOT, arguments.vision_model)
     if not weights:
-        no_weights(folders)
+        no_weights([*arguments.folders, ROOT / "out"])
     return weights
 
 
@@ -153,6 +154,8 @@ def choose_language() -> None:
 def no_weights(folders: list[Path]) -> None:
     st.text(text("no_weights"))
     st.code("make quickstart", language=None)
+    st.text(text("no_weights_shipped"))
+    st.code(f"git checkout {SHIPPED_MODEL}", language=None)
     st.text(text("no_weights_folder"))
     st.code("streamlit run web_demo.py -- FOLDER", language=None)
     st.text("\n".join([text("searched"), *map(str, folders)]))

@@ -79,6 +79,8 @@ def main() -> None:
     shown = shown.format(**report["exact_match"])
     example = quickstart.data / "images/held_out_000000.jpg"
     print(f"\nexact match on held-out scenes: {shown}; {report['minutes']:.1f} minutes")
+    curves = [stage.with_suffix("") / "curves.png" for stage in (pretrained, weight)]
+    print("curves:", *curves, sep="\n       ")
     print(f"look:  {sheet}\nask:   {sys.executable} eval_vlm.py --weight {weight} --image {example}")
 
 

@@ -24,6 +24,7 @@ from model.files import ROOT
 from model.inference.answerer import Answerer, add_weight_flags
 from model.messages import UserError, counted
 from scripts.assets.sheet import draw_sheet
+from scripts.demo.weights import weights_or_newest
 
 EXAM_SCENES = 100  # of each family
 
@@ -113,6 +114,7 @@ def main() -> None:
         if options.exam:
             options.data = made_exam(options.exam)
         questions = read_questions(options.data, ReadOptions.from_flags(options), options.limit)
+        options.weight = weights_or_newest(options.weight)
         answerer = Answerer.from_flags(options)
         base = options.base and Answerer.from_weight(options.base, device=options.device, dtype=options.dtype)
         report, records, shown = examine(answerer, questions, base, options.batch_size)

@@ -20,6 +20,7 @@ import uvicorn
 from model.command_line import CommandLine
 from model.inference.answerer import Answerer, add_weight_flags
 from model.messages import UserError
+from scripts.demo.weights import weights_or_newest
 from scripts.server.addresses import AllowedHosts
 from scripts.server.app import build_app
 from scripts.server.limits import Limits
@@ -124,6 +125,7 @@ def bind(host: str, port: int) -> socket.socket:
 def main() -> None:
     options = parse()
     try:
+        options.weight = weights_or_newest(options.weight)
         settings = settings_of(options, os.environ.get(KEY, "").strip())
         bound = bind(options.host, options.port)
         service = Service(Answerer.from_flags(options), settings)

@@ -2,11 +2,13 @@
 
 import re
 import tomllib
+from fnmatch import fnmatch
 
 import yaml
 
 from helpers.commands import parse
 from helpers.repository import ROOT
+from model.weights import SHIPPED_MODEL
 from scripts.demo.remote import Remote
 from scripts.serve import KEY
 
@@ -28,6 +30,7 @@ def test_the_image_holds_the_project_and_nothing_that_was_trained():
     assert not [name for name in kept if not (ROOT / name).exists()]
     assert not {"out", ".", ".env", ".git"} & set(kept)
     assert IGNORED.index("model/vision_model/*") < IGNORED.index("!model/vision_model/emoji-clip")
+    assert not [line for line in IGNORED[1:] if fnmatch(SHIPPED_MODEL, line)]
 
 
 def test_the_image_runs_as_nobody_on_a_python_that_the_project_takes():

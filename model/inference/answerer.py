@@ -181,8 +181,9 @@ class Answerer:
 
 
 def add_weight_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that Answerer.from_flags reads."""
-    parser.add_argument("--weight", type=Path, required=True, help=".safetensors of a stage, MiniMind's .pth, a folder")
+    """The flags that Answerer.from_flags reads; --weight may be None until scripts.demo.weights says which."""
+    said = ".safetensors of a stage, MiniMind's .pth, a folder; without it the newest in out/, or what ships"
+    parser.add_argument("--weight", type=Path, help=said)
     parser.add_argument("--vision_model", help="folder of the CLIP tower; by default the one trained with")
     parser.add_argument("--num_attention_heads", type=int, default=8, help="of a .pth, which does not say")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")

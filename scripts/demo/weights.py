@@ -1,20 +1,23 @@
-"""Which weights the browser demo offers, in which order, and what it says of them."""
+"""Which weights the browser demo offers, in which order, and what it says of them; and which of them commands take
+where nobody names any."""
 
 import functools
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from dataset.sources import short_names
 from model.config import BICUBIC
+from model.files import ROOT, portable_path
 from model.messages import UserError, plain
 from model.minimind_files import is_minimind
 from model.tower_folder import tower_sizes
-from model.weights import PROJECTOR_PREFIX, read_weights
+from model.weights import PROJECTOR_PREFIX, SHIPPED_MODEL, read_weights
 from scripts.demo.text import TEXT, translate
 
 STAGES = ("sft_vlm", "pretrain_vlm")  # in the order in which they are offered; what is none of them comes last
@@ -36,12 +39,59 @@ class Weight:
     val_loss: str = ""
     tower: str = ""
     resample: int = BICUBIC  # Pillow's number of the filter that makes a picture image_size large
+    ships: bool = False  # with the project, for who has trained nothing
     server: str = ""  # the address of one that has these weights under the name `path`; "" for a file
 
     @property
     def square(self) -> tuple[int | None, int]:
         """What a picture is made before the model sees it; models that are compared need the same."""
         return self.image_size, self.resample
+
+
+def offered(named: Sequence[Path], root: Path, vision_model: str | None = None) -> list[Weight]:
+    """All that can be asked, the first of it where nobody chooses: of the folders that somebody named, then of root's
+    out/, finished weights before others, at last what ships. Where nothing is named or finished, that comes first.
+
+    vision_model: as for find_weights.
+    """
+    path = (root / SHIPPED_MODEL).resolve()
+    found = _read_weight(path, path.stat().st_mtime_ns) if path.is_file() else None
+    ships = [replace(found, ships=True)] if found else []
+    trained = [weight for weight in find_weights([*named, root / "out"], vision_model) if weight.path != path]
+    own = find_weights(named, vision_model)
+    first = [weight for weight in trained if weight in own]
+    first += [weight for weight in trained if weight not in first and is_finished(weight)]
+    others = [weight for weight in trained if weight not in first]
+    return [*first, *others, *ships] if first else [*ships, *others]
+
+
+def is_finished(weight: Weight) -> bool:
+    """Not halfway to a model that answers about pictures: a decoder without eyes, stage 1, a run that is not done."""
+    run = weight.path.with_name(weight.path.stem.removesuffix(BEST))
+    try:
+        done = json.loads((run / "status.json").read_text(encoding="utf-8"))["state"] == "done"
+    except (OSError, ValueError, KeyError, TypeError):
+        done = True  # no run lies beside it: weights that were brought here
+    return done and weight.image_size is not None and weight.stage != "pretrain_vlm"
+
+
+def weights_or_newest(named: Path | None) -> Path:
+    """What --weight names; without it the newest finished weights of out/, or what ships, which a line on stderr says.
+
+    Raises:
+        UserError: there are none at all.
+    """
+    if named is not None:
+        return named
+    found = offered([], ROOT)
+    if not found:
+        raise UserError(
+            f"--weight is missing, {ROOT / 'out'} holds no weights, and {SHIPPED_MODEL}, which ships with the project, "
+            f"is gone or damaged: `git checkout {SHIPPED_MODEL}` brings it back, `make quickstart` trains a model"
+        )
+    which = "the small model that ships; `make quickstart` trains one" if found[0].ships else "the newest in out/"
+    print(f"weights: {portable_path(found[0].path)}, {which}; --weight FILE takes others", file=sys.stderr)
+    return found[0].path
 
 
 def find_weights(folders: Sequence[Path], vision_model: str | None = None) -> list[Weight]:
@@ -131,9 +181,11 @@ def names(weights: Sequence[Weight], language: str) -> dict[Weight, str]:
     """A name for each, no two alike: what it does and its folder, then as much of its path as tells it from others."""
 
     def folder(weight: Weight) -> str:
-        return weight.path.parent.name if weight.path.parent.name != "out" else ""
+        return weight.path.parent.name if weight.path.parent.name != "out" and not weight.ships else ""
 
     def kind(weight: Weight) -> str:
+        if weight.ships:
+            return translate(language, "kind_ships")
         if f"kind_{weight.stage}" not in TEXT:
             return weight.path.stem if weight.path.suffix in ENDINGS else weight.path.name
         known = translate(language, f"kind_{weight.stage}")
@@ -158,6 +210,8 @@ def about(weight: Weight, language: str) -> list[str]:
         return [translate(language, "served", model=_code(str(weight.path)), server=_code(weight.server))]
     trained_on = translate(language, "trained_on", data=_code(weight.data))
     facts = [trained_on if weight.data else translate(language, "trained_unknown")]
+    if weight.ships:
+        facts = [translate(language, "ships")]
     if weight.steps.isdecimal():
         facts.append(translate(language, "trained_steps", steps=int(weight.steps)))
     if weight.val_loss:

@@ -59,7 +59,7 @@ def test_own_pictures_are_learnt_and_the_page_goes_on_from_there(tmp_path):
     assert "[picture 1: tokens 4..199]" in said[look]
     assert f"{BROKEN}: it cannot be read as a picture" in (tmp_path / "mine/prepared/left_out.jsonl").read_text()
     assert "so the base that ships: " in said[train]
-    assert (tmp_path / "out/mine/sft_vlm_192/loss.png").is_file()
+    assert (tmp_path / "out/mine/sft_vlm_192/curves.png").is_file()
     for command in (ask, score):  # the end of the stage printed them, with its own choice of picture and sheet
         assert command.split(" --image ")[0].split(" --sheet ")[0].removeprefix("python ") in said[train]
     assert said[ask].strip()

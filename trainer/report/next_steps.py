@@ -7,9 +7,10 @@ from dataset.readers.hub_query import is_hub
 from dataset.readers.opening import is_there
 from dataset.samples import Sample
 from dataset.sources import named_files, parse_sources
+from model.weights import read_facts
 from trainer.config import ROOT, StageConfig
 from trainer.report.commands import command, python, shown, stage_command
-from trainer.report.loss_curve import draw_losses
+from trainer.report.curves import draw_curves
 
 AFTER = {"llm": "pretrain_vlm", "pretrain_vlm": "sft_vlm"}  # by the name of the stage
 DATA = {"pretrain_vlm": "pretrain.jsonl", "sft_vlm": "sft.jsonl"}
@@ -17,12 +18,13 @@ HELD_OUT, HELD_OUT_SHARDS = "held_out.jsonl", "held_out-*.parquet"
 
 
 def tell_what_is_left(config: StageConfig, example: Sample | None) -> None:
-    """At the end of a run: its weights, loss.png in its folder, and next_steps."""
+    """At the end of a run: its weights, curves.png in its folder, and next_steps."""
     print(f"weights: {config.weight_path}")
-    chart = config.run_dir / "loss.png"
+    chart = config.run_dir / "curves.png"
     try:
-        if draw_losses(config.run_dir / "metrics.jsonl", chart, f"{config.weight_name}: loss a trained token"):
-            print(f"loss:    {chart}")
+        best = int(read_facts(config.best_path)["step"]) if config.best_path.is_file() else None
+        if draw_curves(config.run_dir / "metrics.jsonl", chart, config.weight_name, best):
+            print(f"curves:  {chart}")
     except OSError as error:  # what was trained is saved
         print(f"{chart} cannot be written: {error.strerror}")
     print(next_steps(config, example))

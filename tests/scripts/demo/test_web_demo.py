@@ -17,7 +17,7 @@ from streamlit.testing.v1.element_tree import ChatInput
 import model.files
 from eval_vlm import load_pictures
 from model.inference.answerer import Answer, Answerer, Options, assistant_turn, user_turn
-from model.weights import save_weights
+from model.weights import SHIPPED_MODEL, save_weights
 from scripts.demo.chat import Turn
 from scripts.demo.engine import Job
 from scripts.demo.text import TEXT
@@ -105,7 +105,8 @@ def toggle(page: AppTest) -> AppTest:
 
 def test_without_weights_the_page_says_how_to_get_some(empty_page, tmp_path):
     page = empty_page()
-    assert page.code[0].value == "make quickstart" and not page.chat_input
+    assert page.code[0].value == "make quickstart" and page.code[1].value == f"git checkout {SHIPPED_MODEL}"
+    assert not page.chat_input
     assert str(tmp_path / "out") in texts(page)[-1]
 
 

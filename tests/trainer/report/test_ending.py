@@ -1,23 +1,19 @@
-"""What a stage leaves behind: loss.png, and commands that work as they are printed; what a score leaves: a sheet."""
+"""What a stage leaves behind: commands that work as they are printed; what a score leaves: a sheet."""
 
 import dataclasses
-import json
 import re
 import shlex
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 import eval_vlm
 from dataset.readers.opening import read_samples
-from helpers.data import write_jsonl
 from helpers.models import SIZES
 from helpers.repository import ROOT
 from helpers.runs import tiny, write_texts
 from scripts.assets import sheet
 from trainer.config import StageConfig, parse_config
-from trainer.report.loss_curve import TRAINING, VALIDATION, draw_losses, read_losses, smoothed, ticks
 from trainer.report.next_steps import next_steps
 from trainer.stage import run_stage
 from trainer.train_llm import LLM
@@ -34,17 +30,6 @@ def commands(said: str) -> dict[str, list[str]]:
 def config_of(stage: StageConfig, parts: list[str]) -> StageConfig:
     assert (ROOT / parts[0]).resolve() == ROOT / f"trainer/train_{stage.name}.py"
     return parse_config(stage, parts[1:])
-
-
-@pytest.mark.parametrize("val_samples", [0, 2])
-def test_a_stage_leaves_a_curve(val_samples, data_folder, tower_folder, capsys):
-    config = tiny(SFT_VLM, data_folder, tower_folder, val_samples=val_samples)
-    run_stage(config)
-    path = config.run_dir / "loss.png"
-    assert f"loss:    {path}" in capsys.readouterr().out
-    with Image.open(path) as picture:
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
-    assert TRAINING in colours and (VALIDATION in colours) == bool(val_samples)
 
 
 def test_every_stage_prints_the_next_and_the_last_how_to_ask(data_folder, tower_folder, capsys, monkeypatch):
@@ -89,34 +74,6 @@ def test_pictures_of_the_next_stage_lie_where_these_lay(data_folder, tower_folde
     (data_folder / "held_out.jsonl").write_text("")
     parts = commands(next_steps(config, None))["score"]
     assert [parts[parts.index(flag) + 1] for flag in ("--images_path", "--data_format")] == ["elsewhere", "llava"]
-
-
-# the curve
-
-
-def test_values_that_are_no_numbers_are_left_out_and_an_empty_log_draws_nothing(tmp_path):
-    records = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}, {"step": 2, "val_loss": 1.5}, {"step": 3}]
-    path = write_jsonl(tmp_path / "metrics.jsonl", records)
-    assert read_losses(path) == ([(1, 2.0)], [(2, 1.5)])
-    assert draw_losses(path, tmp_path / "loss.png", "title") and (tmp_path / "loss.png").is_file()
-    path.write_text(json.dumps({"step": 1, "speed": 3.0}) + "\n")
-    assert not draw_losses(path, tmp_path / "none.png", "title") and not (tmp_path / "none.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 8.8, [0, 2, 4, 6, 8]), (0, 0.03, [0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03]),
-     (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0])],
-)  # fmt: skip
-def test_axes_have_round_numbers(low, high, expected):
-    assert ticks(low, high, 6) == pytest.approx(expected)
-
-
-def test_few_values_stay_as_they_are_and_many_are_smoothed():
-    few = [(n, float(n % 2)) for n in range(20)]
-    assert smoothed(few) == few
-    many = [value for _, value in smoothed([(n, float(n % 2)) for n in range(400)])]
-    assert max(many[200:]) - min(many[200:]) < 0.1 and abs(sum(many[200:]) / 200 - 0.5) < 0.01
 
 
 # the sheet
