@@ -28,8 +28,11 @@ LENGTH = 0.28  # of an embedding, as the decoder's own initialisation has it at 
 
 
 @torch.no_grad()
-def concept_directions(vision_model: Path, pictures: int, batch_size: int = 32) -> torch.Tensor:
-    """Unit vectors [concepts, tower width], from the patches that things cover in training scenes."""
+def concept_directions(vision_model: Path, pictures: int, width: int, batch_size: int = 32) -> torch.Tensor:
+    """Unit vectors [concepts, width], from the patches that things cover in training scenes.
+
+    width: at most the tower's; of its directions those in which concepts differ most.
+    """
     tower, _ = read_tower(vision_model)
     statistics = pixel_statistics(tower_sizes(vision_model))
     features, labels = [], []
@@ -45,7 +48,8 @@ def concept_directions(vision_model: Path, pictures: int, batch_size: int = 32) 
     spread = torch.cov((features - means[labels]).T)
     values, vectors = torch.linalg.eigh(spread + 1e-3 * spread.diagonal().mean() * torch.eye(len(spread)))
     whitened = (means - means.mean(0)) @ (vectors * values.rsqrt()) @ vectors.T
-    return F.normalize(whitened, dim=-1).float()
+    strongest = torch.linalg.svd(whitened, full_matrices=False).Vh[:width]
+    return F.normalize(whitened @ strongest.T, dim=-1).float()
 
 
 def token_embeddings(directions: torch.Tensor, seed: int = 42) -> dict[str, torch.Tensor]:
@@ -69,8 +73,10 @@ def main() -> None:
     parser.add_argument("--vision_model", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help=".safetensors for train_llm's --init_embeddings")
     parser.add_argument("--pictures", type=int, default=3200)
+    parser.add_argument("--hidden_size", type=int, default=192, help="the decoder's, at most the tower's")
     arguments = parser.parse_args()
-    tensors = token_embeddings(concept_directions(arguments.vision_model, arguments.pictures))
+    directions = concept_directions(arguments.vision_model, arguments.pictures, arguments.hidden_size)
+    tensors = token_embeddings(directions)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, arguments.output)
     print(f"{arguments.output}: embeddings of {len(tensors['token_ids'])} tokens")
