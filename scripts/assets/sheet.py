@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from model.processing import open_picture
 
-CELL, MARGIN, LINE, FONT_SIZE = 240, 16, 17, 13  # pixels
-COLUMNS, ROWS = 4, 3
+CELL, MARGIN, LINE, FONT_SIZE = 264, 16, 17, 13  # pixels
+COLUMNS, ROWS, QUESTIONS = 4, 3, 3  # of the sheet; and of each picture, at most
 GREEN, RED, BLACK, GREY = (0, 110, 50), (190, 20, 20), (30, 30, 30), (120, 120, 120)
 TYPOGRAPHY = str.maketrans("—–‘’“”", "--''\"\"")  # Pillow's own font draws boxes for some of these
 # It has no Chinese either; where the machine has one of these, Chinese questions are drawn too.
@@ -22,17 +23,13 @@ CHINESE_FONTS = (
 
 
 def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
-    """The first pictures of the records, each with up to three of its questions.
+    """Pictures of the records, each with up to three of its questions: see choose.
 
-    records: as scripts/score.py writes them (pictures, paths or bytes; question, right, truth). Pictures are taken in
-    order, not by whether the answers are right. credit: whose pictures they are, a line at the bottom.
+    records: as scripts/score.py writes them (pictures, paths or bytes; kind, language, question, right, truth).
+    credit: whose pictures they are, a line at the bottom.
     """
-    font, chinese = ImageFont.load_default(FONT_SIZE), chinese_font()
-    scenes: dict[str | Path | bytes, list[dict]] = {}
-    for record in records:
-        if record["pictures"] and (chinese or not _is_chinese(record)):
-            scenes.setdefault(record["pictures"][0], []).append(record)
-    shown = [(picture, questions[:3]) for picture, questions in list(scenes.items())[: COLUMNS * ROWS]]
+    chinese = chinese_font()
+    shown = choose([record for record in records if record["pictures"] and (chinese or not _is_chinese(record))])
     height = CELL + max((len(questions) for _, questions in shown), default=0) * 3 * LINE + MARGIN
     width = COLUMNS * (CELL + MARGIN) + MARGIN
     rows = -(-len(shown) // COLUMNS)
@@ -46,19 +43,57 @@ def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
         )
         y += CELL + 6
         for record in questions:
-            right = record["right"] == record["truth"]
-            face = chinese if _is_chinese(record) else font
-            draw.text((x, y), _fit(record["question"], face), BLACK, face)
-            draw.text((x, y + LINE), _fit(record["right"] or "(nothing)", face), GREEN if right else RED, face)
-            if not right:
-                draw.text((x, y + 2 * LINE), _fit(f"truth: {record['truth']}", face), GREY, face)
-            y += LINE * (2 if right else 3) + 4
-    note = "green: exactly right, red: wrong. The first pictures in order, none left out."
+            y = _draw_question(draw, (x, y), record)
+    font = ImageFont.load_default(FONT_SIZE)
+    note = "green: exactly right, red: wrong. Taken in order, each time of the kind and language that stand here least."
     if not chinese:
         note += " Chinese questions need a Chinese font; see score.py --answers."
     draw.text((MARGIN, sheet.height - 2 * LINE - 6), note, GREY, font)
     draw.text((MARGIN, sheet.height - LINE - 6), credit, GREY, font)
     sheet.save(path)
+
+
+def choose(records: Sequence[dict]) -> list[tuple[str | Path | bytes, list[dict]]]:
+    """As many pictures as the sheet has cells, in the order of the records, each with up to QUESTIONS of its questions.
+
+    Every next question is one of the kind and language that stand there least so far, the first such of the records:
+    so all kinds and both languages appear, and whether an answer is right decides nothing.
+    """
+    scenes: dict[str | Path | bytes, list[dict]] = {}
+    for record in records:
+        scenes.setdefault(record["pictures"][0], []).append(record)
+    times = Counter({_group(record): 0 for record in records})
+    chosen: dict[str | Path | bytes, list[dict]] = {}
+    while len(chosen) < min(COLUMNS * ROWS, len(scenes)):
+        others = (record for record in records if record["pictures"][0] not in chosen)
+        picture = min(others, key=lambda record: times[_group(record)])["pictures"][0]
+        left, chosen[picture] = list(scenes[picture]), []
+        while left and len(chosen[picture]) < QUESTIONS:
+            record = min(left, key=lambda record: times[_group(record)])
+            left.remove(record)
+            times[_group(record)] += 1
+            chosen[picture].append(record)
+    return [(picture, chosen[picture]) for picture in scenes if picture in chosen]
+
+
+def _group(record: dict) -> tuple[str | None, ...]:
+    return tuple(record.get(name) for name in ("category", "kind", "language"))
+
+
+def _draw_question(draw: ImageDraw.ImageDraw, corner: tuple[int, int], record: dict) -> int:
+    """Kind, question, answer, and the truth where it differs; returns where the next one begins."""
+    (x, y), font = corner, ImageFont.load_default(FONT_SIZE)
+    face = chinese_font() if _is_chinese(record) else font
+    kind = "" if record["kind"] == "all" else f"{record['kind']}  "  # of data that has none
+    beside = int(draw.textlength(kind, font))
+    right = record["right"] == record["truth"]
+    baseline = y + FONT_SIZE
+    draw.text((x, baseline), kind, GREY, font, "ls")
+    draw.text((x + beside, baseline), _fit(record["question"], face, CELL - beside), BLACK, face, "ls")
+    draw.text((x, baseline + LINE), _fit(record["right"] or "(nothing)", face), GREEN if right else RED, face, "ls")
+    if not right:
+        draw.text((x, baseline + 2 * LINE), _fit(f"truth: {record['truth']}", face), GREY, face, "ls")
+    return y + LINE * (2 if right else 3) + 4
 
 
 def _is_chinese(record: dict) -> bool:
@@ -74,8 +109,8 @@ def chinese_font() -> ImageFont.FreeTypeFont | None:
     return None
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont) -> str:
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int = CELL) -> str:
     text = text.translate(TYPOGRAPHY)
-    while font.getlength(text) > CELL and len(text) > 1:
+    while font.getlength(text) > width and len(text) > 1:
         text = text[:-2].rstrip("…") + "…"
     return text

@@ -81,8 +81,8 @@ def test_pictures_of_the_next_stage_lie_where_these_lay(data_folder, tower_folde
 
 def test_a_sheet_shows_pictures_of_any_kind_and_only_the_credit_it_is_given(data_folder, monkeypatch):
     Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(data_folder / "clear.png")
-    record = {"pictures": [str(data_folder / "clear.png")], "language": "all", "question": "What?", "right": "a cat",
-              "truth": "a cat"}  # fmt: skip
+    record = {"pictures": [str(data_folder / "clear.png")], "kind": "all", "language": "all", "question": "What?",
+              "right": "a cat", "truth": "a cat"}  # fmt: skip
     written = []
     monkeypatch.setattr(sheet.ImageDraw.ImageDraw, "text", lambda self, at, text, *rest: written.append(text))
     sheet.draw_sheet([record], data_folder / "sheet.png")
@@ -94,7 +94,8 @@ def test_a_sheet_shows_pictures_of_any_kind_and_only_the_credit_it_is_given(data
 
 def test_chinese_without_a_font_is_left_out_by_its_letters(data_folder, monkeypatch):
     monkeypatch.setattr(sheet, "chinese_font", lambda: None)
-    picture = {"pictures": [str(data_folder / "images/0_0.png")], "language": "all", "right": "", "truth": "杯"}
+    picture = {"pictures": [str(data_folder / "images/0_0.png")], "kind": "all", "language": "all", "right": "",
+               "truth": "杯"}  # fmt: skip
     sheet.draw_sheet([{**picture, "question": "这是什么？"}], data_folder / "sheet.png")
     with Image.open(data_folder / "sheet.png") as drawn:
         assert drawn.height < sheet.CELL
