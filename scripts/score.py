@@ -8,7 +8,7 @@ pictures, or with more of them than any other line shows, are left out of `shuff
 
 --exam asks the harder exam of Emoji World instead, family by family: dataset/exam/emoji_exam.py says what these are.
 Questions with choices (VLMEvalKit's tables, MMStar and the like) are scored by likelihood and by generation, questions
-that are answered yes or no as POPE is: docs/choices.md.
+that are answered yes or no as POPE is: docs/choices.md. --html writes what is wrong on one page: docs/evaluation.md.
 """
 
 import json
@@ -17,12 +17,14 @@ from pathlib import Path
 from dataset.exam import choices, families, yes_no
 from dataset.exam.answering import score
 from dataset.exam.emoji_exam import write_exam
+from dataset.exam.mistakes import worst_mistakes
 from dataset.exam.questions import Question, read_questions
 from dataset.options import ReadOptions, add_read_flags
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.inference.answerer import Answerer, add_weight_flags
 from model.messages import UserError, counted
+from scripts.assets.errors_page import WORST, Findings, write_page
 from scripts.assets.sheet import draw_sheet
 from scripts.demo.weights import weights_or_newest
 
@@ -103,12 +105,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first so many lines")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--answers", type=Path, help="write every question with its answers here, as JSON lines")
-    parser.add_argument("--sheet", type=Path, help="draw the first pictures with questions and answers here, a .png")
+    parser.add_argument("--sheet", type=Path, help="draw pictures with questions and answers here, a .png")
+    parser.add_argument("--html", type=Path, help="write here what is wrong, and where the model looked: one page")
+    parser.add_argument("--credit", default="", help="whose pictures these are, for the sheet and the page")
     options = parser.parse_args()
     if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
         parser.error("--batch_size and --limit must be at least 1")
     try:
-        for path in filter(None, (options.json, options.answers, options.sheet)):
+        for path in filter(None, (options.json, options.answers, options.sheet, options.html)):
             if not path.parent.is_dir():
                 raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
         if options.exam:
@@ -128,8 +132,15 @@ def main() -> None:
         options.answers.write_text("".join(lines), encoding="utf-8")
     if options.sheet:
         pictures = [{"pictures": question.sample.pictures} for question in questions]  # also those that are no files
-        draw_sheet([record | shown for record, shown in zip(records, pictures, strict=True)], options.sheet)
+        records_to_draw = [record | found for record, found in zip(records, pictures, strict=True)]
+        draw_sheet(records_to_draw, options.sheet, options.credit)
         print(f"sheet: {options.sheet}")
+    if options.html:
+        worst, mistakes = worst_mistakes(answerer, questions, records, WORST)
+        names = ("/".join(path.parts[-2:]) for path in (options.weight, options.data))  # no reader's machine has more
+        findings = Findings(*names, report, shown, records, worst, mistakes, options.credit)
+        write_page(findings, options.html)
+        print(f"page: {options.html}")
 
 
 if __name__ == "__main__":
