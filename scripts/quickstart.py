@@ -13,8 +13,7 @@ from pathlib import Path
 from dataset import emoji_world
 from model.command_line import CommandLine
 from model.files import ROOT
-from scripts.assets.sheet import draw_sheet
-from scripts.roads.road import Road, read_records
+from scripts.roads.road import Road
 
 BASE = ROOT / "model/language_model/emoji-llm.safetensors"
 TOWER = ROOT / "model/vision_model/emoji-clip"
@@ -70,10 +69,10 @@ def main() -> None:
     common = ("--vision_model", TOWER, "--val_samples", 64)
     pretrained = quickstart.train("stage 1", "pretrain_vlm", "pretrain.jsonl", "--from_weight", base, *STAGE_1, *common)
     weight = quickstart.train("stage 2", "sft_vlm", "sft.jsonl", "--from_weight", pretrained, *STAGE_2, *common)
-    answers, sheet = options.output / "answers.jsonl", options.output / "sheet.png"
+    sheet, errors = options.output / "sheet.png", options.output / "errors.html"
     quickstart.run("score", "scripts/score.py", "--weight", weight, "--data", quickstart.data / "held_out.jsonl",
-                   "--json", options.output / "score.json", "--answers", answers)  # fmt: skip
-    draw_sheet(read_records(answers), sheet, emoji_world.attribution())
+                   "--json", options.output / "score.json", "--answers", options.output / "answers.jsonl",
+                   "--sheet", sheet, "--html", errors, "--credit", emoji_world.attribution())  # fmt: skip
     report = quickstart.report(counts)
     shown = "{right:.2f} with the right picture, {shuffled:.2f} shuffled, {none:.2f} without"
     shown = shown.format(**report["exact_match"])
@@ -82,6 +81,7 @@ def main() -> None:
     curves = [stage.with_suffix("") / "curves.png" for stage in (pretrained, weight)]
     print("curves:", *curves, sep="\n       ")
     print(f"look:  {sheet}\nask:   {sys.executable} eval_vlm.py --weight {weight} --image {example}")
+    print(f"wrong: {errors}")
 
 
 if __name__ == "__main__":
