@@ -14,6 +14,7 @@ that are answered yes or no as POPE is: docs/choices.md. --html writes what is w
 import json
 from pathlib import Path
 
+from dataset import emoji_world
 from dataset.exam import choices, families, yes_no
 from dataset.exam.answering import score
 from dataset.exam.emoji_exam import write_exam
@@ -117,6 +118,7 @@ def main() -> None:
                 raise UserError(f"{path} cannot be written: there is no folder {path.parent}")
         if options.exam:
             options.data = made_exam(options.exam)
+            options.credit = options.credit or emoji_world.attribution()
         questions = read_questions(options.data, ReadOptions.from_flags(options), options.limit)
         options.weight = weights_or_newest(options.weight)
         answerer = Answerer.from_flags(options)

@@ -79,8 +79,12 @@ def _figures(findings: Findings) -> str:
         return f"<h2>Figures</h2>\n<pre>{escape(findings.table)}</pre>"
     overall = {mode: {"exact_match": match} for mode, match in report["exact_match"].items()}
     rows = [_row("all, kinds alike", overall, "first")]
-    for group in ("by_kind", "by_language"):
-        named = [(name, figures) for name, figures in report[group].items() if name != "all"]
+    families = {
+        name: {mode: {**figure, "exact_match": family["exact_match"][mode]} for mode, figure in family["all"].items()}
+        for name, family in report.get("by_category", {}).items()
+    }  # kinds alike in each of them, too
+    for group in (families, report["by_kind"], report["by_language"]):
+        named = [(name, figures) for name, figures in group.items() if name != "all"]
         rows += [_row(name, figures, "" if place else "begins") for place, (name, figures) in enumerate(named)]
     heads = "".join(f"<th>{SHOWN[mode]}</th>" for mode in overall)
     return (
@@ -99,7 +103,7 @@ def _row(name: str, figures: dict, style: str) -> str:
             continue
         bar = f"<div class=track><i{'' if mode == 'right' else ' class=blind'} style='width:{match:.1%}'></i></div>"
         low_high = "{:.2f} to {:.2f}".format(*figure["interval"]) if "interval" in figure else ""
-        cells.append(f"<td>{match:.3f}{bar}<span class=n>{low_high}</span></td>")
+        cells.append(f"<td>{match:.3f} <span class=n>{low_high}</span>{bar}</td>")
     count = figures["right"].get("count")
     of = f" <span class=n>{count:,}</span>" if count else ""
     return f"<tr class='{style}'><th>{escape(name)}{of}</th>{''.join(cells)}</tr>\n"

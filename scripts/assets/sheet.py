@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from model.processing import open_picture
 
-CELL, MARGIN, LINE, FONT_SIZE = 264, 16, 17, 13  # pixels
+CELL, MARGIN, LINE, GAP, FONT_SIZE = 264, 16, 17, 4, 13  # pixels
 COLUMNS, ROWS, QUESTIONS = 4, 3, 3  # of the sheet; and of each picture, at most
 GREEN, RED, BLACK, GREY = (0, 110, 50), (190, 20, 20), (30, 30, 30), (120, 120, 120)
 TYPOGRAPHY = str.maketrans("—–‘’“”", "--''\"\"")  # Pillow's own font draws boxes for some of these
@@ -30,7 +30,7 @@ def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
     """
     chinese = chinese_font()
     shown = choose([record for record in records if record["pictures"] and (chinese or not _is_chinese(record))])
-    height = CELL + max((len(questions) for _, questions in shown), default=0) * 3 * LINE + MARGIN
+    height = CELL + max((len(questions) for _, questions in shown), default=0) * (3 * LINE + GAP) + 6 + MARGIN
     width = COLUMNS * (CELL + MARGIN) + MARGIN
     rows = -(-len(shown) // COLUMNS)
     sheet = Image.new("RGB", (width, MARGIN + rows * height + 3 * LINE), "white")
@@ -56,28 +56,31 @@ def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
 def choose(records: Sequence[dict]) -> list[tuple[str | Path | bytes, list[dict]]]:
     """As many pictures as the sheet has cells, in the order of the records, each with up to QUESTIONS of its questions.
 
-    Every next question is one of the kind and language that stand there least so far, the first such of the records:
-    so all kinds and both languages appear, and whether an answer is right decides nothing.
+    Every next question is one of the category that stands there least so far, then of the kind and language that do,
+    the first such of the records: so all of them appear, and whether an answer is right decides nothing.
     """
     scenes: dict[str | Path | bytes, list[dict]] = {}
     for record in records:
         scenes.setdefault(record["pictures"][0], []).append(record)
-    times = Counter({_group(record): 0 for record in records})
+    times = Counter()  # how often each group stands on the sheet
+
+    def seen(record: dict) -> list[int]:
+        return [times[group] for group in _groups(record)]
+
     chosen: dict[str | Path | bytes, list[dict]] = {}
     while len(chosen) < min(COLUMNS * ROWS, len(scenes)):
-        others = (record for record in records if record["pictures"][0] not in chosen)
-        picture = min(others, key=lambda record: times[_group(record)])["pictures"][0]
+        picture = min((record for record in records if record["pictures"][0] not in chosen), key=seen)["pictures"][0]
         left, chosen[picture] = list(scenes[picture]), []
         while left and len(chosen[picture]) < QUESTIONS:
-            record = min(left, key=lambda record: times[_group(record)])
+            record = min(left, key=seen)
             left.remove(record)
-            times[_group(record)] += 1
+            times.update(_groups(record))
             chosen[picture].append(record)
     return [(picture, chosen[picture]) for picture in scenes if picture in chosen]
 
 
-def _group(record: dict) -> tuple[str | None, ...]:
-    return tuple(record.get(name) for name in ("category", "kind", "language"))
+def _groups(record: dict) -> tuple[tuple[str, ...], ...]:
+    return (record.get("category", ""),), (record["kind"], record["language"])
 
 
 def _draw_question(draw: ImageDraw.ImageDraw, corner: tuple[int, int], record: dict) -> int:
@@ -93,7 +96,7 @@ def _draw_question(draw: ImageDraw.ImageDraw, corner: tuple[int, int], record: d
     draw.text((x, baseline + LINE), _fit(record["right"] or "(nothing)", face), GREEN if right else RED, face, "ls")
     if not right:
         draw.text((x, baseline + 2 * LINE), _fit(f"truth: {record['truth']}", face), GREY, face, "ls")
-    return y + LINE * (2 if right else 3) + 4
+    return y + LINE * (2 if right else 3) + GAP
 
 
 def _is_chinese(record: dict) -> bool:

@@ -52,3 +52,13 @@ def test_few_questions_are_all_shown():
     asked = records(kinds=2, scenes=3, questions=2)
     assert [questions for _, questions in sheet.choose(asked)] == [asked[:2], asked[2:4], asked[4:]]
     assert sheet.choose([]) == []
+
+
+def test_every_category_has_its_picture():
+    asked = [
+        {**record, "category": f"family {family}", "pictures": [f"{family} {record['pictures'][0]}"]}
+        for family in range(12) for record in records(kinds=6, scenes=5, questions=6)
+    ]  # fmt: skip
+    chosen = sheet.choose(asked)
+    assert {questions[0]["category"] for _, questions in chosen} == {f"family {number}" for number in range(12)}
+    assert len(groups(chosen)) == 12
