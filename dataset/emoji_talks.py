@@ -27,6 +27,7 @@ TALK = 3  # questions of the one conversation of each scene that has several
 TAG = "<image>"
 ORDINALS = {"en": ("first", "second"), "zh": ("第一张", "第二张")}
 PAIR_KINDS = ("both", "which")
+PAIR_WEIGHTS = {"both": 2, "which": 2, "what": 1}
 PAIR_QUESTIONS = {
     "en": {
         "both": ("What is in both pictures?", "Which thing do both pictures show?"),
@@ -134,6 +135,11 @@ def reference_talk(scene: Scene, rng: Random, kind: str, language: str) -> list[
     return [rng.choice(openings), (follow.format(DIRECTIONS[language][direction]), name(other.concept, language))]
 
 
+def askable_of_pair(scenes: Sequence[Scene]) -> tuple[str, ...]:
+    """The kinds of PAIR_KINDS that have an answer: two pictures of one thing, the same, cannot be told apart by it."""
+    return PAIR_KINDS if any(len(scene.things) > 1 for scene in scenes) else ("both",)
+
+
 def ask_pair(scenes: Sequence[Scene], shared: int, kind: str, language: str, rng: Random) -> tuple[str, str]:
     """A question about two pictures and its answer: what is in both, which one shows a thing, what is in one."""
     wording, number = rng.choice(PAIR_QUESTIONS[language][kind]), rng.randrange(2)
@@ -151,8 +157,8 @@ def ask_pair(scenes: Sequence[Scene], shared: int, kind: str, language: str, rng
 
 def pair_conversations(scenes: Sequence[Scene], shared: int, rng: Random, count: int) -> list[list[dict]]:
     """`count` questions about two pictures, each alone."""
-    different = any(len(scene.things) > 1 for scene in scenes)
-    kinds = rng.choices(PAIR_KINDS + ("what",), (2, 2 * different, 1), k=count)
+    possible = (*askable_of_pair(scenes), "what")
+    kinds = rng.choices(possible, [PAIR_WEIGHTS[kind] for kind in possible], k=count)
     asked = [ask_pair(scenes, shared, kind, rng.choice(LANGUAGES), rng) for kind in kinds]
     return [conversation([pair], f"{TAG}\n{TAG}") for pair in dict.fromkeys(asked)]
 

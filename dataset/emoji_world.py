@@ -21,6 +21,7 @@ from model.messages import UserError
 IMAGE_SIZE = 224  # pixels per side
 PATCH_SIZE = 16  # pixels per side
 GRID = IMAGE_SIZE // PATCH_SIZE  # patches per side
+QUALITY = 92  # of the JPEG files
 GROUPS = 16
 GLYPH_SIZE = 128  # pixels per side of the cached glyphs
 LANGUAGES = ("en", "zh")

@@ -115,7 +115,7 @@ def draw_scenes(name: str, arguments: argparse.Namespace) -> Iterator[tuple[int,
 
 
 def save_picture(scene: world.Scene, output: Path, name: str) -> None:
-    world.render(scene)[0].save(output / "images" / name, quality=92)
+    world.render(scene)[0].save(output / "images" / name, quality=world.QUALITY)
 
 
 def seed_of(name: str, arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from dataset import emoji_world
 from dataset.exam import choices, families, yes_no
 from dataset.exam.answering import score
 from dataset.exam.emoji_exam import write_exam
+from dataset.exam.figures import cell
 from dataset.exam.mistakes import worst_mistakes
 from dataset.exam.questions import Question, read_questions
 from dataset.options import ReadOptions, add_read_flags
@@ -41,7 +42,7 @@ def table(report: dict) -> str:
         rows += report["by_language"].items()
     heads = {"right": "right picture", "shuffled": "shuffled picture", "none": "no picture"}
     lines = [f"{'':<18}" + "".join(f"{heads[mode]:>26}" for mode in report["exact_match"])]
-    lines += [f"{name:<18}" + "".join(map(_cell, figures.values())) for name, figures in rows]
+    lines += [f"{name:<18}" + "".join(map(cell, figures.values())) for name, figures in rows]
     without = report["not_shuffled"]
     if count := sum(without.values()):
         lines.append(
@@ -50,13 +51,6 @@ def table(report: dict) -> str:
             "pictures of that number in the file"
         )
     return "\n".join(lines)
-
-
-def _cell(figure: dict) -> str:
-    if figure["exact_match"] is None:
-        return f"{'-':>10}{'':<16}"
-    interval = "{:.2f} to {:.2f}".format(*figure["interval"]) if "interval" in figure else ""
-    return f"{figure['exact_match']:>10.3f}  {interval:<14}"
 
 
 def examine(answerer: Answerer, questions: list[Question], base: Answerer | None, batch_size: int) -> tuple:

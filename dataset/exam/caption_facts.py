@@ -11,7 +11,7 @@ CHINESE = re.compile("(.+?)背景上有(.+?)样东西[：:](.+?)。?$")
 
 
 def facts(caption: str) -> dict[str, frozenset]:
-    """By FACTS, in English words: the things' names as they are written, (name, place), the colour, the number.
+    """By FACTS, in the caption's own words: the things' names, (name, place), the ground's colour, the number.
 
     A sentence of another form, or a part of one, states nothing.
     """

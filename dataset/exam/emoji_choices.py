@@ -50,7 +50,7 @@ def _question(
     number: int, scene: world.Scene, kind: str, language: str, text: str, offered: tuple[str, ...], letter: str
 ) -> Question:
     picture = io.BytesIO()
-    world.render(scene)[0].save(picture, "JPEG", quality=92)
+    world.render(scene)[0].save(picture, "JPEG", quality=world.QUALITY)
     prompt = f"{IMAGE_TAG}\n{choice_prompt(text, offered)}"
     sample = Sample(
         f"emoji_choices:{number}", conversation([(prompt, letter)]), (picture.getvalue(),),

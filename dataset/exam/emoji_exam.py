@@ -16,23 +16,24 @@ blurred, turned, grey, photographs   pictures that no training has: blurred, thi
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 
 from dataset import emoji_talks as talks
 from dataset import emoji_words as words
 from dataset import emoji_world as world
 from dataset.exam.emoji_wordings import UNSEEN
+from dataset.photographs import photographs
 
 SEED = 7  # of the scenes, beside those of scripts/build_emoji_world.py
 EVERYDAY = 128  # names that the quickstart trains
 OF_MANY = 144  # names, nine of each group, so that a scene of nine can be had
 BLUR = 1.6  # pixels, the deviation
-PHOTOGRAPHS = ("chelsea", "coffee", "astronaut", "rocket")  # of scikit-image
 
 
 def write_exam(folder: Path, count: int, seed: int = 42) -> int:
@@ -53,7 +54,7 @@ class _Exam:
     def __init__(self, images: Path, count: int, seed: int):
         self.images, self.count, self.seed = images, count, seed * 10 + SEED
 
-    def families(self) -> Iterator[Iterator[dict]]:
+    def families(self) -> Iterator[Iterable[dict]]:
         yield from self.three_ways()
         yield self.kinds("all_names", words.KINDS, self.scenes("all_names", None))
         yield self.kinds("many", words.KINDS, self.scenes("many", OF_MANY, min_things=5, max_things=9), OF_MANY)
@@ -65,10 +66,10 @@ class _Exam:
         strange = {
             "blurred": (words.KINDS, _blurred), "turned": (words.KINDS, _turned), "grey": (no_colours, _grey),
         }  # fmt: skip
-        if photographs := _photographs():
-            strange["photographs"] = (no_colours, lambda scene, rng: world.render(scene, rng.choice(photographs))[0])
+        if grounds := _photographs():
+            strange["photographs"] = (no_colours, lambda scene, rng: world.render(scene, rng.choice(grounds))[0])
         for category, (kinds, draw) in strange.items():
-            scenes = list(self.scenes(category, EVERYDAY))[: max(1, self.count // 2)]
+            scenes = islice(self.scenes(category, EVERYDAY), max(1, self.count // 2))
             yield self.kinds(category, kinds, scenes, EVERYDAY, draw)
 
     def scenes(self, category: str, vocabulary: int | None, min_things: int = 1, max_things: int = 4) -> Iterator:
@@ -80,27 +81,22 @@ class _Exam:
             yield scene, f"{category}_{index:04d}", Random(f"exam:{self.seed}:{category}:{index}")
 
     def save(self, name: str, picture: Image.Image) -> str:
-        picture.save(self.images / f"{name}.jpg", quality=92)
+        picture.save(self.images / f"{name}.jpg", quality=world.QUALITY)
         return f"{name}.jpg"
 
-    def record(self, category: str, kind: str, language: str, image: str, conversation: list[dict]) -> dict:
-        facts = {"category": category, "kind": kind, "language": language}
-        return {"image": image, **facts, "conversations": conversation}
-
-    def three_ways(self) -> Iterator[Iterator[dict]]:
+    def three_ways(self) -> Iterator[Iterable[dict]]:
         """The same questions three times: as trained, in other words, and with the picture behind them."""
         scenes = list(self.scenes("wordings", EVERYDAY))
-        for category, wordings in (("trained", words.QUESTIONS), ("reworded", UNSEEN), ("behind", words.QUESTIONS)):
-            again = ((scene, name, Random(f"{self.seed}:{name}")) for scene, name, _ in scenes)
-            records = self.kinds(category, words.KINDS, again, EVERYDAY, wordings=wordings)
-            if category == "behind":
-                records = (
-                    record | {"conversations": talks.picture_behind(record["conversations"])} for record in records
-                )
-            yield records
+        trained = list(self.kinds("trained", words.KINDS, scenes, EVERYDAY))
+        yield trained
+        yield self.kinds("reworded", words.KINDS, scenes, EVERYDAY, wordings=UNSEEN)
+        yield (
+            record | {"category": "behind", "conversations": talks.picture_behind(record["conversations"])}
+            for record in trained
+        )
 
     def kinds(
-        self, category: str, kinds: Sequence[str], scenes: Sequence, vocabulary: int | None = None,
+        self, category: str, kinds: Sequence[str], scenes: Iterable, vocabulary: int | None = None,
         draw: Callable = lambda scene, rng: world.render(scene)[0], wordings: dict = words.QUESTIONS,
     ) -> Iterator[dict]:  # fmt: skip
         """A question of each kind about each scene that can be asked it, in both languages by turns."""
@@ -111,7 +107,7 @@ class _Exam:
                     language = world.LANGUAGES[(index + number) % 2]
                     about = Random(f"{self.seed}:{name}:{kind}")  # of a scene that is asked again, the same thing
                     pair = words.ask(scene, kind, language, about, vocabulary, wordings)
-                    yield self.record(category, kind, language, image, talks.conversation([pair], talks.TAG))
+                    yield _record(category, kind, language, image, talks.conversation([pair], talks.TAG))
 
     def pictures(self) -> Iterator[dict]:
         for index in range(self.count):
@@ -119,13 +115,11 @@ class _Exam:
             rng, images = Random(f"exam:{self.seed}:pictures:{index}"), []
             for number, scene in enumerate(scenes, 1):
                 images.append(self.save(f"pictures_{index:04d}_{number}", world.render(scene)[0]))
-            for number, kind in enumerate(talks.PAIR_KINDS):
-                if kind == "which" and all(len(scene.things) == 1 for scene in scenes):
-                    continue
+            for number, kind in enumerate(talks.askable_of_pair(scenes)):
                 language = world.LANGUAGES[(index + number) % 2]
                 pair = talks.ask_pair(scenes, shared, kind, language, rng)
                 conversation = talks.conversation([pair], f"{talks.TAG}\n{talks.TAG}")
-                yield self.record("pictures", kind, language, ",".join(images), conversation)
+                yield _record("pictures", kind, language, ",".join(images), conversation)
 
     def talks(self) -> Iterator[dict]:
         for scene, name, rng in self.scenes("talks", EVERYDAY, min_things=2):
@@ -134,13 +128,18 @@ class _Exam:
                 if kind != "beside" or words.neighbours(scene):
                     language = rng.choice(world.LANGUAGES)
                     turns = talks.reference_talk(scene, rng, kind, language)
-                    yield self.record("talks", kind, language, image, talks.conversation(turns, talks.TAG))
+                    yield _record("talks", kind, language, image, talks.conversation(turns, talks.TAG))
 
     def captions(self) -> Iterator[dict]:
         for index, (scene, name, rng) in enumerate(self.scenes("captions", EVERYDAY)):
             image, language = self.save(name, world.render(scene)[0]), world.LANGUAGES[index % 2]
             pair = (rng.choice(words.CAPTION_REQUESTS[language]), words.caption(scene, language))
-            yield self.record("captions", "caption", language, image, talks.conversation([pair], talks.TAG))
+            yield _record("captions", "caption", language, image, talks.conversation([pair], talks.TAG))
+
+
+def _record(category: str, kind: str, language: str, image: str, conversation: list[dict]) -> dict:
+    facts = {"category": category, "kind": kind, "language": language}
+    return {"image": image, **facts, "conversations": conversation}
 
 
 def _blurred(scene: world.Scene, _: Random) -> Image.Image:
@@ -159,11 +158,7 @@ def _grey(scene: world.Scene, _: Random) -> Image.Image:
 
 def _photographs() -> list[Image.Image]:
     try:
-        from skimage import data
+        return list(photographs().values())
     except ImportError:
-        print(
-            "scikit-image is not installed: the exam goes without photographs behind the things; `make real` brings it"
-        )
+        print("scikit-image is not installed: the exam has no photographs behind the things; `make real` brings it")
         return []
-    size = (world.IMAGE_SIZE, world.IMAGE_SIZE)
-    return [ImageOps.fit(Image.fromarray(getattr(data, name)()).convert("RGB"), size) for name in PHOTOGRAPHS]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dataset.exam.answering import score
 from dataset.exam.caption_facts import precision_and_recall
-from dataset.exam.figures import MODES, SHOWN, summarize
+from dataset.exam.figures import MODES, SHOWN, cell, summarize
 from dataset.exam.questions import NO_CATEGORY, Question
 from model.inference.answerer import Answerer
 
@@ -19,7 +19,7 @@ def in_families(questions: Sequence[Question]) -> bool:
 
 
 def score_families(answerer: Answerer, questions: Sequence[Question], batch_size: int) -> tuple[dict, list[dict]]:
-    """The report, with `by_category` (kinds alike in each) and `captions`; and one record a question."""
+    """The report, with `by_category` (kinds alike in each; of captions the `facts`), and one record a question."""
     report, records = score(answerer, questions, batch_size)
     families: dict[str, list[int]] = {}
     for number, question in enumerate(questions):
@@ -43,7 +43,7 @@ def score_families(answerer: Answerer, questions: Sequence[Question], batch_size
 
 def table(report: dict) -> str:
     """A row a family and under it one a kind, then the facts of captions."""
-    lines = [f"{'':<24}" + "".join(f"{SHOWN[mode]:>27}" for mode in MODES)]
+    lines = [f"{'':<24}" + "".join(f"{SHOWN[mode]:>26}" for mode in MODES)]
     for name, family in report["by_category"].items():
         figures = {mode: {**family["all"][mode], "exact_match": family["exact_match"][mode]} for mode in MODES}
         lines.append(_row(name, figures))
@@ -59,13 +59,7 @@ def table(report: dict) -> str:
 
 
 def _row(name: str, figures: dict[str, dict]) -> str:
-    return f"{name:<24}" + "".join(_cell(figure) for figure in figures.values())
-
-
-def _cell(figure: dict) -> str:
-    if figure["exact_match"] is None:
-        return f"{'-':>11}{'':<16}"
-    return f"{figure['exact_match']:>11.3f}  {'{:.2f} to {:.2f}'.format(*figure['interval']):<14}"
+    return f"{name:<24}" + "".join(map(cell, figures.values()))
 
 
 def _share(value: float | None) -> str:

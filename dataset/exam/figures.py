@@ -20,6 +20,14 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     return round(max(0.0, middle - half), 4), round(middle + half, 4)
 
 
+def cell(figure: dict) -> str:
+    """An exact match with its interval, 26 characters wide, for tables; a mean of kinds has no interval."""
+    if figure["exact_match"] is None:
+        return f"{'-':>10}{'':<16}"
+    interval = "{:.2f} to {:.2f}".format(*figure["interval"]) if "interval" in figure else ""
+    return f"{figure['exact_match']:>10.3f}  {interval:<14}"
+
+
 def summarize(questions: Sequence[Question], answers: dict[str, list[str | None]]) -> dict:
     """Exact match: overall (kinds weigh alike), by kind, by language, each with interval and count.
 

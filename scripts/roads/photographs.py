@@ -4,10 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from dataset.emoji_talks import conversation
-from dataset.emoji_world import IMAGE_SIZE
+from dataset.photographs import photographs
 
 PHOTOGRAPHS = {  # by scikit-image's name: what is seen, and of what kind
     "chelsea": ("A cat.", "A mammal."),
@@ -20,14 +18,13 @@ PHOTOGRAPHS = {  # by scikit-image's name: what is seen, and of what kind
 def write_photographs(folder: Path, questions: Sequence[str]) -> bool:
     """photographs.jsonl, both questions about each; False, and a line that says so, where scikit-image is missing."""
     try:
-        from skimage import data
+        pictures = photographs()
     except ImportError:
         print("scikit-image is not installed: no photographs on the sheet; `make real` brings it")
         return False
     lines = []
     for name, truths in PHOTOGRAPHS.items():
-        picture = Image.fromarray(getattr(data, name)()).convert("RGB")
-        ImageOps.fit(picture, (IMAGE_SIZE, IMAGE_SIZE)).save(folder / f"images/{name}.png")
+        pictures[name].save(folder / f"images/{name}.png")
         for question, truth in zip(questions, truths, strict=True):
             lines.append({"image": f"{name}.png", "conversations": conversation([(question, truth)], "<image>")})
     (folder / "photographs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -238,7 +238,22 @@ def test_things_are_drawn_at_their_place_size_and_angle(angle):
 def built(tmp_path_factory) -> Path:
     """Two runs of the script, a/ and b/; sets are iterated in another order in each."""
     folder = tmp_path_factory.mktemp("built")
-    sizes = ["--llm", "20", "--pretrain", "4", "--sft", "4", "--held_out", "3", "--concepts", "128", "--choices", "7"]
+    sizes = [
+        "--llm",
+        "20",
+        "--pretrain",
+        "4",
+        "--sft",
+        "4",
+        "--held_out",
+        "3",
+        "--concepts",
+        "128",
+        "--choices",
+        "7",
+        "--behind",
+        "1",
+    ]
     for name, hash_seed in (("a", "1"), ("b", "2")):
         command = [
             sys.executable,
@@ -339,9 +354,9 @@ def test_held_out_lines_are_true_of_their_pictures(built):
         check_answer(scene, record["kind"], record["language"], question.removeprefix("<image>\n"), answer)
 
 
-@pytest.mark.parametrize(("name", "rows"), [("llm", 20), ("pretrain", 4), ("sft", 5), ("held_out", 3)])
+@pytest.mark.parametrize(("name", "rows"), [("llm", 20), ("pretrain", 4), ("sft", 8), ("held_out", 3)])
 def test_built_files_are_ordinary_data(built, processor, name, rows):
-    """And the lines about one scene share a row, but for one of stage 2 that asks before it shows the picture."""
+    """And the lines about one scene share a row, but for the one of each that asks before it shows the picture."""
     samples = read_samples(built / "a" / f"{name}.jsonl")
     pictures = 0 if name == "llm" else len(samples)
     data = ConversationDataset(samples, VLMProcessor(processor.tokenizer), 1024)
