@@ -52,9 +52,9 @@ def concept_directions(vision_model: Path, pictures: int, width: int, batch_size
     return F.normalize(whitened @ strongest.T, dim=-1).float()
 
 
-def token_embeddings(directions: torch.Tensor, seed: int = 42) -> dict[str, torch.Tensor]:
-    """{"token_ids": [n], "embeddings": [n, width]} for every token that spells a name, in both languages."""
-    tokenizer, width = load_tokenizer(), directions.shape[1]
+def token_directions(directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [n] of every token that spells a name, in either language, and unit vectors [n, width]: their things'."""
+    tokenizer = load_tokenizer()
     parts: dict[int, list[torch.Tensor]] = {}
     for number, concept in enumerate(world.concepts()):
         for spelling in (concept.en, " " + concept.en, concept.zh):
@@ -62,10 +62,22 @@ def token_embeddings(directions: torch.Tensor, seed: int = 42) -> dict[str, torc
             for token in ids:  # a token of several names gets their mean, nearer to those that it spells alone
                 parts.setdefault(token, []).append(directions[number] / len(ids))
     token_ids = torch.tensor(sorted(parts))
-    common = F.normalize(torch.stack([torch.stack(parts[int(token)]).sum(0) for token in token_ids]), dim=-1)
-    own = torch.randn(len(token_ids), width, generator=torch.Generator().manual_seed(seed))
-    mixed = COMMON * common + (1 - COMMON**2) ** 0.5 * F.normalize(own, dim=-1)
-    return {"token_ids": token_ids, "embeddings": LENGTH * mixed}
+    return token_ids, F.normalize(torch.stack([torch.stack(parts[int(token)]).sum(0) for token in token_ids]), dim=-1)
+
+
+def mixed(common: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """What a thing's names have in common and what each of their tokens has alone, [n, width], of length 1 or near it.
+
+    common: unit vectors. own: of any length.
+    """
+    return COMMON * common + (1 - COMMON**2) ** 0.5 * F.normalize(own, dim=-1)
+
+
+def token_embeddings(directions: torch.Tensor, seed: int = 42) -> dict[str, torch.Tensor]:
+    """{"token_ids": [n], "embeddings": [n, width]} for every token that spells a name, in both languages."""
+    token_ids, common = token_directions(directions)
+    own = torch.randn(common.shape, generator=torch.Generator().manual_seed(seed))
+    return {"token_ids": token_ids, "embeddings": LENGTH * mixed(common, own)}
 
 
 def main() -> None:

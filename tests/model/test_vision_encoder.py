@@ -146,7 +146,7 @@ def test_a_tower_trained_from_another_folder_has_the_shipped_ones_names(version,
     monkeypatch.setitem(KINDS, "clip_vision_model", clip)
     evaluate = train_tower.evaluate
     monkeypatch.setattr(train_tower, "evaluate", lambda model, device: evaluate(model, device, count=4))
-    train_tower.main(["--output", "tower", "--minutes", "0.001", "--batch_size", "4", "--hidden_size", "64",
+    train_tower.main(["--output", "tower", "--pictures", "4", "--batch_size", "4", "--hidden_size", "64",
                       "--num_workers", "0"])  # fmt: skip
     shipped, trained = (load_file(folder / "model.safetensors") for folder in (ROOT / SHIPPED_TOWER, Path("tower")))
     assert {name: value.dtype for name, value in trained.items()} == {n: v.dtype for n, v in shipped.items()}
