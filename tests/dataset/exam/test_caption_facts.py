@@ -27,8 +27,8 @@ def test_a_caption_states_its_scene(language):
 
 @pytest.mark.parametrize(
     "sentence",
-    ["", "A cat and a sun.", "cat at the top left, sun at the centre", "Two things on a red ground.", "左上是猫，右边是狗。",
-     "橙色背景上有三样东西。", "Two things on a red ground: "],
+    ["", "A cat and a sun.", "cat at the top left, sun at the centre", "Two things on a red ground.",
+     "左上是猫，右边是狗。", "橙色背景上有三样东西。", "Two things on a red ground: "],
 )  # fmt: skip
 def test_a_sentence_of_another_form_states_nothing(sentence):
     assert facts(sentence) == dict.fromkeys(FACTS, frozenset())
