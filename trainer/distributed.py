@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from model.device import choose_device, choose_dtype, to_device
+from model.device import choose_device, choose_dtype, keep_few_kernels, to_device
 from model.messages import UserError
 
 START_TIMEOUT = datetime.timedelta(seconds=600)  # ranks may read their data at different speeds
@@ -145,9 +145,7 @@ class Runtime:
 def start_runtime(device: str = "auto", dtype: str = "auto", seed: int = 42) -> Runtime:
     """Join the ranks that torchrun started, or be alone; choose device and arithmetic; seed everything."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    # oneDNN would keep compiled kernels for 1,024 shapes, and batches of all lengths bring new ones in every step: that
-    # took 0.9 GB within 140 steps, for no gain in speed. Read when it first multiplies.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    keep_few_kernels()
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

@@ -27,7 +27,7 @@ from transformers import CLIPVisionConfig, PreTrainedTokenizerFast
 from dataset import emoji_words as words
 from dataset import emoji_world as world
 from model.command_line import CommandLine
-from model.device import choose_dtype, to_device
+from model.device import choose_dtype, keep_few_kernels, to_device
 from model.files import ROOT
 from model.tokenizer_files import load_tokenizer
 from model.tower_folder import SHIPPED_TOWER, read_tower
@@ -221,6 +221,7 @@ def read_saved(model: PatchTextModel, folder: Path) -> int:
 
 
 def train(arguments: argparse.Namespace) -> None:
+    keep_few_kernels()
     torch.manual_seed(arguments.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype("auto", device)

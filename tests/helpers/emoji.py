@@ -89,3 +89,97 @@ def check_turns(turns: list[dict]) -> list[tuple[str, str]]:
 
 def language_of(text: str) -> str:
     return "zh" if re.search("[\u4e00-\u9fff]", text) else "en"
+
+
+def lone_neighbour(scene: world.Scene, name: str, direction: str, language: str) -> str:
+    """The name of the one thing in that direction of another; asserts that there is one alone."""
+    steps = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1),
+             "左边": (-1, 0), "右边": (1, 0), "上面": (0, -1), "下面": (0, 1)}  # fmt: skip
+    right, down = steps[direction]
+    places = {other: thing.place for thing, other in zip(scene.things, names_of(scene, language), strict=True)}
+    ahead = [
+        other for other, place in places.items()
+        if right * (place % 3 - places[name] % 3) + down * (place // 3 - places[name] // 3) > 0
+    ]  # fmt: skip
+    assert len(ahead) == 1, f"{direction} {name!r} are {ahead}"
+    return ahead[0]
+
+
+BESIDE = {
+    "en": re.compile("(?:What|Which thing) is (?P<way>left of|right of|above|below) the (?P<of>.+)\\?"),
+    "zh": re.compile("(?P<of>.+?)(?:的(?P<way>左边|右边|上面|下面)是什么|(?P<side>左边|右边|上面|下面)有什么)？"),
+}
+LARGER = {
+    "en": re.compile("(?:Which is larger|What is bigger), the (.+) or the (.+)\\?"),
+    "zh": re.compile("(?:哪个比较大，)?(.+)(?:和|还是)(.+?)(?:哪个更大)?？"),
+}
+
+
+def relation_of(scene: world.Scene, language: str, question: str) -> str:
+    """beside or larger, where the question is such a one about things of this scene; nothing otherwise."""
+    names = set(names_of(scene, language))
+    if (match := BESIDE[language].fullmatch(question)) and match["of"] in names:
+        return "beside"
+    if (match := LARGER[language].fullmatch(question)) and set(match.groups()) <= names:
+        return "larger"
+    return ""
+
+
+def check_relation(scene: world.Scene, language: str, question: str, answer: str) -> str:
+    """Asserts that the answer is the only true one; returns the kind."""
+    kind = relation_of(scene, language, question)
+    if kind == "beside":
+        found = BESIDE[language].fullmatch(question).groupdict()
+        assert answer == lone_neighbour(scene, found["of"], found["way"] or found["side"], language)
+    else:
+        assert kind == "larger", f"{question!r} is no relation in {names_of(scene, language)}"
+        sizes = dict(zip(names_of(scene, language), (thing.size for thing in scene.things), strict=True))
+        larger, smaller = sorted(LARGER[language].fullmatch(question).groups(), key=sizes.get, reverse=True)
+        assert answer == larger and sizes[larger] > 1.25 * sizes[smaller]
+    return kind
+
+
+def check_talk(scene: world.Scene, kind: str, language: str, pairs: list[tuple[str, str]]) -> None:
+    """Asserts that both answers of two turns are true, the second of what the first has named."""
+    (opening, first), (follow, second) = pairs
+    names = names_of(scene, language)
+    if kind == "what":
+        check_answer(scene, "count", language, opening, first)
+        assert second.split({"en": ", ", "zh": "、"}[language]) == names
+        return
+    asked = {"where": ("yesno",), "beside": ("where", "at")}[kind]
+    for possible in asked:
+        try:
+            subject = check_answer(scene, possible, language, opening, first)
+        except (AssertionError, KeyError, ValueError):
+            continue
+        break
+    else:
+        raise AssertionError(f"{opening!r} {first!r} is true of none of {asked}")
+    named = first if possible == "at" else subject
+    assert named in names and not any(name in re.split(r"[^a-z]", follow) for name in names)  # it is not said again
+    if kind == "where":
+        assert second == PLACES[language][scene.things[names.index(named)].place]
+    else:
+        [direction] = re.findall("left of|right of|above|below|左边|右边|上面|下面", follow)
+        assert second == lone_neighbour(scene, named, direction, language)
+
+
+def check_pair(scenes: list[world.Scene], language: str, question: str, answer: str) -> str:
+    """Asserts that the answer is the only true one of two pictures; returns both, which or what."""
+    names = [names_of(scene, language) for scene in scenes]
+    ordinals = {"en": ["first", "second"], "zh": ["第一张", "第二张"]}[language]
+    told = [number for number, ordinal in enumerate(ordinals) if ordinal in question]
+    if told:
+        assert answer.split({"en": ", ", "zh": "、"}[language]) == names[told[0]]
+        return "what"
+    patterns = {"en": "Which picture shows the (.+)\\?|In which picture is the (.+)\\?",
+                "zh": "哪张图里有(.+)？|(.+)在哪张图里？"}  # fmt: skip
+    if match := re.fullmatch(patterns[language], question):
+        subject = "".join(filter(None, match.groups()))
+        assert [ordinal for ordinal, listed in zip(ordinals, names, strict=True) if subject in listed] == [answer]
+        return "which"
+    assert question in {"What is in both pictures?", "Which thing do both pictures show?", "两张图里都有什么？",
+                        "哪样东西两张图都有？"}  # fmt: skip
+    assert {answer} == set(names[0]) & set(names[1])
+    return "both"
