@@ -48,6 +48,13 @@ FOLLOW_UPS = {  # by what the turn before was about: the thing is not named agai
 }  # fmt: skip
 
 
+ROLL_CALLS = {
+    "en": ("Where is each of these: {}?", "Look for these: {}.", "Which of these are there, and where: {}?"),
+    "zh": ("这些东西在哪里：{}？", "找一找：{}。", "哪些在图里，在哪里：{}？"),
+}
+MOST_CALLED = 10  # names in one of them
+
+
 def conversation(pairs: Iterable[tuple[str, str]], context: str = "") -> list[dict]:
     """Messages of questions and answers, after a context that the first question stands under."""
     messages = []
@@ -72,7 +79,8 @@ def question_conversations(
     scene: Scene, rng: Random, count: int, vocabulary: int | None = None, relations: bool = False,
     behind: float = BEHIND,
 ) -> list[list[dict]]:  # fmt: skip
-    """Stage 2's conversations about one picture: `count` single questions, one conversation of a few, and a caption.
+    """Stage 2's conversations about one picture: `count` single questions, one conversation of a few, a roll call in
+    either language, and a caption.
 
     Each question stands alone, because in a conversation of several an answer can be guessed from the words before it
     ("where is the cat?" tells what there is), without a look at the picture. Of some pictures one question is asked
@@ -86,6 +94,7 @@ def question_conversations(
     if relations:
         kind = rng.choice(["where", "what", *["beside"] * 2 * bool(neighbours(scene))])
         talks.append(conversation(reference_talk(scene, rng, kind, rng.choice(LANGUAGES)), TAG))
+    talks += [conversation([roll_call(scene, rng, language, vocabulary)], TAG) for language in LANGUAGES]
     talks.append(caption_conversation(scene, rng))
     if rng.random() < behind:
         talks.append(picture_behind(talks[0]))
@@ -133,6 +142,23 @@ def reference_talk(scene: Scene, rng: Random, kind: str, language: str) -> list[
         (rng.choice(QUESTIONS[language]["at"]).format(place), subject),
     ]
     return [rng.choice(openings), (follow.format(DIRECTIONS[language][direction]), name(other.concept, language))]
+
+
+def roll_call(scene: Scene, rng: Random, language: str, vocabulary: int | None = None) -> tuple[str, str]:
+    """Names of things that are there and of others, in any order, and behind each its place, or no.
+
+    What follows a name here must be looked up by that name, and stands right behind it. In "where is the cat?" the look
+    must be taken at the name and its outcome carried to the end of the question, two things that are of no use alone:
+    without roll calls a decoder guesses among the places of things for thousands of steps (docs/performance.md).
+    """
+    places = {thing.concept: PLACES[language][thing.place] for thing in scene.things}
+    others = [concept for concept in range(vocabulary or len(concepts())) if concept not in places]
+    called = [*places, *rng.sample(others, max(2, len(places)))]
+    rng.shuffle(called)
+    said = [(name(concept, language), places.get(concept, YES_NO[language][1])) for concept in called[:MOST_CALLED]]
+    names, between, space = (subject for subject, _ in said), *(("、", "") if language == "zh" else (", ", " "))
+    answer = ("，" if language == "zh" else ", ").join(f"{subject}{space}{place}" for subject, place in said)
+    return rng.choice(ROLL_CALLS[language]).format(between.join(names)), answer
 
 
 def askable_of_pair(scenes: Sequence[Scene]) -> tuple[str, ...]:
