@@ -8,7 +8,17 @@ import pytest
 from dataset import emoji_talks as talks
 from dataset import emoji_words as words
 from dataset import emoji_world as world
-from helpers.emoji import check_pair, check_relation, check_talk, check_turns, fits, language_of, names_of, relation_of
+from helpers.emoji import (
+    check_pair,
+    check_relation,
+    check_roll_call,
+    check_talk,
+    check_turns,
+    fits,
+    language_of,
+    names_of,
+    relation_of,
+)
 from model.messages import UserError
 
 FOLLOW_UPS = [wording for kinds in talks.FOLLOW_UPS.values() for wordings in kinds.values() for wording in wordings]
@@ -92,6 +102,21 @@ def test_a_picture_behind_goes_behind_the_first_question():
 
 
 # How often
+
+
+@pytest.mark.parametrize(("language", "most"), [("en", 4), ("zh", 9)])
+def test_a_roll_call_says_of_each_name_where_it_is_or_no(language, most):
+    there, absent, orders, vocabulary = 0, 0, Counter(), 144
+    for index in range(150):
+        scene = world.sample_scene(5, "train", index, vocabulary, most)
+        question, answer = talks.roll_call(scene, Random(index), language, vocabulary)
+        [called] = [match[1] for wording in talks.ROLL_CALLS[language] if (match := fits(wording, question))]
+        present, others = check_roll_call(scene, language, called, answer)
+        assert present + others == min(len(scene.things) + max(2, len(scene.things)), talks.MOST_CALLED)
+        there, absent = there + present, absent + others
+        names = called.split({"en": ", ", "zh": "、"}[language])
+        orders[names[0] in names_of(scene, language)] += 1
+    assert 0.8 < absent / there < 1.5 and min(orders.values()) > 40
 
 
 @pytest.mark.parametrize(("behind", "expected"), [(0.0, 0), (0.3, 60), (1.0, 200)])

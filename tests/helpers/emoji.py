@@ -1,6 +1,7 @@
 """Rules for the words of Emoji World: which answer is true of a scene, found without the module's own tables."""
 
 import re
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -105,38 +106,52 @@ def lone_neighbour(scene: world.Scene, name: str, direction: str, language: str)
     return ahead[0]
 
 
-BESIDE = {
-    "en": re.compile("(?:What|Which thing) is (?P<way>left of|right of|above|below) the (?P<of>.+)\\?"),
-    "zh": re.compile("(?P<of>.+?)(?:的(?P<way>左边|右边|上面|下面)是什么|(?P<side>左边|右边|上面|下面)有什么)？"),
-}
-LARGER = {
-    "en": re.compile("(?:Which is larger|What is bigger), the (.+) or the (.+)\\?"),
-    "zh": re.compile("(?:哪个比较大，)?(.+)(?:和|还是)(.+?)(?:哪个更大)?？"),
-}
+WAYS = "(left of|right of|above|below|左边|右边|上面|下面)"
 
 
-def relation_of(scene: world.Scene, language: str, question: str) -> str:
-    """beside or larger, where the question is such a one about things of this scene; nothing otherwise."""
+def _parts(kind: str, language: str, question: str) -> Iterator[tuple[str, str]]:
+    """The two things, or direction and thing, that a question of the kind is about, by each wording that it fits."""
+    for wording in words.QUESTIONS[language][kind]:
+        numbered = wording if "{0}" in wording else wording.replace("{}", "{0}", 1).replace("{}", "{1}")
+        first = WAYS if kind == "beside" else "(.+)"
+        pattern = re.escape(numbered).replace(r"\{0\}", first).replace(r"\{1\}", "(.+)")
+        if match := re.fullmatch(pattern, question):
+            yield match.groups() if numbered.index("{0}") < numbered.index("{1}") else match.groups()[::-1]
+
+
+def relation_of(scene: world.Scene, language: str, question: str) -> tuple[str, ...]:
+    """("beside", direction, thing) or ("larger", thing, thing), if the question is one about things of this scene."""
     names = set(names_of(scene, language))
-    if (match := BESIDE[language].fullmatch(question)) and match["of"] in names:
-        return "beside"
-    if (match := LARGER[language].fullmatch(question)) and set(match.groups()) <= names:
-        return "larger"
-    return ""
+    found = [("beside", *parts) for parts in _parts("beside", language, question) if parts[1] in names]
+    found += [("larger", *parts) for parts in _parts("larger", language, question) if set(parts) <= names]
+    return found[0] if found else ()
 
 
 def check_relation(scene: world.Scene, language: str, question: str, answer: str) -> str:
     """Asserts that the answer is the only true one; returns the kind."""
-    kind = relation_of(scene, language, question)
+    assert (parts := relation_of(scene, language, question)), f"{question!r}: none in {names_of(scene, language)}"
+    kind, first, second = parts
     if kind == "beside":
-        found = BESIDE[language].fullmatch(question).groupdict()
-        assert answer == lone_neighbour(scene, found["of"], found["way"] or found["side"], language)
+        assert answer == lone_neighbour(scene, second, first, language)
     else:
-        assert kind == "larger", f"{question!r} is no relation in {names_of(scene, language)}"
         sizes = dict(zip(names_of(scene, language), (thing.size for thing in scene.things), strict=True))
-        larger, smaller = sorted(LARGER[language].fullmatch(question).groups(), key=sizes.get, reverse=True)
+        larger, smaller = sorted((first, second), key=sizes.get, reverse=True)
         assert answer == larger and sizes[larger] > 1.25 * sizes[smaller]
     return kind
+
+
+def check_roll_call(scene: world.Scene, language: str, called: str, answer: str) -> tuple[int, int]:
+    """Asserts that the answer says of each name called where it is, or no; returns how many are there, and are not."""
+    between, space, no = {"en": (", ", " ", "no"), "zh": ("、", "", "没有")}[language]
+    at = {
+        name: PLACES[language][thing.place] for name, thing in zip(names_of(scene, language), scene.things, strict=True)
+    }
+    subjects = called.split(between)
+    assert len(set(subjects)) == len(subjects)
+    expected = [f"{subject}{space}{at.get(subject, no)}" for subject in subjects]
+    assert answer.split({"en": ", ", "zh": "，"}[language]) == expected
+    there = sum(subject in at for subject in subjects)
+    return there, len(subjects) - there
 
 
 def check_talk(scene: world.Scene, kind: str, language: str, pairs: list[tuple[str, str]]) -> None:
