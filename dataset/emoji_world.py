@@ -106,7 +106,7 @@ def sample_pair(
 ) -> tuple[Scene, Scene, int]:
     """Two scenes, and the one concept that both of them show; the rest as in sample_scene."""
     rng = Random(f"emoji-world:pair:{seed}:{split}:{index}")
-    vocabulary = _checked(split, vocabulary, 1, 2 * max_things)
+    vocabulary = _checked(split, vocabulary, 1, max_things, scenes=2)
     first = _sample_concepts(rng, split, vocabulary, rng.randint(1, max_things), 0.0)
     shared, size = rng.choice(first), rng.randint(1, max_things)
     second = _sample_concepts(rng, split, vocabulary, size, 0.0, shared, frozenset(first))
@@ -114,16 +114,16 @@ def sample_pair(
     return _scene_of(rng, first), _scene_of(rng, second), shared
 
 
-def _checked(split: str, vocabulary: int | None, min_things: int, max_things: int) -> int:
-    """The vocabulary's size. Raises UserError where such scenes cannot be."""
+def _checked(split: str, vocabulary: int | None, min_things: int, max_things: int, scenes: int = 1) -> int:
+    """The vocabulary's size. Raises UserError where so many scenes, without a thing in common, cannot be."""
     if split not in ("train", "held_out"):
         raise ValueError(f"split {split!r} is neither 'train' nor 'held_out'")
     vocabulary = vocabulary or len(concepts())
     if vocabulary < 4 * GROUPS:
         raise UserError(f"{vocabulary} concepts are too few: a held-out scene needs 4 of one of {GROUPS} groups")
-    most = vocabulary // GROUPS if split == "held_out" else GROUPS
-    if not 1 <= min_things <= max_things <= min(most, 9):
-        raise UserError(f"max_things {max_things} must be 1 to {min(most, 9)}: places, and concepts that may meet")
+    most = min((vocabulary // GROUPS if split == "held_out" else GROUPS) // scenes, 9)
+    if not 1 <= min_things <= max_things <= most:
+        raise UserError(f"max_things {max_things} must be 1 to {most}: places, and concepts that may meet")
     return vocabulary
 
 

@@ -159,10 +159,10 @@ def main() -> None:
     (arguments.output / "images").mkdir(parents=True, exist_ok=True)
     if arguments.llm:
         write(arguments.output / "llm.jsonl", chain(practice(arguments), strangers(arguments)))
-    for stage in ("pretrain", "sft"):
-        if getattr(arguments, stage):
-            more = pairs(arguments) if stage == "sft" else ()
-            write(arguments.output / f"{stage}.jsonl", chain(training(stage, arguments), more))
+    if arguments.pretrain:
+        write(arguments.output / "pretrain.jsonl", training("pretrain", arguments))
+    if arguments.sft or arguments.pairs:
+        write(arguments.output / "sft.jsonl", chain(training("sft", arguments), pairs(arguments)))
     if arguments.held_out:
         write(arguments.output / "held_out.jsonl", held_out(arguments))
     if arguments.exam:

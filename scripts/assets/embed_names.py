@@ -34,7 +34,12 @@ def concept_directions(vision_model: Path, pictures: int, width: int, batch_size
     width: at most the tower's; of its directions those in which concepts differ most.
     """
     tower, _ = read_tower(vision_model)
-    statistics = pixel_statistics(tower_sizes(vision_model))
+    sizes = tower_sizes(vision_model)
+    if width > sizes["hidden_size"]:
+        raise UserError(
+            f"--hidden_size {width} is more than the {sizes['hidden_size']} of {vision_model}: at most those"
+        )
+    statistics = pixel_statistics(sizes)
     features, labels = [], []
     for batch in DataLoader(Scenes(9, "train", pictures, max_things=9), batch_size):
         patches = encode_patches(tower, normalize_pixels(batch["pixels"], *statistics))  # [pictures, 196, width]

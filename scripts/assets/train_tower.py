@@ -29,6 +29,7 @@ from dataset import emoji_world as world
 from model.command_line import CommandLine
 from model.device import choose_dtype, keep_few_kernels, to_device
 from model.files import ROOT
+from model.messages import UserError
 from model.tokenizer_files import load_tokenizer
 from model.tower_folder import SHIPPED_TOWER, read_tower
 from model.vision_encoder import build_tower, normalize_pixels
@@ -232,6 +233,8 @@ def train(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     model = PatchTextModel(config, load_tokenizer(), dtype).to(device)
     before = read_saved(model, arguments.go_on_from) if arguments.go_on_from else 0
+    if before >= arguments.pictures:
+        raise UserError(f"{arguments.go_on_from} has seen {before:,} pictures: --pictures must be more, all together")
     model.tower.config._attn_implementation = "eager"  # faster than torch's kernel in training on a CPU, by a third
     optimizer = build_optimizer(model, arguments.learning_rate, dtype)
     steps = math.ceil(arguments.pictures / arguments.batch_size)
@@ -286,4 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"train_tower: {error}") from error

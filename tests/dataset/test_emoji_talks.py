@@ -45,7 +45,7 @@ def test_two_scenes_share_one_thing(split):
 
 
 def test_pairs_that_cannot_be_sampled():
-    with pytest.raises(UserError, match="max_things"):
+    with pytest.raises(UserError, match="max_things 4 must be 1 to 2"):
         world.sample_pair(3, "held_out", 0, 64, max_things=4)  # 64 concepts are 4 of each group
 
 

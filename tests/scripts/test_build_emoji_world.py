@@ -56,6 +56,11 @@ def test_relations_pairs_and_pictures_behind(build):
     assert any(relation in said for relation in (" left of the ", "larger", "bigger", "更大", "比较大", "的左边"))
 
 
+def test_pairs_can_be_had_alone(build):
+    samples = opened(build("--pairs", 2) / "sft.jsonl")
+    assert {len(sample.pictures) for sample in samples} == {2}
+
+
 def test_many_things_are_for_the_stages_and_not_for_the_comparison(build):
     folder = build("--pretrain", 12, "--max_things", 9, "--held_out", 12)
     numbers = []

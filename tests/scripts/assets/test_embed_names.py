@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from dataset import emoji_world as world
+from model.messages import UserError
 from model.tower_folder import read_tower, tower_sizes
 from model.vision_encoder import encode_patches, normalize_pixels, pixel_statistics
 from scripts.assets import embed_names
@@ -62,6 +63,11 @@ def test_directions_keep_the_angles_and_a_narrower_decoder_the_largest_part_of_t
         unit = F.normalize(kept, dim=-1)
         errors.append((unit @ unit.T - expected).square().mean().item())
     assert errors[0] < 0.1 * min(errors[1:])  # a hundredth of what other directions would lose
+
+
+def test_a_decoder_wider_than_the_tower_is_refused(folder):
+    with pytest.raises(UserError, match=f"--hidden_size {HIDDEN + 1} is more than the {HIDDEN} of"):
+        embed_names.concept_directions(folder, PICTURES, HIDDEN + 1)
 
 
 def test_names_of_a_narrow_decoder(folder, tmp_path, monkeypatch, tokenizer):

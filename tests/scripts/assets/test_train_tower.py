@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig
 
+from model.messages import UserError
 from model.tower_folder import read_tower
 from scripts.assets import train_tower
 from scripts.assets.train_tower import PatchTextModel, build_optimizer
@@ -69,6 +70,12 @@ def test_a_run_leaves_a_tower_and_another_goes_on_from_it(train):
     again, _ = read_tower(second)  # which has not learnt yet: the phrases come first
     before = tower.state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.state_dict().items())
+
+
+def test_there_must_be_pictures_left_to_go_on_with(train):
+    first, _ = train("first", "--pictures", 4)
+    with pytest.raises(UserError, match="first has seen 4 pictures: --pictures must be more"):
+        train("second", "--pictures", 4, "--go_on_from", first)
 
 
 def test_training_changes_the_tower(train):
