@@ -67,15 +67,14 @@ def test_one_caption_in_full():
 def test_answers_are_true(kind, language, wordings):
     assert kind in words.KINDS and len(words.KINDS) == 6
     rng = Random(f"{kind}{language}")
-    used = Counter()
-    for index in range(250):
+    used, ways = Counter(), len(wordings[language][kind])
+    for index in range(25 * ways):
         split = ("train", "held_out")[index % 2]
         scene = world.sample_scene(6, split, index, max_things=(4, 9)[index % 3 == 0])
         question, answer = words.ask(scene, kind, language, rng, wordings=wordings)
         check_answer(scene, kind, language, question, answer)
         used.update(wording for wording in wordings[language][kind] if fits(wording, question))
-    ways = len(wordings[language][kind])
-    assert len(used) == ways and min(used.values()) > 0.3 * 250 / ways  # every way of asking
+    assert len(used) == ways and min(used.values()) > 7  # every way of asking
 
 
 def test_no_training_asks_as_the_exam_does():
@@ -190,7 +189,7 @@ def test_conversations_about_a_picture():
     """Each question alone, so that no earlier turn gives its answer away; a talk, and a caption."""
     kinds, languages, captions = Counter(), Counter(), Counter()
     talked = behind = 0
-    for index in range(80):
+    for index in range(160):
         scene = world.sample_scene(9, "train", index, 128)
         conversations = emoji_talks.question_conversations(scene, Random(index), 10, 128)
         roll_calls = [turns for turns in conversations if is_roll_call(turns)]
@@ -215,7 +214,7 @@ def test_conversations_about_a_picture():
         [(opening, alone)] = check_turns(emoji_talks.caption_conversation(scene, Random(index)))
         assert opening.startswith("<image>\n") and alone == words.caption(scene, language_of(opening))
         captions[request] += 1
-    assert talked > 160 and 2 <= behind <= 16
+    assert talked > 320 and 6 <= behind <= 26
     assert set(kinds) == set(words.KINDS)
     assert min(languages.values()) > 0.4 * languages.total()
     assert len(captions) > 5
