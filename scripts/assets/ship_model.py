@@ -2,6 +2,8 @@
 
     python scripts/assets/ship_model.py --weight out/wide/sft_vlm_192.safetensors --output model/emoji-vlm.safetensors
 
+--decoder leaves the projector out, too: a base to start from.
+
 The tokenizer stays out, too: model/tokenizer.json is beside them. docs/what_ships.md has the runs that come before.
 """
 
@@ -9,23 +11,43 @@ import argparse
 from pathlib import Path
 
 from model.command_line import CommandLine
+from model.config import MiniMindConfig
 from model.files import ROOT
 from model.messages import UserError
-from model.weights import SHIPPED_MODEL, load_model, read_facts, save_weights
+from model.model_minimind import MiniMindForCausalLM
+from model.weights import (
+    PROJECTOR_PREFIX,
+    SHIPPED_MODEL,
+    TOWER_PREFIX,
+    decoder_arguments,
+    load_model,
+    read_facts,
+    save_weights,
+)
 
 OF_THE_RUN = "stage_config"  # its flags, paths among them
 
 
+def decoder_of(model: MiniMindForCausalLM) -> MiniMindForCausalLM:
+    """The same decoder with nothing that sees."""
+    decoder = MiniMindForCausalLM(MiniMindConfig(**decoder_arguments(model.config.to_dict())))
+    seeing = (TOWER_PREFIX, PROJECTOR_PREFIX)
+    decoder.load_state_dict({name: value for name, value in model.state_dict().items() if not name.startswith(seeing)})
+    return decoder
+
+
 def ship(arguments: argparse.Namespace) -> None:
-    model = load_model(arguments.weight)
+    model = load_model(arguments.weight, arguments.vision_model)
     facts = {name: text for name, text in read_facts(arguments.weight).items() if name != OF_THE_RUN}
-    save_weights(model.half(), arguments.output, facts)
+    save_weights((decoder_of(model) if arguments.decoder else model).half(), arguments.output, facts)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = CommandLine(__doc__)
     parser.add_argument("--weight", type=Path, required=True, help="what a stage has left")
+    parser.add_argument("--vision_model", type=Path, help="its tower, if it lies elsewhere than while it was trained")
+    parser.add_argument("--decoder", action="store_true", help="the decoder alone")
     parser.add_argument("--output", type=Path, default=ROOT / SHIPPED_MODEL)
     ship(parser.parse_args(arguments))
 

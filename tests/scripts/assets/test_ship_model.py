@@ -28,3 +28,15 @@ def test_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="nowhere.safetensors does not exist"):
         ship_model.main(["--weight", "nowhere.safetensors", "--output", "small.safetensors"])
+
+
+def test_the_decoder_alone_computes_what_it_computed_in_the_model(make_vlm, tmp_path):
+    trained, base = tmp_path / "sft_vlm_32.safetensors", tmp_path / "base.safetensors"
+    model = enliven(make_vlm())
+    save_weights(model, trained, {"stage": "sft_vlm"})
+    ship_model.main(["--weight", str(trained), "--decoder", "--output", str(base)])
+    decoder, words = load_model(base), torch.arange(3, 13)[None]
+    assert not hasattr(decoder, "vision_proj") and not hasattr(decoder.config, "vision_config")
+    with torch.no_grad():
+        expected = load_model(trained).half().float()(input_ids=words).logits
+        torch.testing.assert_close(decoder.float()(input_ids=words).logits, expected)
