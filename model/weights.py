@@ -157,7 +157,7 @@ def _check_tower(path: str | Path, config: dict | None, model: torch.nn.Module) 
     if trained_with and present and trained_with != present:
         raise UserError(
             f"{path} was trained with another tower (sha256 {trained_with[:12]}) than {model.config.vision_source} "
-            f"({present[:12]}): name the right one with --vision_model"
+            f"({present[:12]}): name the right one with --vision_model, or start from weights without a projector"
         )
 
 

@@ -18,7 +18,7 @@ from scripts.roads.road import Road
 BASE = ROOT / "model/language_model/emoji-llm.safetensors"
 TOWER = ROOT / "model/vision_model/emoji-clip"
 CONCEPTS = 128  # the first of Emoji World's: short everyday names
-PICTURES = {"pretrain": 3000, "sft": 8500, "held_out": 200}
+PICTURES = {"pretrain": 1200, "sft": 2500, "held_out": 200}
 QUESTIONS = 9  # a picture in stage 2
 # Small steps, because looking things up is learnt by their number, and Muon, because it then takes fewer of them.
 FLAGS = ("--batch_size", 8, "--learning_rate", 2e-3, "--optimizer", "muon")

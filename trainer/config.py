@@ -25,6 +25,8 @@ from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError
 from model.projectors import PROJECTORS
+from model.tower_folder import SHIPPED_TOWER
+from model.weights import SHIPPED_MODEL
 from trainer.guard.ending import wait_to_be_ended
 
 OUT = ROOT / "out"
@@ -61,8 +63,8 @@ CARDS: dict[str, dict[str, dict[str, int]]] = {  # rows of 640 tokens in pretrai
 }
 # `--preset few`: tens to thousands of pictures of one's own, learnt by what ships: many small steps, large rates.
 FEW = {
-    "from_weight": "llm", "vision_model": str(ROOT / "model/vision_model/emoji-clip"), "optimizer": "muon",
-    "learning_rate": 2e-3, "projector_learning_rate": 4e-3, "epochs": 12,
+    "from_weight": str(ROOT / SHIPPED_MODEL), "vision_model": str(ROOT / SHIPPED_TOWER),
+    "optimizer": "muon", "learning_rate": 2e-3, "projector_learning_rate": 4e-3, "epochs": 12,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, dict[str, object]]] = {"few": {"sft_vlm": FEW}, **CARDS}
 

@@ -17,6 +17,7 @@ from PIL import Image
 from helpers.own_pictures import BROKEN, draw_own_pictures, draw_stamps
 from helpers.pages import follow, follow_notebook, steps
 from helpers.repository import ROOT
+from model.weights import SHIPPED_MODEL
 
 PAGES = {"en": ROOT / "docs/your_own_data.md", "zh": ROOT / "docs/your_own_data_zh.md"}
 NOTEBOOK = ROOT / "docs/your_own_data.ipynb"
@@ -58,7 +59,7 @@ def test_own_pictures_are_learnt_and_the_page_goes_on_from_there(tmp_path):
     assert "a picture that cannot be decoded" in said[check] and "training would start" in said[check]
     assert "[picture 1: tokens 4..199]" in said[look]
     assert f"{BROKEN}: it cannot be read as a picture" in (tmp_path / "mine/prepared/left_out.jsonl").read_text()
-    assert "so the base that ships: " in said[train]
+    assert f"parameters from {ROOT / SHIPPED_MODEL}" in said[train]
     assert (tmp_path / "out/mine/sft_vlm_192/curves.png").is_file()
     for command in (ask, score):  # the end of the stage printed them, with its own choice of picture and sheet
         assert command.split(" --image ")[0].split(" --sheet ")[0].removeprefix("python ") in said[train]
