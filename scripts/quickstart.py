@@ -3,7 +3,8 @@
     python scripts/quickstart.py [--from_scratch] [--output out/quickstart]
 
 Starts from the small tower and the small base decoder that ship under model/, as training with real weights starts from
-openai's CLIP and MiniMind's base. --from_scratch trains the base decoder first, which takes far longer.
+openai's CLIP and MiniMind's base. That base has looked at such pictures before, through a projector that it does not
+bring. --from_scratch trains one first that has only read, which takes far longer and ends lower (docs/performance.md).
 """
 
 import json
