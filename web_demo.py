@@ -23,10 +23,9 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dataset.emoji_world import attribution
-from model.files import ROOT
+from model.files import ROOT, SHIPPED_MODEL
 from model.inference.answerer import Options
 from model.messages import UserError
-from model.weights import SHIPPED_MODEL
 from scripts.demo.chat import Chat, examples
 from scripts.demo.engine import Engine, Job, log
 from scripts.demo.export import as_html, as_json

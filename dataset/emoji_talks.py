@@ -7,10 +7,13 @@ from dataset.emoji_words import (
     CAPTION_REQUESTS,
     DIRECTIONS,
     KINDS,
+    NAMES_APART,
     PLACES,
     QUESTIONS,
     RELATIONS,
+    REMARKS_APART,
     YES_NO,
+    absent,
     ask,
     askable,
     caption,
@@ -46,8 +49,6 @@ FOLLOW_UPS = {  # by what the turn before was about: the thing is not named agai
     "zh": {"beside": ("它的{}是什么？", "那它{}呢？"), "where": ("它在哪里？", "那它在哪儿？"),
            "what": ("都是什么？", "分别是什么？")},
 }  # fmt: skip
-
-
 ROLL_CALLS = {
     "en": ("Where is each of these: {}?", "Look for these: {}.", "Which of these are there, and where: {}?"),
     "zh": ("这些东西在哪里：{}？", "找一找：{}。", "哪些在图里，在哪里：{}？"),
@@ -152,13 +153,13 @@ def roll_call(scene: Scene, rng: Random, language: str, vocabulary: int | None =
     without roll calls a decoder guesses among the places of things for thousands of steps (docs/performance.md).
     """
     places = {thing.concept: PLACES[language][thing.place] for thing in scene.things}
-    others = [concept for concept in range(vocabulary or len(concepts())) if concept not in places]
-    called = [*places, *rng.sample(others, max(2, len(places)))]
+    called = [*places, *rng.sample(absent(scene, vocabulary), max(2, len(places)))]
     rng.shuffle(called)
-    said = [(name(concept, language), places.get(concept, YES_NO[language][1])) for concept in called[:MOST_CALLED]]
-    names, between, space = (subject for subject, _ in said), *(("、", "") if language == "zh" else (", ", " "))
-    answer = ("，" if language == "zh" else ", ").join(f"{subject}{space}{place}" for subject, place in said)
-    return rng.choice(ROLL_CALLS[language]).format(between.join(names)), answer
+    called, space = called[:MOST_CALLED], "" if language == "zh" else " "
+    names = [name(concept, language) for concept in called]
+    said = [places.get(concept, YES_NO[language][1]) for concept in called]
+    answer = REMARKS_APART[language].join(map(space.join, zip(names, said, strict=True)))
+    return rng.choice(ROLL_CALLS[language]).format(NAMES_APART[language].join(names)), answer
 
 
 def askable_of_pair(scenes: Sequence[Scene]) -> tuple[str, ...]:

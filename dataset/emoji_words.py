@@ -19,6 +19,7 @@ NUMBERS = {
     "zh": ("一", "两", "三", "四", "五", "六", "七", "八", "九"),
 }
 YES_NO = {"en": ("yes", "no"), "zh": ("有", "没有")}
+NAMES_APART, REMARKS_APART = {"en": ", ", "zh": "、"}, {"en": ", ", "zh": "，"}
 DIRECTIONS = {"en": ("left of", "right of", "above", "below"), "zh": ("左边", "右边", "上面", "下面")}
 LARGER = 1.25  # times as large is larger
 # Each kind of question in many words, because a model that knows two ways of asking understands no third; and each word
@@ -218,7 +219,7 @@ def notes(scene: Scene, language: str, rng: Random) -> str:
     if rng.random() < 0.5:  # otherwise they must be counted
         remarks.append(count_phrase(scene, language))
     rng.shuffle(remarks)
-    return ("，" if language == "zh" else ", ").join(remarks)
+    return REMARKS_APART[language].join(remarks)
 
 
 def with_article(subject: str) -> str:
@@ -251,9 +252,7 @@ def ask(
     elif kind == "yesno":
         answer = YES_NO[language][0]
         if rng.random() < 0.5:
-            present = {other.concept for other in scene.things}
-            absent = rng.choice([c for c in range(vocabulary or len(concepts())) if c not in present])
-            subjects, answer = [name(absent, language)], YES_NO[language][1]
+            subjects, answer = [name(rng.choice(absent(scene, vocabulary)), language)], YES_NO[language][1]
     elif kind in RELATIONS and kind in askable(scene):
         subjects, answer = _relation(scene, kind, language, rng)
     else:
@@ -263,7 +262,13 @@ def ask(
 
 
 def list_of_names(scene: Scene, language: str) -> str:
-    return ("、" if language == "zh" else ", ").join(name(thing.concept, language) for thing in scene.things)
+    return NAMES_APART[language].join(name(thing.concept, language) for thing in scene.things)
+
+
+def absent(scene: Scene, vocabulary: int | None = None) -> list[int]:
+    """The concepts that a scene does not show."""
+    present = {thing.concept for thing in scene.things}
+    return [concept for concept in range(vocabulary or len(concepts())) if concept not in present]
 
 
 def askable(scene: Scene) -> tuple[str, ...]:

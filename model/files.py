@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# What ships, from ROOT (docs/what_ships.md).
+SHIPPED_TOWER = "model/vision_model/emoji-clip"
+SHIPPED_BASE = "model/language_model/emoji-llm.safetensors"
+SHIPPED_MODEL = "model/emoji-vlm.safetensors"
 
 
 def portable_path(folder: str | Path) -> str:

@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from model.config import BICUBIC
-from model.files import file_sha256, find_folder
+from model.files import SHIPPED_TOWER, file_sha256, find_folder
 from model.messages import UserError, did_you_mean
 from model.vision_encoder import DEFAULT_KIND, KINDS, TowerKind, kind_of, unwrap
 
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
-SHIPPED_TOWER = "model/vision_model/emoji-clip"  # from ROOT
 WHOLE = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # text and vision together, and the half we take
 NAFLEX = ("siglip2", "siglip2_vision_model")  # pictures of any shape, already cut into patches
 LAYERS = r"^(embeddings|pre_layrnorm|encoder|post_layernorm)\."

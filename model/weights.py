@@ -25,7 +25,6 @@ from model.tower_folder import read_tower, tower_sizes
 from model.vision_encoder import pixel_statistics
 
 TOWER_PREFIX = "vision_encoder."
-SHIPPED_MODEL = "model/emoji-vlm.safetensors"  # from ROOT; for who has trained nothing
 PROJECTOR_PREFIX = "vision_proj."
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 SHOWN = 6  # weights that a message lists

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from dataset import emoji_world
 from model.command_line import CommandLine
-from model.files import ROOT
+from model.files import ROOT, SHIPPED_BASE, SHIPPED_TOWER
 from scripts.roads.road import Road
 
-BASE = ROOT / "model/language_model/emoji-llm.safetensors"
-TOWER = ROOT / "model/vision_model/emoji-clip"
+BASE, TOWER = ROOT / SHIPPED_BASE, ROOT / SHIPPED_TOWER
 CONCEPTS = 128  # the first of Emoji World's: short everyday names
 PICTURES = {"pretrain": 1200, "sft": 2500, "held_out": 200}
 QUESTIONS = 9  # a picture in stage 2

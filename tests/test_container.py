@@ -8,7 +8,7 @@ import yaml
 
 from helpers.commands import parse
 from helpers.repository import ROOT
-from model.weights import SHIPPED_MODEL
+from model.files import SHIPPED_MODEL
 from scripts.demo.remote import Remote
 from scripts.serve import KEY
 

@@ -22,11 +22,9 @@ from dataset.options import (
 )
 from dataset.quarantine import MAX_BAD_SHARE
 from model.command_line import CommandLine
-from model.files import ROOT
+from model.files import ROOT, SHIPPED_MODEL, SHIPPED_TOWER
 from model.messages import UserError
 from model.projectors import PROJECTORS
-from model.tower_folder import SHIPPED_TOWER
-from model.weights import SHIPPED_MODEL
 from trainer.guard.ending import wait_to_be_ended
 
 OUT = ROOT / "out"

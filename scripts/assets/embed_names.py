@@ -8,12 +8,15 @@ CLIP's text half does this by training; a frozen tower allows it in closed form 
 both languages and its patches then lie together: what is read in one carries over to the other, and later to pictures.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
 
 from dataset import emoji_world as world
 from model.command_line import CommandLine
@@ -27,25 +30,33 @@ COMMON = 0.8  # of a name's embedding is its thing's; the rest, 0.6 of the lengt
 LENGTH = 0.28  # of an embedding, as the decoder's own initialisation has it at 192 wide
 
 
+def seen_patches(
+    tower: nn.Module, statistics: tuple, pictures: int, batch_size: int = 32
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Training scenes as a tower sees them: patches [batch, 196, width] and the concept of each [batch, 196], or -1.
+
+    statistics: mean and deviation of pixels, as the tower wants them.
+    """
+    for batch in DataLoader(Scenes(9, "train", pictures, max_things=9), batch_size):
+        yield encode_patches(tower, normalize_pixels(batch["pixels"], *statistics)), batch["concept"]
+
+
 @torch.no_grad()
-def concept_directions(vision_model: Path, pictures: int, width: int, batch_size: int = 32) -> torch.Tensor:
+def concept_directions(vision_model: Path, pictures: int, width: int) -> torch.Tensor:
     """Unit vectors [concepts, width], from the patches that things cover in training scenes.
 
     width: at most the tower's; of its directions those in which concepts differ most.
     """
-    tower, _ = read_tower(vision_model)
     sizes = tower_sizes(vision_model)
     if width > sizes["hidden_size"]:
         raise UserError(
             f"--hidden_size {width} is more than the {sizes['hidden_size']} of {vision_model}: at most those"
         )
-    statistics = pixel_statistics(sizes)
+    tower, _ = read_tower(vision_model)
     features, labels = [], []
-    for batch in DataLoader(Scenes(9, "train", pictures, max_things=9), batch_size):
-        patches = encode_patches(tower, normalize_pixels(batch["pixels"], *statistics))  # [pictures, 196, width]
-        on_thing = batch["concept"] >= 0
-        features.append(patches[on_thing])
-        labels.append(batch["concept"][on_thing])
+    for patches, concept in seen_patches(tower, pixel_statistics(sizes), pictures):
+        features.append(patches[concept >= 0])
+        labels.append(concept[concept >= 0])
     features, labels = torch.cat(features).double(), torch.cat(labels)
     count = len(world.concepts())
     sums = torch.zeros(count, features.shape[1], dtype=torch.float64).index_add_(0, labels, features)
@@ -57,13 +68,17 @@ def concept_directions(vision_model: Path, pictures: int, width: int, batch_size
     return F.normalize(whitened @ strongest.T, dim=-1).float()
 
 
+def spellings(concept: world.Concept, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """Its names as tokens: English at a text's beginning and within, Chinese."""
+    return [tokenizer(spelling)["input_ids"] for spelling in (concept.en, " " + concept.en, concept.zh)]
+
+
 def token_directions(directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids [n] of every token that spells a name, in either language, and unit vectors [n, width]: their things'."""
     tokenizer = load_tokenizer()
     parts: dict[int, list[torch.Tensor]] = {}
     for number, concept in enumerate(world.concepts()):
-        for spelling in (concept.en, " " + concept.en, concept.zh):
-            ids = tokenizer(spelling)["input_ids"]
+        for ids in spellings(concept, tokenizer):
             for token in ids:  # a token of several names gets their mean, nearer to those that it spells alone
                 parts.setdefault(token, []).append(directions[number] / len(ids))
     token_ids = torch.tensor(sorted(parts))

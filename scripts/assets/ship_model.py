@@ -12,34 +12,35 @@ from pathlib import Path
 
 from model.command_line import CommandLine
 from model.config import MiniMindConfig
-from model.files import ROOT
+from model.files import ROOT, SHIPPED_MODEL
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.weights import (
     PROJECTOR_PREFIX,
-    SHIPPED_MODEL,
     TOWER_PREFIX,
     decoder_arguments,
     load_model,
+    load_weights,
     read_facts,
+    read_sizes,
     save_weights,
 )
 
 OF_THE_RUN = "stage_config"  # its flags, paths among them
 
 
-def decoder_of(model: MiniMindForCausalLM) -> MiniMindForCausalLM:
-    """The same decoder with nothing that sees."""
-    decoder = MiniMindForCausalLM(MiniMindConfig(**decoder_arguments(model.config.to_dict())))
-    seeing = (TOWER_PREFIX, PROJECTOR_PREFIX)
-    decoder.load_state_dict({name: value for name, value in model.state_dict().items() if not name.startswith(seeing)})
+def decoder_of(path: Path) -> MiniMindForCausalLM:
+    """The decoder of a file, with nothing that sees."""
+    decoder = MiniMindForCausalLM(MiniMindConfig(**decoder_arguments(read_sizes(path))))
+    load_weights(decoder, path, ignore=(PROJECTOR_PREFIX, TOWER_PREFIX))
     return decoder
 
 
 def ship(arguments: argparse.Namespace) -> None:
-    model = load_model(arguments.weight, arguments.vision_model)
-    facts = {name: text for name, text in read_facts(arguments.weight).items() if name != OF_THE_RUN}
-    save_weights((decoder_of(model) if arguments.decoder else model).half(), arguments.output, facts)
+    weight = arguments.weight
+    model = decoder_of(weight) if arguments.decoder else load_model(weight, arguments.vision_model)
+    facts = {name: text for name, text in read_facts(weight).items() if name != OF_THE_RUN}
+    save_weights(model.half(), arguments.output, facts)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
 
 

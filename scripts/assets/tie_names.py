@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from dataset import emoji_world as world
 from model.command_line import CommandLine
@@ -23,10 +22,9 @@ from model.model_vlm import MiniMindVLM
 from model.projectors import LinearProjector
 from model.tokenizer_files import load_tokenizer
 from model.tower_folder import tower_sizes
-from model.vision_encoder import encode_patches, normalize_pixels, pixel_statistics
+from model.vision_encoder import pixel_statistics
 from model.weights import load_model, save_weights
-from scripts.assets.embed_names import concept_directions, mixed, token_directions
-from scripts.assets.train_tower import Scenes
+from scripts.assets.embed_names import concept_directions, mixed, seen_patches, spellings, token_directions
 
 RIDGE = 10.0  # beside 10^5 patches of length 69: keeps directions small in which no picture differs
 GROUND = 6  # every so many-th patch of the ground
@@ -49,8 +47,7 @@ def name_directions(table: torch.Tensor) -> torch.Tensor:
     """Unit vectors [concepts, width] from the middle of all names to the tokens of each, both languages alike."""
     tokenizer, means = load_tokenizer(), []
     for concept in world.concepts():
-        spellings = [tokenizer(spelling)["input_ids"] for spelling in (concept.en, " " + concept.en, concept.zh)]
-        means.append(torch.stack([table[ids].mean(0) for ids in spellings]).mean(0))
+        means.append(torch.stack([table[ids].mean(0) for ids in spellings(concept, tokenizer)]).mean(0))
     means = torch.stack(means)
     return F.normalize(means - means.mean(0), dim=-1)
 
@@ -62,13 +59,12 @@ def solve_projector(model: MiniMindVLM, pictures: int, statistics: tuple) -> Non
     """
     layer, names = model.vision_proj.vision_proj[0], name_directions(model.model.embed_tokens.weight)
     patches, targets = [], []
-    for batch in DataLoader(Scenes(9, "train", pictures, max_things=9), 32):
-        seen = encode_patches(model.vision_encoder, normalize_pixels(batch["pixels"], *statistics))
-        on_thing = batch["concept"] >= 0
+    for seen, concept in seen_patches(model.vision_encoder, statistics, pictures):
+        on_thing = concept >= 0
         things, grounds = seen[on_thing], seen[~on_thing][::GROUND]
         length = layer(things).norm(dim=-1).mean()  # what the decoder is used to
         patches += [things, grounds]
-        targets += [names[batch["concept"][on_thing]] * length, layer(grounds)]
+        targets += [names[concept[on_thing]] * length, layer(grounds)]
     inputs = F.pad(torch.cat(patches), (0, 1), value=1.0).double()  # the bias learns with the rest
     square = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)
     solved = torch.linalg.solve(square, inputs.T @ torch.cat(targets).double())

@@ -28,10 +28,10 @@ from dataset import emoji_words as words
 from dataset import emoji_world as world
 from model.command_line import CommandLine
 from model.device import choose_dtype, keep_few_kernels, to_device
-from model.files import ROOT
+from model.files import ROOT, SHIPPED_TOWER
 from model.messages import UserError
 from model.tokenizer_files import load_tokenizer
-from model.tower_folder import SHIPPED_TOWER, read_tower
+from model.tower_folder import read_tower
 from model.vision_encoder import build_tower, normalize_pixels
 from trainer.optim import Muon
 

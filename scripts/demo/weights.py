@@ -13,16 +13,15 @@ from safetensors import SafetensorError, safe_open
 
 from dataset.sources import short_names
 from model.config import BICUBIC
-from model.files import ROOT, portable_path
+from model.files import ROOT, SHIPPED_MODEL, SHIPPED_TOWER, portable_path
 from model.messages import UserError, plain
 from model.minimind_files import is_minimind
 from model.tower_folder import tower_sizes
-from model.weights import PROJECTOR_PREFIX, SHIPPED_MODEL, read_weights
+from model.weights import PROJECTOR_PREFIX, read_weights
 from scripts.demo.text import TEXT, translate
 
 STAGES = ("sft_vlm", "pretrain_vlm")  # in the order in which they are offered; what is none of them comes last
 BEST = "_best"
-SHIPPED_TOWER = "emoji-clip"
 SHOWN_CHARACTERS = 60  # of what a file says of itself
 ENDINGS = (".safetensors", ".pth")  # of files; what a server's models are called may have dots anywhere
 SHOWN_PARTS = 3  # of a data file's path: quickstart/data/sft.jsonl
@@ -217,7 +216,7 @@ def about(weight: Weight, language: str) -> list[str]:
     if weight.val_loss:
         facts.append(translate(language, "trained_loss", loss=_code(weight.val_loss)))
     sentences = [" · ".join([*facts, _code(weight.path.name)])]
-    if weight.tower == SHIPPED_TOWER:
+    if weight.tower == Path(SHIPPED_TOWER).name:
         sentences.append(translate(language, "knows_drawings"))
     return sentences
 

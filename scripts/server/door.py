@@ -41,8 +41,8 @@ class Door:
             exchange.status = 500  # said further out
             raise
         finally:
-            self.service.active -= 1
             self._count(scope, exchange.status, time.perf_counter() - started)
+            self.service.active -= 1
 
     def _refusal(self, path: str, headers: Headers) -> Refused | None:
         settings = self.service.settings

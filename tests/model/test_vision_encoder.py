@@ -13,9 +13,9 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
 
 from helpers.models import IMAGE_SIZE, SIZES, VISION_SIZES
-from model.files import ROOT
+from model.files import ROOT, SHIPPED_TOWER
 from model.tokenizer_files import load_tokenizer
-from model.tower_folder import SHIPPED_TOWER, read_tower
+from model.tower_folder import read_tower
 from model.vision_encoder import KINDS
 from model.weights import build_vlm
 from scripts.assets import train_tokenizer, train_tower

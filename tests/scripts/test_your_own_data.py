@@ -17,7 +17,7 @@ from PIL import Image
 from helpers.own_pictures import BROKEN, draw_own_pictures, draw_stamps
 from helpers.pages import follow, follow_notebook, steps
 from helpers.repository import ROOT
-from model.weights import SHIPPED_MODEL
+from model.files import SHIPPED_MODEL
 
 PAGES = {"en": ROOT / "docs/your_own_data.md", "zh": ROOT / "docs/your_own_data_zh.md"}
 NOTEBOOK = ROOT / "docs/your_own_data.ipynb"

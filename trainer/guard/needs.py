@@ -8,14 +8,13 @@ from pathlib import Path
 
 from dataset.readers.opening import is_there
 from dataset.sources import named_files, parse_sources
-from model.files import find_folder
+from model.files import SHIPPED_BASE, SHIPPED_TOWER, find_folder
 from model.messages import UserError
-from model.tower_folder import SHIPPED_TOWER, lacks_tower
+from model.tower_folder import lacks_tower
 from model.weights import read_sizes
 from trainer.config import ROOT, SIZES, StageConfig, names_weights
 from trainer.report.commands import command, shown, stage_command
 
-SHIPPED_BASE = ROOT / "model/language_model/emoji-llm.safetensors"
 BASE = "llm"  # the stage whose weights it can stand for
 DATA, EXAMS = "--data_path", "--eval_tasks"
 
@@ -24,8 +23,8 @@ def with_base(config: StageConfig, say: Callable = print) -> StageConfig:
     """The config, --from_weight llm replaced by the shipped base where save_dir has none and that one fits."""
     if config.from_weight != BASE or _stage_files(config) or not _base_fits(config):
         return config
-    say(f"--from_weight {BASE}: none in {shown(config.save_dir)}, so the base that ships: {shown(SHIPPED_BASE)}")
-    return replace(config, from_weight=str(SHIPPED_BASE))
+    say(f"--from_weight {BASE}: none in {shown(config.save_dir)}, so the base that ships: {shown(ROOT / SHIPPED_BASE)}")
+    return replace(config, from_weight=str(ROOT / SHIPPED_BASE))
 
 
 def check_needs(config: StageConfig) -> None:
@@ -51,7 +50,7 @@ def check_needs(config: StageConfig) -> None:
         return
     flags = ["--vision_model", SHIPPED_TOWER] if tower else []
     if base and config.from_weight == BASE:
-        flags += ["--from_weight", SHIPPED_BASE]
+        flags += ["--from_weight", ROOT / SHIPPED_BASE]
     elif base:
         cures.append(stage_command(config.from_weight, *flags, *_save_dir(config)))
     cures.append(_same_command(config, flags))
@@ -91,7 +90,7 @@ def _base_fits(config: StageConfig) -> bool:
 
 @functools.cache
 def _base_sizes() -> dict:
-    return read_sizes(SHIPPED_BASE)
+    return read_sizes(ROOT / SHIPPED_BASE)
 
 
 def _same_command(config: StageConfig, flags: list) -> str:

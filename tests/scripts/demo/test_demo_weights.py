@@ -10,8 +10,8 @@ import eval_vlm
 import model.files
 from helpers.models import enliven
 from helpers.repository import ROOT
-from model.tower_folder import SHIPPED_TOWER
-from model.weights import SHIPPED_MODEL, read_facts, save_weights
+from model.files import SHIPPED_MODEL, SHIPPED_TOWER
+from model.weights import read_facts, save_weights
 from scripts import score, serve
 from scripts.demo import weights
 from scripts.demo.weights import Weight, about, is_finished, names, offered, weights_or_newest

@@ -9,6 +9,7 @@ import pytest
 
 from helpers.data import make_picture
 from helpers.repository import ROOT
+from model.files import SHIPPED_MODEL
 
 pytest.importorskip("streamlit", reason="the demo needs streamlit: pip install -r requirements.txt")
 from streamlit.testing.v1 import AppTest
@@ -17,7 +18,7 @@ from streamlit.testing.v1.element_tree import ChatInput
 import model.files
 from eval_vlm import load_pictures
 from model.inference.answerer import Answer, Answerer, Options, assistant_turn, user_turn
-from model.weights import SHIPPED_MODEL, save_weights
+from model.weights import save_weights
 from scripts.demo.chat import Turn
 from scripts.demo.engine import Job
 from scripts.demo.text import TEXT

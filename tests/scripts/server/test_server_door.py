@@ -182,17 +182,15 @@ def test_hostile_pictures_are_refused_at_their_place(served, content, expected):
 
 def test_the_log_tells_what_was_asked_for_and_never_what_was_said(served, caplog):
     def lines() -> list[str]:
-        said = [record.getMessage() for record in caplog.records if record.name == "serve"]
-        return [line.rsplit(" ", 2)[0] for line in said]
+        return [record.getMessage() for record in caplog.records if record.name == "serve"]
 
-    expected = [f"POST {CHAT} 200", "GET /?[31mred 404"]
+    wait_until(lambda: not served.service.active)  # on a busy machine the test before is still being logged
     with caplog.at_level(logging.INFO):
         assert served.ask("a secret of mine", max_tokens=1).status == 200
         assert served.get("/health").status == 200
         assert served.get("/%1b[31mred").status == 404
-        # a line is written when the reply has gone, on a busy machine also that of the test before
-        wait_until(lambda: [line for line in lines() if line in expected] == expected)
-    assert not any("/health" in line for line in lines())
+        wait_until(lambda: len(lines()) == 2)  # a line is written when the reply has gone
+    assert [line.rsplit(" ", 2)[0] for line in lines()] == [f"POST {CHAT} 200", "GET /?[31mred 404"]
     assert "secret" not in caplog.text
 
 

@@ -13,11 +13,11 @@ import pytest
 from helpers.models import SIZES
 from helpers.repository import ROOT
 from helpers.runs import refusal, tiny, untrained_weights
+from model.files import SHIPPED_BASE, SHIPPED_TOWER
 from model.messages import UserError
-from model.tower_folder import SHIPPED_TOWER
 from trainer.config import StageConfig, parse_config
 from trainer.guard import ending
-from trainer.guard.needs import SHIPPED_BASE, check_needs, with_base
+from trainer.guard.needs import check_needs, with_base
 from trainer.report.commands import command, shown
 from trainer.train_llm import LLM
 from trainer.train_pretrain_vlm import PRETRAIN_VLM
@@ -47,7 +47,9 @@ def test_all_that_is_absent_is_said_at_once_with_a_command_from_what_ships(fresh
     ((_, script, *flags),) = offered(said)
     assert Path(script).resolve() == ROOT / "trainer/train_pretrain_vlm.py"
     meant = parse_config(PRETRAIN_VLM, flags)
-    assert (ROOT / meant.vision_model).samefile(ROOT / SHIPPED_TOWER) and meant.start_path.resolve() == SHIPPED_BASE
+    assert (ROOT / meant.vision_model).samefile(
+        ROOT / SHIPPED_TOWER
+    ) and meant.start_path.resolve() == ROOT / SHIPPED_BASE
     assert meant.save_dir == config.save_dir
 
 
@@ -62,7 +64,7 @@ def test_the_stage_before_is_part_of_the_offer(fresh):
     scripts = [Path(parts[1]).name for parts in offered(str(refused.value))]
     assert scripts[-2:] == ["train_pretrain_vlm.py", "train_sft_vlm.py"]
     before = parse_config(PRETRAIN_VLM, offered(str(refused.value))[-2][2:])
-    assert before.from_weight == "llm" and with_base(before, lambda _: None).start_path == SHIPPED_BASE
+    assert before.from_weight == "llm" and with_base(before, lambda _: None).start_path == ROOT / SHIPPED_BASE
 
 
 def test_what_is_there_already_is_not_asked_for(data_folder, tower_folder, fresh):
@@ -74,9 +76,9 @@ def test_what_is_there_already_is_not_asked_for(data_folder, tower_folder, fresh
 
 def test_base_is_taken_where_there_is_no_other_and_it_fits(fresh, capsys):
     config = with_base(fresh(PRETRAIN_VLM, vision_model=SHIPPED_TOWER))
-    assert config.start_path == SHIPPED_BASE
+    assert config.start_path == ROOT / SHIPPED_BASE
     assert capsys.readouterr().out.startswith("--from_weight llm: none in ")
-    assert with_base(fresh(LLM, from_weight="llm", hidden_size=192)).start_path == SHIPPED_BASE
+    assert with_base(fresh(LLM, from_weight="llm", hidden_size=192)).start_path == ROOT / SHIPPED_BASE
 
 
 def test_base_is_left_where_it_does_not_fit(fresh, tower_folder, tmp_path):
