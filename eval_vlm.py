@@ -29,7 +29,8 @@ from model.command_line import CommandLine
 from model.inference.answerer import Answer, Answerer, Interrupted, Options, add_weight_flags, assistant_turn, user_turn
 from model.inference.reader import Prompt
 from model.messages import UserError, counted, did_you_mean
-from model.processing import IMAGE_TAG, SampleError, open_picture
+from model.pictures import SampleError, open_picture
+from model.processing import IMAGE_TAG
 from model.progress import progress_over
 from scripts.demo.weights import weights_or_newest
 

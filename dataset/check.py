@@ -18,7 +18,8 @@ from dataset.batching import grouped
 from dataset.quarantine import Quarantine
 from dataset.samples import BAD, DROPPED, BadSample, DataError, Rejected, Sample
 from model.messages import counted
-from model.processing import Rendered, SampleError, UnreadableFile, VLMProcessor
+from model.pictures import SampleError, UnreadableFile
+from model.processing import Rendered, VLMProcessor
 
 FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
 SIGN_OF_LIFE = 100  # samples between two

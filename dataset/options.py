@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 from model.messages import UserError
-from model.processing import MAX_PIXELS
+from model.pictures import MAX_PIXELS
 
 MEGA = 1_000_000
 MOST_MEGAPIXELS = 89  # Pillow takes more for an attack, whatever is asked of it

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from model.messages import UserError, plain
-from model.processing import MAX_PIXELS, SampleError, TooManyPixels, open_picture
+from model.pictures import MAX_PIXELS, SampleError, TooManyPixels, open_picture
 
 BAD, DROPPED, DAMAGED = "bad", "dropped", "damaged"  # kinds of Rejected
 MAX_PICTURES = 1000  # of a sample

@@ -14,7 +14,8 @@ from dataset.options import ReadOptions
 from dataset.quarantine import Quarantine
 from dataset.samples import DAMAGED, BadSample, DataError, Rejected, Sample
 from dataset.token_cache import WORTH_KEEPING, TokenCache
-from model.processing import Rendered, SampleError, VLMProcessor, collate_training
+from model.pictures import SampleError
+from model.processing import Rendered, VLMProcessor, collate_training
 
 GREY = 128  # of every pixel of a picture that cannot be decoded
 

@@ -8,7 +8,7 @@ from dataset.options import ReadOptions
 from dataset.readers.archives import Archive
 from dataset.samples import BadSample, DataError, shown
 from model.messages import did_you_mean
-from model.processing import NO_FILE, UnreadableFile
+from model.pictures import NO_FILE, UnreadableFile
 
 ARCHIVES = (".zip", ".tar")
 

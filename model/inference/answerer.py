@@ -24,7 +24,8 @@ from model.inference.sampling import Options, Sampler
 from model.inference.stock_reader import StockReader, load_folder
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
-from model.processing import SampleError, VLMProcessor
+from model.pictures import SampleError
+from model.processing import VLMProcessor
 from model.tokenizer_files import read_tokenizer
 from model.weights import load_model
 

@@ -8,7 +8,7 @@ from PIL import Image
 from model.config import BICUBIC
 from model.inference.answerer import Options
 from model.messages import UserError
-from model.processing import SampleError
+from model.pictures import SampleError
 from scripts.server.limits import Limits, decode_picture
 
 SERVED = Limits()  # what the server lets in, too

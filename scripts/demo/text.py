@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from model.processing import MAX_PIXELS
+from model.pictures import MAX_PIXELS
 from scripts.demo import limits
 
 LANGUAGES = {"zh": "中文", "en": "English"}

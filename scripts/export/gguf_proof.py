@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from model.command_line import CommandLine
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
-from model.processing import open_picture
+from model.pictures import open_picture
 from model.vision_encoder import leading_tokens
 from scripts.export.llama_cpp import MODEL, ROLLED, SIGHT, LlamaCpp, Reply, Settings, need_xllamacpp
 from scripts.export.proof import MAX_NEW_TOKENS, PICTURES, draw_picture, own_reader, prompts

@@ -87,7 +87,8 @@ def write_reference(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, 
 
 
 def own_reader(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> Read:
-    from model.processing import VLMProcessor, open_picture
+    from model.pictures import open_picture
+    from model.processing import VLMProcessor
 
     processor = VLMProcessor.for_config(model.config, tokenizer)
 

@@ -16,7 +16,7 @@ import pandas
 from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer  # noqa: F401  before any stand-in
 
 from model.inference.answerer import Answerer, Options, user_turn
-from model.processing import open_picture
+from model.pictures import open_picture
 from scripts.judge.stand_ins import stand_ins
 
 with stand_ins("vlmeval"):

@@ -6,7 +6,7 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-from model.processing import PICTURE_FORMATS, SampleError, open_picture
+from model.pictures import PICTURE_FORMATS, SampleError, open_picture
 
 CHARACTERS_A_TOKEN = 16  # more of them than this are no prompt that fits: refused before anything counts tokens
 MEGABYTE = 1024**2
@@ -15,7 +15,7 @@ _decoding = threading.BoundedSemaphore(2)  # pictures at a time: one may take 30
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a request, of its answer, and of all of them at once. A picture's pixels: model.processing.MAX_PIXELS."""
+    """Of a request, of its answer, and of all of them at once. A picture's pixels: model.pictures.MAX_PIXELS."""
 
     body_bytes: int = 64 * MEGABYTE
     picture_bytes: int = 10 * MEGABYTE

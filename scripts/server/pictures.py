@@ -4,7 +4,7 @@ import base64
 
 from PIL import Image
 
-from model.processing import SampleError
+from model.pictures import SampleError
 from scripts.server.addresses import AllowedHosts, is_web_address
 from scripts.server.errors import Refused
 from scripts.server.limits import MEGABYTE, Limits, decode_picture

@@ -41,7 +41,7 @@ from helpers.zoo import (
     write_lines,
 )
 from model.config import IMAGE_TOKEN_ID
-from model.processing import SampleError, open_picture
+from model.pictures import SampleError, open_picture
 from scripts.status import describe
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM

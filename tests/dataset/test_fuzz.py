@@ -12,7 +12,7 @@ from dataset.readers.opening import read_samples
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import TURNS, encoded, make_picture
 from helpers.zoo import SOUND_LINE, lenient, make_zoo, odd_pictures, turns, with_picture, write_lines
-from model.processing import MAX_PIXELS, SampleError, open_picture
+from model.pictures import MAX_PIXELS, SampleError, open_picture
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

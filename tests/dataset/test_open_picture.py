@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from helpers.data import make_picture
-from model.processing import MAX_PIXELS, SampleError, open_picture
+from model.pictures import MAX_PIXELS, SampleError, open_picture
 
 # Pictures that are opened
 

@@ -26,7 +26,7 @@ from helpers.models import Encoder
 from helpers.runs import losses, tiny
 from model import processing
 from model.messages import UserError
-from model.processing import TooManyPixels, open_picture
+from model.pictures import TooManyPixels, open_picture
 from scripts.score import read_questions
 from trainer.checkpoint.fingerprint import data_fingerprint
 from trainer.config import parse_config

@@ -23,7 +23,7 @@ from helpers.models import LLAMA3, YARN  # noqa: E402
 from helpers.repository import ROOT  # noqa: E402
 from model.inference.answerer import Answerer, Options, user_turn  # noqa: E402
 from model.messages import UserError  # noqa: E402
-from model.processing import VLMProcessor  # noqa: E402
+from model.processing import VLMProcessor
 from model.tokenizer_files import load_tokenizer, read_tokenizer  # noqa: E402
 from model.weights import load_model, save_weights  # noqa: E402
 from scripts.convert_vlm import convert, parse_arguments  # noqa: E402

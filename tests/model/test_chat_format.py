@@ -6,7 +6,8 @@ from transformers import AutoTokenizer
 from helpers.foreign_base import FAMILIES, conversations, write_base
 from model.chat_format import ChatFormat
 from model.messages import UserError
-from model.processing import SampleError, VLMProcessor
+from model.pictures import SampleError
+from model.processing import VLMProcessor
 from model.tokenizer_files import (
     in_our_form,
     load_tokenizer,

@@ -13,13 +13,8 @@ from PIL import Image
 from helpers.data import make_picture
 from helpers.models import IMAGE_SIZE, IMAGE_TOKENS
 from model.config import IGNORE_INDEX, VLMConfig
-from model.processing import (
-    Rendered,
-    SampleError,
-    VLMProcessor,
-    collate_training,
-    content_parts,
-)
+from model.pictures import SampleError
+from model.processing import Rendered, VLMProcessor, collate_training, content_parts
 from model.tokenizer_files import load_tokenizer
 
 PICTURE = {"type": "image"}

@@ -14,7 +14,8 @@ from transformers.processing_utils import ProcessorMixin
 
 from model.config import BICUBIC, IMAGE_TOKEN_ID
 from model.messages import counted
-from model.processing import IMAGE_TAG, Piece, Rendered, SampleError, VLMProcessor, open_picture
+from model.pictures import SampleError, open_picture
+from model.processing import IMAGE_TAG, Piece, Rendered, VLMProcessor
 
 # pipeline("image-text-to-text") knows its models by their names and complains about others, though they work
 MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault("minimind_vlm", "MiniMindVLM")

@@ -8,7 +8,7 @@ from dataset import emoji_words as words
 from dataset import emoji_world as world
 from dataset.exam.emoji_choices import KINDS, SEED, emoji_choices
 from helpers.emoji import check_answer
-from model.processing import open_picture
+from model.pictures import open_picture
 
 VOCABULARY = 128
 

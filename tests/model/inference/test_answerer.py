@@ -13,7 +13,7 @@ from model.config import MiniMindConfig
 from model.inference.answerer import Answer, Answerer, Interrupted, Options, PromptTooLong
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
-from model.processing import SampleError
+from model.pictures import SampleError
 from scripts.measure.generation import clocks, measure_generation, table
 
 SHORT = Options(max_new_tokens=12)

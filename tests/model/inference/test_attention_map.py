@@ -8,7 +8,7 @@ from helpers.models import IMAGE_TOKENS, enliven_all
 from model.attention import rotate
 from model.inference.answerer import Answerer
 from model.inference.attention_map import attention_weights, heat_picture, look, watch_attention, words
-from model.processing import SampleError
+from model.pictures import SampleError
 
 
 def asked(text: str = "\nwhat is it?", pictures: int = 1) -> list[dict]:

@@ -14,7 +14,8 @@ from helpers.exports import export, make_seeing
 from helpers.models import IMAGE_SIZE, make_decoder
 from model.inference.answerer import Answerer, Options, user_turn
 from model.messages import UserError
-from model.processing import VLMProcessor, open_picture
+from model.pictures import open_picture
+from model.processing import VLMProcessor
 from model.tokenizer_files import load_tokenizer
 from scripts.export.formats import FORMATS, Source
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPConfig,
 from helpers.exports import bare_decoder, differences, export, prove_here
 from helpers.models import YARN, broken_files
 from helpers.repository import ROOT
-from model.processing import VLMProcessor, open_picture
+from model.pictures import open_picture
+from model.processing import VLMProcessor
 from model.tokenizer_files import load_tokenizer
 from model.weights import build_vlm, load_model, save_weights
 from scripts import convert_vlm

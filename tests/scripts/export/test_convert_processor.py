@@ -7,7 +7,8 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig, TextStreamer, pipeline
 
 from helpers.models import SIZES, enliven
-from model.processing import IMAGE_TAG, VLMProcessor, open_picture
+from model.pictures import open_picture
+from model.processing import IMAGE_TAG, VLMProcessor
 from model.tokenizer_files import load_tokenizer
 from model.weights import build_vlm
 from scripts.export.formats import Source, export_transformers
