@@ -177,7 +177,7 @@ def choose_weights(weights: list[Weight]) -> list[Weight]:
     weight = st.selectbox(text("weights"), list(best), key="weight", format_func=known.get)
     if best[weight] is not None and st.toggle(text("use_best"), key="use_best"):
         weight = best[weight]
-    others = [other for other in weights if other != weight and other.square == weight.square]
+    others = [other for other in weights if other != weight and other.sight == weight.sight]
     if not others:
         return [weight]
     known = {"": text("no_second"), **names(others, language)}
@@ -203,7 +203,7 @@ def message_box(chat: Chat) -> None:
     On an empty page it stands below the title: at the bottom of the window it would have Streamlit scroll there, past
     the title where the window is a phone's.
     """
-    sees = chat.image_size is not None
+    sees = chat.sight is not None
     if chat.draft:  # what was refused is not lost
         st.session_state.message, chat.draft = chat.draft, ""
     # No file_type: the browser's filter lets through what it likes, and what read_upload says is clearer.
@@ -219,7 +219,7 @@ def message_box(chat: Chat) -> None:
 
 def beginning(chat: Chat) -> None:
     """What to do on an empty page, with scenes to begin with: a click on one asks its question."""
-    if chat.image_size is None:
+    if chat.sight is None:
         st.text(text("begin_without"))
         return
     st.text(text("begin"))

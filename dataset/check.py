@@ -10,6 +10,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from dataset.samples import BAD, DROPPED, BadSample, DataError, Rejected, Sample
 from model.messages import counted
 from model.pictures import SampleError, UnreadableFile
 from model.processing import Rendered, VLMProcessor
+from model.views import UNCUT
 
 FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
 SIGN_OF_LIFE = 100  # samples between two
@@ -87,6 +89,7 @@ class CheckedData:
     counts: np.ndarray  # int64 [samples that can be used, 2]: trained tokens, pictures
     names: np.ndarray  # bytes [pictures that were looked at]: the path of each, or the sha256 of its content
     stamps: np.ndarray  # int64 [pictures that were looked at, 2]: bytes and time of change; ABSENT, EMBEDDED
+    views: np.ndarray  # uint16 [pictures that were looked at]: into how many each is cut, 1 where it is not
     prints: np.ndarray  # uint64 [pictures that were looked at]: print_of each; 0 where it could not be opened
     rejected: np.ndarray  # uint8: JSON, the fields of a Rejected each
     to_recheck: np.ndarray  # int64 [rejected], the sample, where its reason may go away by itself; else -1
@@ -99,6 +102,11 @@ class CheckedData:
     def shown_in(self, row: int) -> np.ndarray:
         """The numbers of a row's pictures."""
         return self.shown[self.starts[row] : self.starts[row + 1]]
+
+    @cached_property
+    def first_views(self) -> np.ndarray:
+        """int64 [pictures of all rows + 1]: how many views stand before those of each."""
+        return np.append(0, self.views[self.shown].cumsum(dtype=np.int64))
 
     def name(self, number: int) -> str:
         """A picture's path, or the sha256 of its content."""
@@ -178,7 +186,8 @@ class Check:
             try:
                 sample = self.samples[number]
                 shown = tuple(map(self.pictures.number, sample.pictures))
-                rendered = fitted(render_whole(sample, self.processor), sample.where, self.max_seq_len)
+                headings = self.pictures.headings_of(sample, shown, self.processor)
+                rendered = fitted(render_whole(sample, self.processor, headings), sample.where, self.max_seq_len)
                 self.pictures.open(sample, shown, decode=len(self.shown) + len(shown) <= FULLY_DECODED)
             except BadSample as error:
                 # Links and rights are mended without a trace in the data file or in the pictures that it names.
@@ -192,11 +201,14 @@ class Check:
             yield number, shown, rendered
 
 
-def render_whole(sample: Sample, processor: VLMProcessor) -> Rendered:
-    """All of a sample's tokens. Raises BadSample."""
+def render_whole(sample: Sample, processor: VLMProcessor, headings: Sequence[Sequence[str]] | None = None) -> Rendered:
+    """All of a sample's tokens. headings: of its pictures' views, where they are known. Raises BadSample."""
     try:
-        is_text = sample.text is not None
-        return processor.render_text(sample.text) if is_text else processor.render(sample.messages)
+        if sample.text is not None:
+            return processor.render_text(sample.text)
+        if headings is None:
+            headings = [sample.grid(place, processor).headings for place in range(len(sample.pictures))]
+        return processor.render(sample.messages, headings=headings)
     except SampleError as error:
         raise BadSample(sample.where, str(error)) from error
 
@@ -222,6 +234,7 @@ class PicturesSeen:
         self.stamps = array("q")  # two numbers a picture
         self.prints = array("Q")  # 0 until it is open
         self.sound = bytearray()  # 1: it could be opened
+        self.headings: list[tuple[str, ...] | None] = []  # of its views; None until they were asked for
 
     def number(self, picture: Path | bytes) -> int:
         embedded = isinstance(picture, bytes)
@@ -231,7 +244,15 @@ class PicturesSeen:
             self.stamps.extend(EMBEDDED if embedded else stamp_of(name))
             self.prints.append(0)
             self.sound.append(False)
+            self.headings.append(None)
         return self.numbers[name]
+
+    def headings_of(self, sample: Sample, numbers: Sequence[int], processor: VLMProcessor) -> list[tuple[str, ...]]:
+        """Of the views of a sample's pictures, by their headers. Raises BadSample."""
+        for place, number in enumerate(numbers):
+            if self.headings[number] is None:
+                self.headings[number] = sample.grid(place, processor).headings
+        return [self.headings[number] for number in numbers]
 
     def open(self, sample: Sample, numbers: Sequence[int], decode: bool) -> None:
         """Open a sample's pictures, but those that were sound already. Raises BadSample."""
@@ -246,7 +267,8 @@ class PicturesSeen:
         longest = max((len(os.fsencode(name)) for name in self.numbers), default=1)
         names = np.fromiter(map(os.fsencode, self.numbers), f"S{longest}", len(self.numbers))
         stamps = np.array(self.stamps, np.int64).reshape(-1, 2)
-        return {"names": names, "stamps": stamps, "prints": np.array(self.prints, np.uint64)}
+        views = np.array([len(headings or UNCUT.headings) for headings in self.headings], np.uint16)
+        return {"names": names, "stamps": stamps, "views": views, "prints": np.array(self.prints, np.uint64)}
 
 
 def _print(sample: Sample, place: int) -> int:

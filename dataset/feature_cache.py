@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dataset.check import CheckedData, stamp_of
 from dataset.samples import BadSample, DataError, Sample
@@ -36,9 +35,9 @@ DONE, DAMAGED = 1, 2  # of a picture, in the file `done`; a damaged one is grey,
 
 
 class FeatureCache:
-    """[pictures, tokens, width], or [pictures, 3, height, width] of PIXELS, on disk.
+    """[views, tokens, width], or [views, 3, height, width] of PIXELS, on disk.
 
-    checked: whose shown pictures have their places here, in the order of their numbers.
+    checked: whose shown pictures have their places here, in the order of their numbers: one for each of their views.
     """
 
     def __init__(self, folder: Path, kind: str, shape: tuple[int, ...], checked: CheckedData):
@@ -56,21 +55,21 @@ class FeatureCache:
 
     @cached_property
     def maps(self) -> tuple[np.memmap, np.memmap]:
-        """The values, and for each picture whether they are there."""
+        """The values, and for each view whether they are there."""
         patches = np.memmap(self.folder / "patches", FORMATS[self.kind], "r+", shape=self.shape)
         return patches, np.memmap(self.folder / "done", np.uint8, "r+", shape=self.shape[:1])
 
     @cached_property
-    def _pictures(self) -> np.ndarray:
-        """The number, in the checked data, of the picture at each place here."""
-        return np.unique(self.checked.shown)
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        """See places_of; mapped files have no room for what a process can count again."""
+        return places_of(self.checked)
 
     def __getstate__(self) -> dict:
         """Each worker maps the files itself."""
-        return {name: value for name, value in vars(self).items() if name not in ("maps", "_pictures")}
+        return {name: value for name, value in vars(self).items() if name not in ("maps", "_places")}
 
     def of_row(self, row: int) -> list[torch.Tensor]:
-        """float16 [tokens, width], or uint8 [3, height, width], of each picture of a row."""
+        """float16 [tokens, width], or uint8 [3, height, width], of each view of a row's pictures."""
         stored = [torch.from_numpy(np.array(self.maps[0][number])) for number in self.numbers_of(row)]
         return stored if self.scales is None else [patches * torch.from_numpy(self.scales) for patches in stored]
 
@@ -78,19 +77,22 @@ class FeatureCache:
         return any(self.maps[1][number] == DAMAGED for number in self.numbers_of(row))
 
     def numbers_of(self, row: int) -> np.ndarray:
-        """The places of a row's pictures."""
-        return np.searchsorted(self._pictures, self.checked.shown_in(row))
+        """The places of the views of a row's pictures."""
+        numbers, starts = self._places
+        pictures = np.searchsorted(numbers, self.checked.shown_in(row))
+        ranges = [np.arange(starts[picture], starts[picture + 1]) for picture in pictures]
+        return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
 
     def check_whole(self) -> None:
         """Once all ranks have stored their parts. Raises DataError where some of them wrote to another disk."""
         if missing := int((self.maps[1] == 0).sum()):
             raise DataError(
-                f"{missing:,} of {len(self.maps[1]):,} pictures have no features in {self.folder} although every rank "
+                f"{missing:,} of {len(self.maps[1]):,} views have no features in {self.folder} although every rank "
                 "has stored its share: give a --save_dir on a disk that all machines share"
             )
 
     def set_scales(self, patches: torch.Tensor) -> None:
-        """patches [some pictures, tokens, width] that show how large each channel gets; every rank finds the same."""
+        """patches [some views, tokens, width] that show how large each channel gets; every rank finds the same."""
         if self.kind == "int8" and self.scales is None:
             self.scales = (patches.abs().amax((0, 1)).clamp(min=1e-5) / 127).half().numpy()
             temporary = self.folder / f"scales.{id(self)}.tmp.npy"
@@ -105,6 +107,12 @@ class FeatureCache:
         stored[numbers] = patches.numpy().astype(stored.dtype)
         stored.flush()
         done[numbers] = marks
+
+
+def places_of(checked: CheckedData) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the pictures that rows show, each once, and where the views of each begin [pictures + 1]."""
+    numbers = np.unique(checked.shown)
+    return numbers, np.append(0, checked.views[numbers].cumsum(dtype=np.int64))
 
 
 def cache_features(
@@ -131,29 +139,38 @@ def cache_features(
         encode, tower = torch.as_tensor, PIXELS  # they are kept as they are
     pictures = Pictures(data, folder)
     sources, hashes = pictures.sources, pictures.hashes
-    shape = (len(sources), *encode(pictures.pixels([0])[0]).shape[1:])
+    shape = (int(pictures.starts[-1]), *encode(pictures.pixels([0])[0][:1]).shape[1:])
     facts = [tower, data.processor.image_size, kind, hashes]
     if data.processor.resample != BICUBIC:
         facts.append(data.processor.resample)
+    if shape[0] != len(sources):
+        facts.append({"tiles": data.processor.sight.tiles})
     folder = folder / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
     needed, free = FeatureCache.bytes_needed(kind, shape), shutil.disk_usage(_existing(folder)).free
+    cut = f", cut into {shape[0]:,} views" if shape[0] != len(sources) else ""
     what, smaller = ("pixels", "") if kind == PIXELS else ("features", ", choose int8")
     if not (folder / "patches").is_file() and needed > FULLEST * free:
         raise DataError(
             f"--cache_features {kind} needs {needed / 1e9:.2f} GB in {folder.parent} for {len(sources):,} pictures and "
             f"{free / 1e9:.2f} GB are free: make room{smaller}, or --cache_features none"
         )
-    say(f"{what} of {counted(len(sources), 'pictures')}: {needed / 1e9:.2f} GB of {kind} in {folder}")
+    say(f"{what} of {counted(len(sources), 'pictures')}{cut}: {needed / 1e9:.2f} GB of {kind} in {folder}")
     cache = FeatureCache(folder, kind, shape, data.checked)
     pictures.keep_hashes(folder)
     if kind == "int8" and cache.scales is None:
         chunks = _chunks(range(min(MEASURED, len(sources))))
-        cache.set_scales(torch.cat([encode(pictures.pixels(chunk)[0]) for chunk in chunks]))
-    missing = [n for n in range(rank, len(sources), world_size) if cache.maps[1][n] != DONE]
+        cache.set_scales(torch.cat([_in_parts(encode, pictures.pixels(chunk)[0]) for chunk in chunks]))
+    done = np.logical_and.reduceat(cache.maps[1] == DONE, pictures.starts[:-1])
+    missing = [n for n in range(rank, len(sources), world_size) if not done[n]]
     for chunk in progress_over(_chunks(missing), "encoding", f"x{CHUNK}", silent=rank != 0):
         pixels, marks = pictures.pixels(chunk)
-        cache.store(chunk, encode(pixels).cpu(), marks)
+        cache.store(pictures.places(chunk), _in_parts(encode, pixels), marks)
     data.features = cache
+
+
+def _in_parts(encode: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+    """[views, ...], CHUNK of them at once: the pictures of a chunk may have many more."""
+    return torch.cat([encode(part).cpu() for part in pixels.split(CHUNK)])
 
 
 def _chunks(numbers: Sequence[int]) -> list[Sequence[int]]:
@@ -166,7 +183,8 @@ class Pictures:
     def __init__(self, data: ConversationDataset, folder: Path):
         """folder: of the caches. Raises DataError where a picture has changed since it was checked."""
         self.data, self.checked = data, data.checked
-        self.numbers, self.sources = np.unique(data.checked.shown, return_index=True)  # sources: places in `shown`
+        self.sources = np.unique(data.checked.shown, return_index=True)[1]  # places in `shown`
+        self.numbers, self.starts = places_of(data.checked)
         names = [self.checked.name(number) for number in self.numbers]
         stamps = self.checked.stamps[self.numbers]
         key = hashlib.sha256(json.dumps([names, stamps.tolist()]).encode()).hexdigest()[:20]
@@ -211,33 +229,36 @@ class Pictures:
     def _row(self, place: int) -> int:
         return int(np.searchsorted(self.checked.starts, self.sources[place], "right")) - 1
 
+    def places(self, numbers: Sequence[int]) -> np.ndarray:
+        """In the cache, of all views of these pictures."""
+        return np.concatenate([np.arange(self.starts[number], self.starts[number + 1]) for number in numbers])
+
     def pixels(self, places: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
-        """Pictures [n, 3, height, width], and whether each could be decoded.
+        """The views of pictures [n, 3, height, width], and whether each could be decoded.
 
         Raises:
             DataError: one is not what its hash says.
         """
         pixels, marks = [], []
         for place in places:
-            row = self._row(place)
+            row, views = self._row(place), int(self.starts[place + 1] - self.starts[place])
             sample = self.data.pictured(row)
             try:
-                picture = self._open(sample, int(self.sources[place] - self.checked.starts[row]), place)
-                pixels.append(self.data.processor.pixels(picture))
-                marks.append(DONE)
+                pixels += self._open(sample, int(self.sources[place] - self.checked.starts[row]), place)
+                marks += [DONE] * views
             except (BadSample, OSError):
-                pixels.append(self.data.grey())
-                marks.append(DAMAGED)
+                pixels += [self.data.grey()] * views
+                marks += [DAMAGED] * views
         return torch.stack(pixels), marks
 
-    def _open(self, sample: Sample, number: int, place: int) -> Image.Image:
+    def _open(self, sample: Sample, number: int, place: int) -> list[torch.Tensor]:
         source = sample.pictures[number]
         if not self.hashes[place]:
             raise BadSample(sample.where, f"{source} could not be read")
         content = source.read_bytes() if isinstance(source, Path) else source
         if hashlib.sha256(content).hexdigest() != self.hashes[place]:
             raise self._changed(place)
-        return replace(sample, pictures=(content,)).open_picture(0)
+        return replace(sample, pictures=(content,)).open_views(0, self.data.processor)
 
 
 def _existing(folder: Path) -> Path:

@@ -9,10 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from PIL import Image
 
 from model.messages import UserError, plain
-from model.pictures import MAX_PIXELS, SampleError, TooManyPixels, open_picture
+from model.pictures import MAX_PIXELS, SampleError, TooManyPixels, open_picture, upright_size
+from model.processing import VLMProcessor
+from model.views import UNCUT, Grid
 
 BAD, DROPPED, DAMAGED = "bad", "dropped", "damaged"  # kinds of Rejected
 MAX_PICTURES = 1000  # of a sample
@@ -75,6 +78,16 @@ class Sample:
         except SampleError as error:
             cure = ", or raise --max_megapixels" if isinstance(error, TooManyPixels) else ""
             raise BadSample(self.where, f"{name}: {error}{cure}") from error
+
+    def grid(self, number: int, processor: VLMProcessor) -> Grid:
+        """How one of them is cut, by its header; nothing is opened where none is. Raises BadSample."""
+        if not processor.sight.tiles:
+            return UNCUT
+        return processor.sight.grid(*upright_size(self.open_picture(number, decode=False)))
+
+    def open_views(self, number: int, processor: VLMProcessor) -> list[torch.Tensor]:
+        """uint8 [3, side, side] of each of its views. Raises BadSample."""
+        return processor.views(self.open_picture(number), self.grid(number, processor))
 
 
 def parse(text: str) -> object:

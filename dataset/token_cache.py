@@ -31,7 +31,7 @@ from model.files import written_aside
 from model.process_lock import ProcessLock
 from model.processing import VLMProcessor
 
-FORMAT = 2  # of what is kept; raise it with any change of how samples are read, checked and rendered
+FORMAT = 3  # of what is kept; raise it with any change of how samples are read, checked and rendered
 WORTH_KEEPING = 200  # samples; fewer are rendered sooner than a file is made safe
 ALIGNED = 64  # bytes, where each column begins
 DIGEST = 32  # bytes

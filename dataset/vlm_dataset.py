@@ -80,11 +80,12 @@ class ConversationDataset(Dataset):
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sample, pictures at their full span."""
-        return np.diff(self.offsets) + self.pictures_a_row * (self.processor.image_tokens - 1)
+        return np.diff(self.offsets) + self.views_a_row * (self.processor.image_tokens - 1)
 
     @property
-    def pictures_a_row(self) -> np.ndarray:
-        return np.diff(self.checked.starts)
+    def views_a_row(self) -> np.ndarray:
+        """Spans of each row: as many as it shows pictures, where none is cut."""
+        return np.diff(self.checked.first_views[self.checked.starts])
 
     @property
     def conversations_a_row(self) -> np.ndarray:
@@ -122,7 +123,7 @@ class ConversationDataset(Dataset):
             try:
                 pictures = self.pixels(index)
             except BadSample as error:
-                pictures = [self.grey()] * len(self.checked.shown_in(index))
+                pictures = [self.grey()] * int(self.views_a_row[index])
                 rejected = error.rejected._replace(kind=DAMAGED)
         try:
             self.processor.check_pictures(rendered, len(pictures))
@@ -133,8 +134,9 @@ class ConversationDataset(Dataset):
         return Row(replace(rendered, trained=np.zeros_like(rendered.trained)), pictures, (rejected,))
 
     def pixels(self, index: int) -> list[torch.Tensor]:
-        """A row's pictures, uint8 [3, height, width] each. Raises BadSample."""
-        return [self.processor.pixels(picture) for picture in self.pictured(index).open_pictures()]
+        """The views of a row's pictures, uint8 [3, height, width] each. Raises BadSample."""
+        sample = self.pictured(index)
+        return [view for place in range(len(sample.pictures)) for view in sample.open_views(place, self.processor)]
 
     def pictured(self, index: int) -> Sample:
         """A row's pictures as they were checked, without its text: the data file may hold other lines by now."""

@@ -172,6 +172,7 @@ class VLMConfig(MiniMindConfig):
         projector: str = "linear",  # a name of model/projectors.py
         image_tokens: int | None = None,  # that a picture takes in the sequence; None: one a patch
         image_token_id: int = IMAGE_TOKEN_ID,  # of the placeholder, by model.tokenizer_files.picture_token
+        tiles: int = 0,  # into which a picture is cut at most, see model/views.py; 0: into none
         **kwargs,
     ):
         self.vision_config = dict(vision_config or CLIP_VIT_B16)
@@ -180,7 +181,7 @@ class VLMConfig(MiniMindConfig):
         self.projector = projector
         self.image_tokens = image_tokens or self.patches_a_side**2
         _ = self.fold  # refuses what cannot be
-        self.image_token_id = image_token_id
+        self.image_token_id, self.tiles = image_token_id, tiles
         super().__init__(**kwargs)
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from model.messages import UserError
 
@@ -81,6 +81,12 @@ def open_picture(
         if isinstance(error, OSError) and error.errno is not None and error.errno not in NO_FILE:
             raise UnreadableFile(error) from error
         raise SampleError(f"it cannot be read as a picture ({error})", "replace it or delete the line") from error
+
+
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height once it is turned as its EXIF says; of one whose header alone was read, too."""
+    on_its_side = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return picture.size[::-1] if on_its_side else picture.size
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

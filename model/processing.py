@@ -26,6 +26,7 @@ from model.messages import UserError, counted
 from model.model_minimind import positions_before
 from model.pictures import SampleError
 from model.tokenizer_files import load_tokenizer
+from model.views import Grid, Sight
 
 IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")
@@ -109,13 +110,14 @@ class VLMProcessor:
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, image_tokens: int = 196, image_size: int = 224,
-        image_token_id: int = IMAGE_TOKEN_ID, resample: int = BICUBIC,
+        image_token_id: int = IMAGE_TOKEN_ID, resample: int = BICUBIC, tiles: int = 0,
     ):  # fmt: skip
         self.tokenizer = tokenizer
         self.image_tokens = image_tokens
         self.image_span = Piece([image_token_id] * image_tokens, image=True)
         self.image_token_id = image_token_id
         self.image_size, self.resample = image_size, resample
+        self.sight = Sight(image_size, resample, tiles)
         self._encoded: dict[str, tuple[int, ...]] = {}  # questions repeat
         line, letter, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "a", "\na"))
         self._line_break = len(line)  # tokens of one, where a text begins with it
@@ -139,7 +141,9 @@ class VLMProcessor:
                 "tokenizer.json that they were trained with beside them"
             )
         if isinstance(config, VLMConfig):
-            return cls(tokenizer, config.image_tokens, config.image_size, config.image_token_id, config.resample)
+            return cls(
+                tokenizer, config.image_tokens, config.image_size, config.image_token_id, config.resample, config.tiles
+            )  # fmt: skip
         return cls(tokenizer)
 
     def __getstate__(self) -> dict:
@@ -148,6 +152,7 @@ class VLMProcessor:
     def fingerprint(self) -> str:
         """Of all that decides which ids a text becomes."""
         parts = (self.tokenizer.backend_tokenizer.to_str(), str(self.tokenizer.chat_template), self.image_tokens)
+        parts += (self.sight.tiles, self.image_size) if self.sight.tiles else ()
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -174,17 +179,21 @@ class VLMProcessor:
             return tuple(self.tokenizer(text, **options)["input_ids"])
         return tuple(self.tokenizer(f"\n{text}", **options)["input_ids"][self._line_break :])
 
-    def render(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> Rendered:
+    def render(
+        self, messages: Sequence[dict], add_generation_prompt: bool = False,
+        headings: Sequence[Sequence[str]] | None = None,
+    ) -> Rendered:  # fmt: skip
         """Conversation to ids in one pass, with the labels known from where each piece came.
 
         messages: role and content each. A string holds IMAGE_TAG where a picture goes; a list of
             {"type": "image"} and {"type": "text", "text": ...} parts takes its text literally.
         add_generation_prompt: end with the opening of an assistant's turn.
+        headings: of the views of each picture in order (model.views); without them each picture is one view.
 
         Raises:
-            SampleError: a role or content of the wrong kind.
+            SampleError: a role or content of the wrong kind, or places for more or fewer pictures than have headings.
         """
-        pieces = []
+        pieces, pictures = [], 0
         for message in messages:
             if not isinstance(message, dict) or message.get("role") not in ROLES:
                 raise SampleError(f"a message is {reprlib.repr(message)}: it needs a role, one of {', '.join(ROLES)}")
@@ -198,11 +207,24 @@ class VLMProcessor:
                 pieces.append(self.beginning)
             pieces.append((self.openings if pieces else self.first_openings)[role])
             for kind, text in content_parts(message.get("content")):
-                pieces.append(self.image_span if kind == "image" else Piece(self.encode(text), trained=answer))
+                if kind == "image":
+                    pieces += self.spans(headings[pictures] if headings and pictures < len(headings) else ("",))
+                    pictures += 1
+                else:
+                    pieces.append(Piece(self.encode(text), trained=answer))
             pieces += (self.end, self.endings[role]) if answer else (self.endings[role],)
         if add_generation_prompt:
             pieces.append(self.openings["assistant"])
+        if headings is not None and pictures != len(headings):
+            raise _wrong_number(pictures, len(headings))
         return Rendered.of(pieces)
+
+    def spans(self, headings: Sequence[str]) -> list[Piece]:
+        """A picture's views: a span each, behind its heading where it has one."""
+        pieces = []
+        for heading in headings:
+            pieces += (Piece(self.encode(heading)), self.image_span) if heading else (self.image_span,)
+        return pieces
 
     def render_text(self, text: str) -> Rendered:
         """Plain text for the base decoder: every token is learnt, and the end."""
@@ -215,19 +237,24 @@ class VLMProcessor:
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         """uint8 [3, image_size, image_size]"""
-        return torch.from_numpy(np.array(self.square(picture))).permute(2, 0, 1).contiguous()
+        return as_tensor(self.square(picture))
 
-    def check_pictures(self, rendered: Rendered, pictures: int) -> None:
-        """Raises SampleError where the text has places for more or fewer pictures than there are."""
-        wanted = rendered.image_mask.sum() // self.image_tokens
-        if wanted != pictures:
-            there = "is" if pictures == 1 else "are"
-            raise SampleError(f"the text holds {wanted} {IMAGE_TAG} but there {there} {counted(pictures, 'pictures')}")
+    def views(self, picture: Image.Image, grid: Grid | None = None) -> list[torch.Tensor]:
+        """uint8 [3, image_size, image_size] of each view. grid: by default that of the picture's size."""
+        grid = grid or self.sight.grid(*picture.size)
+        return [as_tensor(view) for view in self.sight.views(picture, grid)]
+
+    def check_pictures(self, rendered: Rendered, views: int) -> None:
+        """Raises SampleError where the text has places for more or fewer views of pictures than there are."""
+        wanted = int(rendered.image_mask.sum()) // self.image_tokens
+        if wanted != views:
+            raise _wrong_number(wanted, views)
 
     def prompts(self, conversations: Sequence[tuple[Sequence[dict], Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
         """(messages, pictures) pairs to the inputs of generate()."""
         prompts = (
-            (self.render(messages, add_generation_prompt=True), pictures) for messages, pictures in conversations
+            (self.render(messages, True, [self.sight.grid(*picture.size).headings for picture in pictures]), pictures)
+            for messages, pictures in conversations
         )
         return self.prompt_inputs(prompts)
 
@@ -235,9 +262,20 @@ class VLMProcessor:
         """Rendered prompts and their pictures to the inputs of generate()."""
         rows = []
         for rendered, pictures in prompts:
-            self.check_pictures(rendered, len(pictures))
-            rows.append((rendered, [self.pixels(picture) for picture in pictures]))
+            views = [view for picture in pictures for view in self.views(picture)]
+            self.check_pictures(rendered, len(views))
+            rows.append((rendered, views))
         return collate_prompts(rows, self.padding_id)
+
+
+def as_tensor(view: Image.Image) -> torch.Tensor:
+    """RGB to uint8 [3, height, width]."""
+    return torch.from_numpy(np.array(view)).permute(2, 0, 1).contiguous()
+
+
+def _wrong_number(places: int, pictures: int) -> SampleError:
+    there = "is" if pictures == 1 else "are"
+    return SampleError(f"the text holds {places} {IMAGE_TAG} but there {there} {counted(pictures, 'pictures')}")
 
 
 def content_parts(content: str | list | None) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from model.projectors import PROJECTORS
 from model.tokenizer_files import read_tokenizer
 from model.tower_folder import tower_sizes
 from model.weights import decoder_arguments, read_sizes
-from scripts.measure.memory import AFTER_START, DEVICES, FREE, Step, StepMemory, largest_batch, step_memory
+from scripts.measure.memory import DEVICES, FREE, Step, StepMemory, largest_batch, step_memory
 from scripts.measure.real_step import Speed, calibrate, flops_of, in_a_process, memory_here, seconds_here
 from scripts.measure.stages import STAGES, choices_of
 from trainer.config import SIZES
@@ -60,6 +60,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--vision_model", help="folder with the tower's config.json; CLIP-ViT-B/16's sizes without")
     parser.add_argument("--projector", choices=PROJECTORS, default="linear", help="as the stage's flag; linear")
     parser.add_argument("--image_tokens", type=int, default=0, help="as the stage's flag; 0: one a patch")
+    parser.add_argument("--tiles", type=int, default=0, help="as the stage's flag: every picture cut into so many")
     parser.add_argument("--max_seq_len", type=int, default=0, help="tokens of every row; 0: the stage's")
     parser.add_argument("--supervised", type=int, default=0, help="of which so many are learnt; 0: all but the picture")
     parser.add_argument("--batch_size", type=int, default=0, help="rows a micro-batch; 0: the stage's")
@@ -87,34 +88,34 @@ def step_of(options: argparse.Namespace) -> Step:
     for name in (*SIZES, "epochs", "accumulation_steps"):
         if (value := getattr(options, name)) is not None and value < 1 and name != "use_moe":
             raise UserError(f"--{name} {value} must be at least 1")
-    for name in ("max_seq_len", "supervised", "batch_size", "tflops", "image_tokens"):
+    for name in ("max_seq_len", "supervised", "batch_size", "tflops", "image_tokens", "tiles"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)} must not be below 0")
     sizes = {**SIZES, **(decoder_arguments(read_sizes(options.from_weight)) if options.from_weight else {})}
     sizes |= {name: value for name in SIZES if (value := getattr(options, name)) is not None}
     config = MiniMindConfig(**{**sizes, "use_moe": bool(sizes["use_moe"])})
-    before = 1  # tokens that cannot be learnt: nothing stands before the first that could predict it
     if options.stage != "llm":
         tower = tower_sizes(options.vision_model) if options.vision_model else None
-        seeing = {"vision_config": tower, "projector": options.projector, "image_tokens": options.image_tokens or None}
-        config = VLMConfig(**decoder_arguments(config.to_dict()), **seeing)
-        before = AFTER_START + config.image_tokens
+        seeing = {"projector": options.projector, "image_tokens": options.image_tokens or None, "tiles": options.tiles}
+        config = VLMConfig(**decoder_arguments(config.to_dict()), vision_config=tower, **seeing)
     tokens = options.max_seq_len or STAGES[options.stage].max_seq_len
-    supervised = options.supervised or tokens - before
-    if not 0 < supervised <= tokens - before:
-        raise UserError(
-            f"a row of {tokens} tokens has {max(0, tokens - before)} that can be learnt beside its picture, not "
-            f"{max(supervised, 0)}: change --max_seq_len or --supervised"
-        )
     for_card = bool(options.memory_gb)
     dtype = "bfloat16" if options.dtype == "auto" and for_card else options.dtype
     device = ("cuda" if for_card else "cpu") if options.device == "auto" else options.device
-    return Step(
-        config, options.stage, options.batch_size or STAGES[options.stage].batch_size, tokens, supervised,
+    step = Step(
+        config, options.stage, options.batch_size or STAGES[options.stage].batch_size, tokens, options.supervised,
         cached=options.cache_features in ("float16", "int8"), dtype=choose_dtype(dtype, torch.device("cpu")),
         optimizer=options.optimizer, accumulates=options.accumulation_steps > 1, device=device,
         checkpointed=bool(options.checkpoint_activations),
     )  # fmt: skip
+    left = tokens - step.before_answer
+    supervised = options.supervised or left
+    if not 0 < supervised <= left:
+        raise UserError(
+            f"a row of {tokens} tokens has {max(0, left)} that can be learnt beside its picture, not "
+            f"{max(supervised, 0)}: change --max_seq_len or --supervised"
+        )
+    return replace(step, supervised=supervised)
 
 
 def report(step: Step, options: argparse.Namespace) -> dict:
@@ -160,7 +161,8 @@ def report_time(step: Step, model: nn.Module, options: argparse.Namespace) -> di
 def describe(step: Step, options: argparse.Namespace) -> str:
     pictures = ""
     if step.sees:
-        pictures = f", a picture each, {'features cached' if step.cached else 'tower in every step'}"
+        cut = f" in {step.views} views" if step.config.tiles else ""
+        pictures = f", a picture each{cut}, {'features cached' if step.cached else 'tower in every step'}"
     return (
         f"{step.stage}, {step.config.hidden_size} x {step.config.num_hidden_layers}: {options.accumulation_steps} x "
         f"{counted(step.rows, 'rows')} of {step.tokens} tokens, {step.supervised} learnt{pictures}, "
@@ -202,7 +204,7 @@ def cost_of_run(step: Step, model: nn.Module, options: argparse.Namespace, speed
         )
     steps = options.epochs * (len(data) // batch)
     squared_lengths = sum(conversations(data.rendered(row))[1] for row in range(len(data)))
-    pictures = int(data.pictures_a_row.sum()) if step.sees else 0
+    pictures = int(data.views_a_row.sum()) if step.sees else 0
     count = StepFlops(model)
     flops = steps * batch / len(data) * count.count(
         float(data.lengths.sum()), squared_lengths, int(data.report.trained_tokens.sum()), pictures,

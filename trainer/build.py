@@ -87,20 +87,20 @@ def seeing_settings(config: StageConfig, image_token_id: int) -> dict:
     Raises:
         UserError: the weights have a projector of another kind, or for another number of tokens.
     """
-    flags = {"projector": config.projector, "image_tokens": config.image_tokens}
+    flags = {"projector": config.projector, "image_tokens": config.image_tokens, "tiles": config.tiles}
     flags = {name: value for name, value in flags.items() if value}
     start = seeing_arguments(*read_weights(config.start_path, shapes_only=True)) if config.start_path else {}
     if not start:
         return {"image_token_id": image_token_id, **flags}
     patches = VLMConfig(vision_config=tower_sizes(config.vision_model)).image_tokens
+    trained = {"image_tokens": patches, "tiles": config.tiles, **start}  # who knows no tiles may learn to see them
     for name, value in flags.items():
-        trained = start.get(name, patches)
-        if value != trained:
+        if value != trained[name]:
             raise UserError(
-                f"--{name} {value} is not what {config.start_path} was trained with, {trained}: leave --{name} out, or "
-                "start from weights without a projector"
+                f"--{name} {value} is not what {config.start_path} was trained with, {trained[name]}: leave --{name} "
+                "out, or start from weights without a projector"
             )
-    return {"image_token_id": image_token_id, **start}
+    return {"image_token_id": image_token_id, **flags, **start}
 
 
 def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerFast, say: Callable = print) -> MiniMindForCausalLM:

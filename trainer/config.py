@@ -25,6 +25,7 @@ from model.command_line import CommandLine
 from model.files import ROOT, SHIPPED_MODEL, SHIPPED_TOWER
 from model.messages import UserError
 from model.projectors import PROJECTORS
+from model.views import MAX_TILES
 from trainer.guard.ending import wait_to_be_ended
 
 OUT = ROOT / "out"
@@ -123,6 +124,10 @@ class StageConfig:
         0, "tokens a picture, several patches folded into one: 49 or 98 of 196; 0: as --from_weight, or one a patch",
         at_least=0,
     )  # fmt: skip
+    tiles: int = _model(
+        0, "cut a picture into up to so many tiles, seen beside the whole of it; 0: as --from_weight, or into none",
+        at_least=0, at_most=MAX_TILES,
+    )  # fmt: skip
     strict_data: int = _data(0, "1: stop at the first bad sample; 0: leave bad samples out, named in quarantine.jsonl")
     max_bad_share: float = _data(
         MAX_BAD_SHARE, "of a file's samples: where more are bad, the run stops", at_least=0, at_most=1
@@ -186,7 +191,7 @@ class StageConfig:
     pack_tokens: int = _speed(
         0, "pack rows side by side into longer ones of so many tokens; 0: batches of like lengths", at_least=0
     )
-    pack_pictures: int = _speed(8, "most pictures a packed row")
+    pack_pictures: int = _speed(8, "most pictures a packed row, each view of one that is cut counted")
     cache_features: str = _speed(
         "none",
         "float16 or int8: encode each picture once, into files under save_dir/features; pixels: decode it once",

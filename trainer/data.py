@@ -153,9 +153,9 @@ def rows_of(config: StageConfig, data: Subset, runtime: Runtime) -> tuple[Datase
     lengths = data.dataset.lengths[numbers]
     if not config.pack_tokens:
         return data, torch.from_numpy(lengths)
-    pictures = data.dataset.pictures_a_row[numbers]
+    views = data.dataset.views_a_row[numbers]
     apart = rows_of_sources(data) if weights_of(data) else ()
-    packed = PackedRows(data, lengths.tolist(), pictures.tolist(), config.pack_tokens, config.pack_pictures, apart)
+    packed = PackedRows(data, lengths.tolist(), views.tolist(), config.pack_tokens, config.pack_pictures, apart)
     rows = counted(len(packed), "packed rows")
     runtime.print0(f"{rows} of {config.pack_tokens} tokens, {100 * packed.filled:.1f} % filled")
     return packed, packed.lengths

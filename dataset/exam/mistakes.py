@@ -24,7 +24,7 @@ class Mistake:
     said: str
     truth: str
     sureness: float  # the probability that the model gives just this answer, at temperature 1
-    maps: torch.Tensor | None  # [pictures, rows, columns], attention; None: it cannot be had
+    maps: list[torch.Tensor] | None  # of each picture [rows, columns], attention; None: it cannot be had
 
 
 def wrong_answers(questions: Sequence[Question], records: Sequence[dict]) -> list[tuple[Question, str, str]]:
@@ -65,9 +65,9 @@ def _sureness(answerer: Answerer, question: Question, said: str) -> float:
         return 0.0
 
 
-def _maps(answerer: Answerer, question: Question, said: str) -> torch.Tensor | None:
+def _maps(answerer: Answerer, question: Question, said: str) -> list[torch.Tensor] | None:
     """Mean over the answer's tokens and all layers; None without pictures, and for models that are not our own."""
     prompt, processor = prompt_of(answerer, question, "right", question), answerer.processor
     if not prompt.pictures or not isinstance(answerer.model, MiniMindForCausalLM):
         return None
-    return look(answerer.model, prompt, processor.encode(said) or processor.end.ids).maps()
+    return look(answerer.model, prompt, processor.encode(said) or processor.end.ids).over_pictures()

@@ -103,8 +103,8 @@ class Answerer:
             UserError: there are pictures, and the model is a decoder alone.
         """
         started = time.perf_counter()
-        rendered = self.processor.render(messages, add_generation_prompt=True)
-        self.processor.check_pictures(rendered, len(pictures))
+        grids = [self.processor.sight.grid(*picture.size) for picture in pictures]
+        rendered = self.processor.render(messages, True, [grid.headings for grid in grids])
         if pictures and not self.reader.sees:
             raise UserError("these weights are a decoder without eyes: train the stages, or ask without a picture")
         if len(rendered.input_ids) >= self.max_length:
@@ -112,8 +112,10 @@ class Answerer:
                 f"the conversation takes {len(rendered.input_ids)} tokens and the model reads {self.max_length}: "
                 "ask less at once, or begin anew"
             )
-        pixels = [self.processor.pixels(picture) for picture in pictures]
-        return Prompt(rendered.input_ids.tolist(), rendered.image_mask.tolist(), pixels, time.perf_counter() - started)
+        cut = zip(pictures, grids, strict=True)
+        views = [view for picture, grid in cut for view in self.processor.views(picture, grid)]
+        ids, image_mask = rendered.input_ids.tolist(), rendered.image_mask.tolist()
+        return Prompt(ids, image_mask, views, grids, time.perf_counter() - started)
 
     @torch.inference_mode()
     def stream(

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from model.attention import Attention, rotate
 from model.inference.reader import Prompt
 from model.model_minimind import MiniMindForCausalLM
+from model.views import UNCUT, Grid
 
 # Dark to light through violet, red and orange, the same order of lightness for every eye: RGB at equal steps.
 RAMP = np.array([(10, 5, 40), (90, 20, 110), (190, 50, 85), (250, 140, 20), (255, 250, 170)], dtype=np.float32)
@@ -25,11 +27,29 @@ RAMP = np.array([(10, 5, 40), (90, 20, 110), (190, 50, 85), (250, 140, 20), (255
 class Looked:
     """Attention of an answer's tokens to the pictures of its conversation."""
 
-    patches: torch.Tensor  # [tokens, layers, pictures, patches], mean over heads; a token's attention sums to at most 1
-    grid: tuple[int, int]  # rows and columns of a picture's patches, or of what several were folded into
+    patches: torch.Tensor  # [tokens, layers, views, patches], mean over heads; a token's attention sums to at most 1
+    grid: tuple[int, int]  # rows and columns of a view's patches, or of what several were folded into
+    cuts: Sequence[Grid] = ()  # how each picture was cut into views
+    side: int = 0  # pixels of a view
+
+    def over_pictures(self, tokens: slice = slice(None), layer: int | None = None) -> list[torch.Tensor]:
+        """[rows, columns] over the whole of each picture, as fine as its views are."""
+        views = self.maps(tokens, layer).split([len(cut.headings) for cut in self.cuts])
+        return [self._together(maps, cut) for maps, cut in zip(views, self.cuts, strict=True)]
+
+    def _together(self, maps: torch.Tensor, cut: Grid) -> torch.Tensor:
+        """Views [views, rows, columns] of a picture; what lies beyond its edges is left out."""
+        if cut == UNCUT:
+            return maps[0]
+        rows, columns = self.grid
+        tiles = maps[1:].view(cut.rows, cut.columns, rows, columns).transpose(1, 2)
+        tiles = tiles.reshape(cut.rows * rows, cut.columns * columns)
+        tiles = tiles[: -(-cut.height * rows // self.side), : -(-cut.width * columns // self.side)]
+        whole = nn.functional.interpolate(maps[None, :1], tiles.shape, mode="bilinear")[0, 0]
+        return tiles + whole * (maps[0].sum() / whole.sum().clamp(min=1e-12))  # as much in all, over more places
 
     def maps(self, tokens: slice = slice(None), layer: int | None = None) -> torch.Tensor:
-        """[pictures, rows, columns]: the attention's mean over these tokens and over the layers, or in one layer."""
+        """[views, rows, columns]: the attention's mean over these tokens and over the layers, or in one layer."""
         chosen = self.patches[tokens].float()
         chosen = chosen.mean((0, 1)) if layer is None else chosen[:, layer].mean(0)
         return chosen.view(-1, *self.grid)
@@ -87,7 +107,7 @@ def look(model: MiniMindForCausalLM, prompt: Prompt, token_ids: Sequence[int]) -
 
     with watch_attention(model, see):
         model(ids, image_mask=image_mask, pixel_values=torch.stack(pictures)[None].to(device), logits_to_keep=1)
-    return Looked(torch.stack(layers, dim=1), model.config.image_grid)
+    return Looked(torch.stack(layers, dim=1), model.config.image_grid, prompt.grids, model.config.image_size)
 
 
 def words(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int]) -> list[tuple[str, slice]]:

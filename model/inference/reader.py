@@ -15,9 +15,11 @@ from model.inference.kv_cache import KVCache, LRUCache, PrefixCache
 from model.inference.packed_linear import pack_linears
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
+from model.views import Grid
 
 REMEMBERED_TOKENS = 16384  # of earlier conversations; a token takes 8 KB in the 26 M model
 REMEMBERED_PICTURES = 64
+AT_ONCE = 16  # views in the tower: tiles and frames are many
 SECRET = os.urandom(16)  # so that nobody can make two pictures with the same digest
 
 
@@ -27,7 +29,8 @@ class Prompt:
 
     ids: list[int]
     image_mask: list[bool]  # which of the ids are placeholders of pictures
-    pictures: list[torch.Tensor] = field(default_factory=list)  # uint8 [3, height, width] each
+    pictures: list[torch.Tensor] = field(default_factory=list)  # the views of all, uint8 [3, height, width] each
+    grids: list[Grid] = field(default_factory=list)  # how each picture was cut into them
     seconds: float = 0.0  # that it took to make; they count for the first token of its answer
 
     @cached_property
@@ -83,7 +86,8 @@ class Reader:
             model.round_tower(dtype)  # to which all of it was cast, but for a tower that needs float32
         self.decoder = Decoder(model, dtype)
         self.picture_tokens = model.config.image_tokens if self.sees else 1
-        self.prefixes, self.pictures = PrefixCache(REMEMBERED_TOKENS), LRUCache(REMEMBERED_PICTURES)
+        views = 1 + (model.config.tiles if self.sees else 0)  # of a picture
+        self.prefixes, self.pictures = PrefixCache(REMEMBERED_TOKENS), LRUCache(REMEMBERED_PICTURES * views)
 
     def start(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, KVCache]:
         """See PromptReader.
@@ -126,12 +130,14 @@ class Reader:
         return self.decoder(embeddings, cache), cache
 
     def _picture_tokens(self, digests: list[int], pictures: list[torch.Tensor]) -> torch.Tensor:
-        """Token embeddings of pictures [pictures * image_tokens, hidden]; new ones pass the tower together."""
+        """Token embeddings of pictures [pictures * image_tokens, hidden]; new ones pass the tower, AT_ONCE of them."""
         tokens = {digest: self.pictures.get(digest) for digest in digests}
         new = {digest: picture for digest, picture in zip(digests, pictures, strict=True) if tokens[digest] is None}
+        projected: list[torch.Tensor] = []
         if new:
-            patches = self.model.encode_pictures(torch.stack(list(new.values())).to(self.device))
-            projected = self.model.vision_proj(patches.to(self.model.dtype))  # [new pictures, image_tokens, hidden]
+            for part in torch.stack(list(new.values())).split(AT_ONCE):
+                patches = self.model.encode_pictures(part.to(self.device))
+                projected += self.model.vision_proj(patches.to(self.model.dtype))  # [part, image_tokens, hidden]
             for digest, of_picture in zip(new, projected, strict=True):
                 tokens[digest] = of_picture
                 self.pictures.put(digest, of_picture)

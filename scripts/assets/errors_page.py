@@ -198,7 +198,8 @@ def _seen(mistake: Mistake) -> str:
         small.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
         shown.append(_image(small, "the picture"))
         if maps is not None:
-            shown.append(_image(heat_picture(small, maps[number], float(maps.max())), "where it looked"))
+            most = max(float(heat.max()) for heat in maps)
+            shown.append(_image(heat_picture(small, maps[number], most), "where it looked"))
     more = len(sample.pictures) - PICTURES
     rest = f"<p class=n>and {counted(more, 'pictures')} more</p>" if more > 0 else ""
     return f"<div class=seen>{''.join(shown)}</div>{rest}" if shown else ""

@@ -18,6 +18,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                         "--from_weight, or CLIP-ViT-B/16's 196 tokens a picture")  # fmt: skip
     parser.add_argument("--image_tokens", type=int, default=0, help="that a picture takes, as in training; 0: those of "
                         "--from_weight, or one a patch")  # fmt: skip
+    parser.add_argument("--tiles", type=int, default=0, help="into which a picture is cut at most, as in training; 0: "
+                        "those of --from_weight, or none")  # fmt: skip
 
 
 def processor_like(options: argparse.Namespace) -> VLMProcessor:
@@ -25,11 +27,12 @@ def processor_like(options: argparse.Namespace) -> VLMProcessor:
     tokenizer = read_tokenizer(options.from_weight)
     known = read_sizes(options.from_weight) if options.from_weight else {}
     if "vision_config" in known and not options.vision_model and not options.image_tokens:
+        known["tiles"] = options.tiles or known.get("tiles", 0)
         return VLMProcessor.for_config(VLMConfig.from_dict(known), tokenizer)
     tower = tower_sizes(options.vision_model) if options.vision_model else None
     vocab_size = known.get("vocab_size", len(tokenizer))
     config = VLMConfig(
         vision_config=tower, image_tokens=options.image_tokens or None, vocab_size=vocab_size,
-        image_token_id=picture_token(tokenizer, vocab_size),
+        image_token_id=picture_token(tokenizer, vocab_size), tiles=options.tiles,
     )  # fmt: skip
     return VLMProcessor.for_config(config, tokenizer)

@@ -10,9 +10,9 @@ from PIL import Image
 
 from dataset import emoji_words as words
 from dataset import emoji_world as world
-from model.config import BICUBIC
 from model.inference.answerer import Answer, Options, assistant_turn, user_turn
 from model.inference.attention_map import Looked
+from model.views import Sight
 from scripts.demo import limits
 from scripts.demo.engine import Engine, Job
 from scripts.demo.limits import Picture, Refused, prepare_picture, read_upload
@@ -56,18 +56,16 @@ class Turn:
         return replace(self, question=question, replies=[])
 
 
-def new_turn(
-    turns: Sequence[Turn], question: str, files: Sequence[bytes], image_size: int | None, resample: int = BICUBIC
-) -> Turn:
+def new_turn(turns: Sequence[Turn], question: str, files: Sequence[bytes], sight: Sight | None) -> Turn:
     """The next turn of a conversation, all of it checked; pictures that read_upload refuses are left out of it.
 
-    image_size: None for weights without eyes. resample: as read_upload takes it.
+    sight: None for weights without eyes.
 
     Raises:
         Refused: too long, too many pictures, or none of them that can be used (file_number says which is meant).
     """
     turn = Turn(question, suggestions=turns[-1].suggestions if turns and not files else [])
-    if files and image_size is None:
+    if files and sight is None:
         raise Refused("no_eyes")
     if len(files) > limits.MAX_PICTURES:
         raise Refused("too_many_pictures")
@@ -75,7 +73,7 @@ def new_turn(
         raise Refused("too_many_in_all")
     for number, content in enumerate(files, 1):
         try:
-            turn.pictures.append(read_upload(content, image_size, resample))
+            turn.pictures.append(read_upload(content, sight))
         except Refused as error:
             turn.left_out.append(Refused(error.key, number))
     if turn.left_out and not turn.pictures:  # an answer without the picture would be about nothing
@@ -94,7 +92,7 @@ def conversation(turns: Sequence[Turn], side: int = 0) -> tuple[list[dict], list
         if turn is not turns[-1]:
             answer = (turn.replies[-1] if side else turn.replies[0]).answer
             messages.append(assistant_turn(answer.text if answer else ""))
-    return messages, [picture.square for turn in turns for picture in turn.pictures]
+    return messages, [picture.seen for turn in turns for picture in turn.pictures]
 
 
 @functools.cache
@@ -122,12 +120,8 @@ class Chat:
     editing: int | None = None  # the turn whose question is being edited
 
     @property
-    def image_size(self) -> int | None:
-        return self.weights[0].image_size
-
-    @property
-    def resample(self) -> int:
-        return self.weights[0].resample
+    def sight(self) -> Sight | None:
+        return self.weights[0].sight
 
     @property
     def answering(self) -> list[Reply]:
@@ -140,12 +134,12 @@ class Chat:
             if not question and not files:
                 return
             self.draft = question[: limits.MAX_CHARACTERS]
-            self._ask([*self.turns, new_turn(self.turns, question or wordless, files, self.image_size, self.resample)])
+            self._ask([*self.turns, new_turn(self.turns, question or wordless, files, self.sight)])
 
     def begin_with(self, scene: Image.Image, questions: list[str]) -> None:
         """Ask the first of an example's questions, and suggest the others."""
         with self._refusals_noticed():
-            picture = prepare_picture(scene, self.image_size, self.resample)
+            picture = prepare_picture(scene, self.sight)
             self._ask([Turn(questions[0], [picture], world.attribution(), questions)])
 
     def ask_again(self, number: int, question: str) -> None:

@@ -5,10 +5,10 @@ from io import BytesIO
 
 from PIL import Image
 
-from model.config import BICUBIC
 from model.inference.answerer import Options
 from model.messages import UserError
 from model.pictures import SampleError
+from model.views import Sight
 from scripts.server.limits import Limits, decode_picture
 
 SERVED = Limits()  # what the server lets in, too
@@ -33,13 +33,11 @@ class Refused(UserError):
 @dataclass(frozen=True)
 class Picture:
     shown: bytes  # JPEG, at most SHOWN_SIDE a side, with nothing in it but pixels
-    square: Image.Image  # as the model gets it: squeezed whole, exactly as eval_vlm.py would
+    seen: Image.Image  # as much of it as the model sees, scaled exactly as eval_vlm.py would
 
 
-def read_upload(content: bytes, image_size: int, resample: int = BICUBIC) -> Picture:
+def read_upload(content: bytes, sight: Sight) -> Picture:
     """An uploaded file as a picture. Its name is never looked at: what it is says its content alone.
-
-    image_size: side of the square that the model sees, pixels. resample: Pillow's number of the filter for it.
 
     Raises:
         Refused: too many bytes or pixels, no picture of the known formats, or damaged.
@@ -47,21 +45,21 @@ def read_upload(content: bytes, image_size: int, resample: int = BICUBIC) -> Pic
     if len(content) > MAX_BYTES:
         raise Refused("too_large")
     try:
-        return prepare_picture(decode_picture(content), image_size, resample)
+        return prepare_picture(decode_picture(content), sight)
     except SampleError as error:
         too_many = error.__cause__ is None or isinstance(error.__cause__, Image.DecompressionBombError)
         raise Refused("too_many_pixels" if too_many else "no_picture") from error
 
 
-def prepare_picture(picture: Image.Image, image_size: int, resample: int = BICUBIC) -> Picture:
+def prepare_picture(picture: Image.Image, sight: Sight) -> Picture:
     """picture: RGB. Only pixels are kept: no EXIF, no place where it was taken, no comment."""
     bare = Image.new("RGB", picture.size)
     bare.paste(picture)
-    square = bare.resize((image_size, image_size), Image.Resampling(resample))
+    seen = sight.reduced(bare).copy()
     bare.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     file = BytesIO()
     bare.save(file, "JPEG", quality=90)
-    return Picture(file.getvalue(), square)
+    return Picture(file.getvalue(), seen)
 
 
 def options_within(

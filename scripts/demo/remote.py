@@ -19,6 +19,7 @@ from PIL import Image
 from model.config import BICUBIC
 from model.inference.answerer import Answer, Interrupted, Options
 from model.messages import UserError
+from model.views import MAX_TILES
 from scripts.demo import limits
 from scripts.demo.engine import Job, in_a_line, log
 from scripts.demo.limits import Refused
@@ -243,4 +244,7 @@ def _as_weight(model: dict, address: str) -> Weight:
     if not Path(name).name or side is not None and not 0 < side <= limits.SHOWN_SIDE:
         raise ValueError(f"a model has the name {name!r} and sees squares of {side} pixels")
     resample = Image.Resampling(model.get("resample", BICUBIC))
-    return Weight(Path(name), 0, "", side, resample=int(resample), server=address)
+    tiles = model.get("tiles", 0)
+    if not isinstance(tiles, int) or not 0 <= tiles <= MAX_TILES:
+        raise ValueError(f"a model cuts pictures into {tiles} tiles")
+    return Weight(Path(name), 0, "", side, resample=int(resample), tiles=tiles, server=address)

@@ -54,7 +54,7 @@ def show_reply(chat: Chat, number: int, side: int) -> None:
     st.text(answer.text or text("nothing"))
     st.caption(" · ".join(figures(answer)))
     pictures = [picture for turn in chat.turns[: number + 1] for picture in turn.pictures]
-    can_look = reply.weight.image_size is not None and pictures and answer.token_ids
+    can_look = reply.weight.sight is not None and pictures and answer.token_ids
     key = f"{number}_second" if side else f"{number}"
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.popover(text("copy"), icon=":material/content_copy:", type="tertiary"):
@@ -105,8 +105,9 @@ def show_attention(reply: Reply, pictures: list[Image.Image], key: str) -> None:
     layer = right.selectbox(text("which_layer"), range(len(layers)), format_func=layers.__getitem__,
                             key=f"layer_{key}")  # fmt: skip
     whole = slice(words[0][1].start, words[-1][1].stop) if words else slice(None)  # without the token that ends it
-    maps = attention.maps(words[word - 1][1] if word else whole, layer - 1 if layer else None)
-    heats = [heat_picture(*pair, float(maps.max())) for pair in zip(pictures, maps, strict=True)]
+    maps = attention.over_pictures(words[word - 1][1] if word else whole, layer - 1 if layer else None)
+    most = max(float(heat.max()) for heat in maps)
+    heats = [heat_picture(*pair, most) for pair in zip(pictures, maps, strict=True)]
     shares = [text("picture", number=place, share=100 * float(heat.sum())) for place, heat in enumerate(maps, 1)]
     st.image(heats, caption=shares, width=PICTURE_WIDTH, output_format="JPEG")
     st.caption(text("hint"))

@@ -17,6 +17,7 @@ from model.files import ROOT, SHIPPED_MODEL, SHIPPED_TOWER, portable_path
 from model.messages import UserError, plain
 from model.minimind_files import is_minimind
 from model.tower_folder import tower_sizes
+from model.views import Sight
 from model.weights import PROJECTOR_PREFIX, read_weights
 from scripts.demo.text import TEXT, translate
 
@@ -38,13 +39,14 @@ class Weight:
     val_loss: str = ""
     tower: str = ""
     resample: int = BICUBIC  # Pillow's number of the filter that makes a picture image_size large
+    tiles: int = 0  # into which it cuts a picture at most
     ships: bool = False  # with the project, for who has trained nothing
     server: str = ""  # the address of one that has these weights under the name `path`; "" for a file
 
     @property
-    def square(self) -> tuple[int | None, int]:
-        """What a picture is made before the model sees it; models that are compared need the same."""
-        return self.image_size, self.resample
+    def sight(self) -> Sight | None:
+        """How it takes in a picture; models that are compared need the same."""
+        return None if self.image_size is None else Sight(self.image_size, self.resample, self.tiles)
 
 
 def offered(named: Sequence[Path], root: Path, vision_model: str | None = None) -> list[Weight]:
@@ -165,6 +167,7 @@ def _read_weight(path: Path, changed: int) -> Weight | None:
         steps=facts.get("step", ""),
         val_loss=facts.get("val_loss", ""),
         resample=vision.get("resample", BICUBIC),
+        tiles=config.get("tiles", 0),
         tower=Path(str(config.get("vision_source") or "")).name,
     )
 

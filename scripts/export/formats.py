@@ -123,6 +123,7 @@ def export_transformers(source: Source, folder: Path) -> Exported:
             "image_size": source.model.config.image_size,
             "image_token_id": source.model.config.image_token_id,
             "resample": source.model.config.resample,
+            "tiles": source.model.config.tiles,
         },
     )
     kind = "MiniMindVLM with its own code: load it with `trust_remote_code=True`."
@@ -246,6 +247,7 @@ def _check_sight(source: Source, format_name: str) -> None:
         f"the projector {config.projector} and not {projector}": config.projector != projector,
         f"a {kind} and not a {tower}": kind != tower,
         f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
+        f"pictures cut into up to {config.tiles} tiles": bool(config.tiles),
         f"token {config.image_token_id} for pictures and not {text}, {number}":
         (config.image_token_id, known.get(text, number)) != (number, number),
     }  # fmt: skip

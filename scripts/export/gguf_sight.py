@@ -39,6 +39,7 @@ def check_sight(config: VLMConfig) -> None:
         f"the projector {config.projector}": config.projector not in ("linear", "mlp"),
         f"pictures scaled by {_filter(config)}": _filter(config) not in FILTERS,
         f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
+        f"pictures cut into up to {config.tiles} tiles": bool(config.tiles),
     }
     if found := [reason for reason, there in reasons.items() if there]:
         raise UserError(

@@ -123,6 +123,7 @@ def check_llava(config: VLMConfig) -> None:
         f"a {kind} tower, whose features Llava does not take as they are": kind not in SELECTED,
         f"the projector {config.projector}, which begins with a norm": config.projector not in ("linear", "mlp"),
         f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
+        f"pictures cut into up to {config.tiles} tiles": bool(config.tiles),
     }
     if found := [reason for reason, there in reasons.items() if there]:
         raise UserError(f"Llava cannot hold {' and '.join(found)}: --to transformers takes this model with its code")

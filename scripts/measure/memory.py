@@ -24,6 +24,7 @@ from trainer.optim import build_optimizer, freeze_all_but
 
 FREE = 0.15  # of a card, left for CUDA itself, its allocator's gaps and a screen
 AFTER_START = 3  # tokens of a row before its picture
+HEADING = 4  # tokens before each view of a picture that is cut
 DEVICES = ("cpu", "cuda", "old_cuda")  # whose memory can be counted; old_cuda: GPUs before Ampere
 
 
@@ -47,6 +48,18 @@ class Step:
     def sees(self) -> bool:
         return isinstance(self.config, VLMConfig)
 
+    @property
+    def views(self) -> int:
+        """Of a row's picture, which is cut into as many tiles as may be."""
+        return 0 if not self.sees else 1 + self.config.tiles
+
+    @property
+    def before_answer(self) -> int:
+        """Tokens of a row that cannot be learnt: nothing stands before the first that could predict it."""
+        if not self.sees:
+            return 1
+        return AFTER_START + self.views * (self.config.image_tokens + (HEADING if self.config.tiles else 0))
+
     def make_model(self) -> MiniMindForCausalLM:
         model = (MiniMindVLM if self.sees else MiniMindForCausalLM)(self.config).train()
         freeze_all_but(model, STAGES[self.stage].trainable)
@@ -66,14 +79,15 @@ class Step:
         batch = {"input_ids": ids, "labels": torch.where(labelled, ids, IGNORE_INDEX)}
         batch["loss_positions"] = positions[-self.supervised - 1 : -1].repeat(self.rows, 1)
         if self.sees:
-            in_picture = (positions >= AFTER_START) & (positions < AFTER_START + self.config.image_tokens)
-            batch["image_mask"], batch["pictures_a_row"] = in_picture.repeat(self.rows, 1), [1] * self.rows
+            placeholders, end = self.views * self.config.image_tokens, self.before_answer
+            in_picture = (positions >= end - placeholders) & (positions < end)
+            batch["image_mask"], batch["pictures_a_row"] = in_picture.repeat(self.rows, 1), [self.views] * self.rows
             side = self.config.image_size
             if self.cached:
-                shape = (self.rows, 1, self.config.patches_a_side**2, self.config.vision_hidden_size)
+                shape = (self.rows, self.views, self.config.patches_a_side**2, self.config.vision_hidden_size)
                 batch["patch_features"] = torch.zeros(shape, dtype=torch.float16)
             else:
-                batch["pixel_values"] = torch.zeros(self.rows, 1, 3, side, side, dtype=torch.uint8)
+                batch["pixel_values"] = torch.zeros(self.rows, self.views, 3, side, side, dtype=torch.uint8)
         return batch
 
     def loss(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

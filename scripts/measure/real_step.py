@@ -38,7 +38,7 @@ class Speed:
 
 
 def flops_of(step: Step, model: nn.Module) -> float:
-    pictures = step.rows if step.sees else 0
+    pictures = step.rows * step.views
     return StepFlops(model).count(
         tokens=step.rows * step.tokens,
         squared_lengths=step.rows * step.tokens**2,

@@ -124,11 +124,12 @@ async def unless_gone(request: Request, work: Coroutine[None, None, Result]) -> 
 
 
 def model_object(service: Service) -> dict:
-    """image_size and resample, which OpenAI has not: pixels a side that the model sees, null without eyes, and Pillow's
-    number of the filter that makes a picture so large."""
+    """image_size, resample and tiles, which OpenAI has not: pixels a side that the model sees, null without eyes,
+    Pillow's number of the filter that makes a picture so large, and into how many of these it is cut at most."""
     processor, sees = service.answerer.processor, service.answerer.reader.sees
     return {"id": service.settings.name, "object": "model", "created": service.started, "owned_by": "minimind-vlm",
-            "image_size": processor.image_size if sees else None, "resample": processor.resample}  # fmt: skip
+            "image_size": processor.image_size if sees else None, "resample": processor.resample,
+            "tiles": processor.sight.tiles}  # fmt: skip
 
 
 async def models(request: Request) -> Response:

@@ -45,7 +45,7 @@ class Asked:
     """What is kept of a request."""
 
     messages: list[dict]
-    pictures: list[Image.Image]  # square, as the model sees them
+    pictures: list[Image.Image]  # no larger than the model sees them
     options: Options
     stream: bool
     include_usage: bool
@@ -85,9 +85,9 @@ class Service:
         if conversation.pictures and not self.answerer.reader.sees:
             where = conversation.pictures[0][1]
             raise Refused("is a picture, and this model is a decoder without eyes: ask without", where)
-        square = self.answerer.processor.square
+        reduced = self.answerer.processor.sight.reduced
         pictures = [
-            square(read_picture(url, where, self.limits, self.settings.hosts)) for url, where in conversation.pictures
+            reduced(read_picture(url, where, self.limits, self.settings.hosts)) for url, where in conversation.pictures
         ]
         usage = bool(request.stream_options and request.stream_options.include_usage)
         return Asked(conversation.messages, pictures, options, bool(request.stream), usage)

@@ -106,7 +106,7 @@ def check_length(samples: list[Sample], wholes: list[Rendered], processor: VLMPr
     rows = [data.rendered(number) for number in range(len(data))]
     found = [conversation for row in rows for conversation in conversations_in(row)]
     assert max(map(len, rows)) <= max_seq_len
-    for row, pictures in zip(rows, data.pictures_a_row.tolist(), strict=True):
+    for row, pictures in zip(rows, data.views_a_row.tolist(), strict=True):
         assert row.image_mask.sum() == pictures * IMAGE_TOKENS
     for conversation, number in zip(found, usable, strict=True):
         cut = wholes[number][:max_seq_len]

@@ -30,7 +30,7 @@ from model.processing import VLMProcessor
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
 
-FORMAT_AND_DIGEST = (2, "670ffa16c46da62e")
+FORMAT_AND_DIGEST = (3, "6ae3380227c45f1f")
 COLUMNS = [column.name for column in dataclasses.fields(CheckedData)]
 
 
@@ -301,7 +301,9 @@ def test_who_waits_for_a_process_that_dies_renders_itself(start, tmp_path, monke
 
 def slowly(monkeypatch, seconds: float) -> None:
     render = VLMProcessor.render
-    monkeypatch.setattr(VLMProcessor, "render", lambda *arguments: (time.sleep(seconds), render(*arguments))[1])
+    monkeypatch.setattr(
+        VLMProcessor, "render", lambda *arguments, **named: (time.sleep(seconds), render(*arguments, **named))[1]
+    )
 
 
 def say_all(start) -> None:

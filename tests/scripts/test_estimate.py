@@ -116,11 +116,8 @@ def test_time_is_arithmetic_over_speed_and_the_update():
 def peak_of(stage: str, rows: int, accumulates: bool, cached: bool = True) -> int:
     tokens = STAGES[stage].max_seq_len
     config = VLMConfig()
-    supervised = tokens - config.image_tokens - estimate.AFTER_START
-    return step_memory(
-        Step(config, stage, rows, tokens, supervised, cached, dtype=torch.bfloat16, accumulates=accumulates,
-             device="cuda")
-    ).peak  # fmt: skip
+    step = Step(config, stage, rows, tokens, 0, cached, dtype=torch.bfloat16, accumulates=accumulates, device="cuda")
+    return step_memory(replace(step, supervised=tokens - step.before_answer)).peak
 
 
 @pytest.mark.parametrize("stage", ["pretrain_vlm", "sft_vlm"])

@@ -14,15 +14,16 @@ from dataset.samples import BadSample, Sample
 from dataset.vlm_dataset import ConversationDataset
 from model.messages import UserError, counted, plain
 from model.processing import Rendered, VLMProcessor
+from model.views import UNCUT
 
 MANY = 4000  # neighbours: beyond so many, somebody waits
 
 
 @dataclass(frozen=True)
 class SeenPicture:
-    """One of a row's pictures."""
+    """One of a row's pictures, or a view of one that is cut."""
 
-    name: str  # its file's, or a number where its bytes stand in the data
+    name: str  # its file's, or a number where its bytes stand in the data; and which view
     first: int  # of its tokens in the row, counted from 0
     last: int
     pixels: torch.Tensor | None  # uint8 [3, image_size, image_size]; None: it cannot be opened
@@ -161,22 +162,35 @@ def left_out(
     pixels = []
     for place in range(len(sample.pictures)):
         try:
-            pixels.append(processor.pixels(sample.open_picture(place)))
+            pixels += sample.open_views(place, processor)
         except BadSample:
-            pixels.append(None)
+            pixels += [None] * len(headings_of(sample, place, processor))
     return SampleRow(where, rendered, seen_pictures(sample, rendered, pixels, processor), [where], max_seq_len, reason)
 
 
 def seen_pictures(
     sample: Sample, rendered: Rendered, pixels: Sequence[torch.Tensor | None], processor: VLMProcessor
 ) -> list[SeenPicture]:
-    """Each picture with its span: neighbouring spans touch, so they are told apart by their length."""
+    """Each view with its span: neighbouring spans touch, so they are told apart by their length."""
     spans = np.flatnonzero(rendered.image_mask).reshape(-1, processor.image_tokens)
     names = [
         plain(str(source)) if isinstance(source, Path) else f"picture {number} of {plain(sample.where)}"
         for number, source in enumerate(sample.pictures, 1)
     ]
+    views = [
+        f"{name}, {heading.rstrip(':')}" if heading else name
+        for place, name in enumerate(names)
+        for heading in headings_of(sample, place, processor)
+    ]
     return [
         SeenPicture(name, int(span[0]), int(span[-1]), picture)
-        for name, span, picture in zip(names, spans, pixels, strict=True)
+        for name, span, picture in zip(views, spans, pixels, strict=True)
     ]
+
+
+def headings_of(sample: Sample, place: int, processor: VLMProcessor) -> tuple[str, ...]:
+    """Of the views of a picture; as of one that is not cut, where it cannot be opened."""
+    try:
+        return sample.grid(place, processor).headings
+    except BadSample:
+        return UNCUT.headings

@@ -40,15 +40,17 @@ class MiniMindVLMProcessor(ProcessorMixin):
 
     def __init__(
         self, tokenizer=None, image_tokens: int = 196, image_size: int = 224, image_token_id: int = IMAGE_TOKEN_ID,
-        resample: int = BICUBIC, chat_template=None, **_ignored,
+        resample: int = BICUBIC, tiles: int = 0, chat_template=None, **_ignored,
     ):  # fmt: skip
         self.image_tokens, self.image_size, self.image_token_id = image_tokens, image_size, image_token_id
-        self.resample = resample
+        self.resample, self.tiles = resample, tiles
         super().__init__(tokenizer, chat_template=chat_template)
 
     @property
     def renderer(self) -> VLMProcessor:
-        return VLMProcessor(self.tokenizer, self.image_tokens, self.image_size, self.image_token_id, self.resample)
+        return VLMProcessor(
+            self.tokenizer, self.image_tokens, self.image_size, self.image_token_id, self.resample, self.tiles
+        )
 
     @property
     def model_input_names(self) -> list[str]:
@@ -87,7 +89,8 @@ class MiniMindVLMProcessor(ProcessorMixin):
         limit = length_limit(self.tokenizer, {"return_tensors": return_tensors, **options})
         renderer, rows = self.renderer, []
         for messages in conversation if isinstance(conversation[0], (list, tuple)) else [conversation]:
-            rendered = renderer.render(messages, add_generation_prompt=add_generation_prompt)
+            pictures = [read_picture(picture) for picture in pictures_of(messages)]
+            rendered = renderer.render(messages, add_generation_prompt, self._headings(pictures))
             if continue_final_message:
                 end = len(renderer.end.ids) + len(renderer.endings["assistant"].ids)
                 rendered = rendered[:-end]  # without the end of the turn
@@ -96,7 +99,7 @@ class MiniMindVLMProcessor(ProcessorMixin):
                     f"the prompt has {len(rendered)} tokens: cut to {limit} it would lose the opening of the "
                     "answer. Shorten the messages or raise max_length"
                 )
-            rows.append((rendered, pictures_of(messages)))
+            rows.append((rendered, pictures))
         inputs = self._inputs(rows, limit)
         if return_assistant_tokens_mask:  # padding stands on the left
             length = inputs["input_ids"].shape[1]
@@ -110,12 +113,12 @@ class MiniMindVLMProcessor(ProcessorMixin):
         options: truncation and max_length; see length_limit.
         """
         limit = length_limit(self.tokenizer, options)
-        rows, pictures = [], flatten(images)
+        rows, pictures = [], [read_picture(picture) for picture in flatten(images)]
         for prompt in [text] if isinstance(text, str) else text:
-            pieces = []
+            pieces, headings = [], self._headings(pictures)
             for number, piece in enumerate(prompt.split(IMAGE_TAG)):
-                if number:
-                    pieces.append(self.renderer.image_span)
+                if number:  # of places without a picture it is said below that they have none
+                    pieces += self.renderer.spans(headings[number - 1] if number <= len(headings) else ("",))
                 pieces.append(Piece(self.tokenizer(piece, add_special_tokens=False)["input_ids"]))
             count = prompt.count(IMAGE_TAG)
             rows.append((Rendered.of(pieces), pictures[:count]))
@@ -129,8 +132,12 @@ class MiniMindVLMProcessor(ProcessorMixin):
     def _inputs(self, rows: Sequence[tuple[Rendered, list]], limit: int | None) -> BatchFeature:
         if limit is not None and any(rendered.image_mask[limit:].any() for rendered, _ in rows):
             raise SampleError(f"cut to {limit} tokens a prompt would lose a part of a picture: raise max_length")
-        read = [(rendered[:limit], [read_picture(picture) for picture in pictures]) for rendered, pictures in rows]
-        return BatchFeature(self.renderer.prompt_inputs(read))
+        return BatchFeature(self.renderer.prompt_inputs((rendered[:limit], pictures) for rendered, pictures in rows))
+
+    def _headings(self, pictures: Sequence[Image.Image]) -> list[tuple[str, ...]]:
+        """Of the views of each."""
+        sight = self.renderer.sight
+        return [sight.grid(*picture.size).headings for picture in pictures]
 
 
 def pictures_of(messages: Sequence[dict]) -> list:

@@ -35,8 +35,8 @@ def test_the_surest_comes_first_with_a_map_of_where_it_looked(folder, answerer):
         found = log_likelihoods(answerer, [prompt], [one.said], with_end=True)[0]
         assert one.sureness == pytest.approx(math.exp(found.total)) and one.truth in ("a cat", "so")
         if one.question.sample.pictures:
-            seen = look(answerer.model, prompt, answerer.processor.encode(one.said)).maps()
-            assert one.maps.shape == (1, 2, 2) and torch.equal(one.maps, seen)
+            (seen,) = look(answerer.model, prompt, answerer.processor.encode(one.said)).maps()
+            assert len(one.maps) == 1 and seen.shape == (2, 2) and torch.equal(one.maps[0], seen)
         else:
             assert one.maps is None
     first, all_of_them = worst_mistakes(answerer, questions, records, 1)
@@ -47,7 +47,7 @@ def test_an_answer_of_nothing_is_a_mistake_like_others(folder, answerer):
     line = {"image": "a.png", "question": "What?", "answer": "a cat"}
     questions = read_questions(write_jsonl(folder / "held_out.jsonl", [line]))
     worst, _ = worst_mistakes(answerer, questions, [{"right": "", "truth": "a cat"}], 40)
-    assert 0 <= worst[0].sureness <= 1 and worst[0].maps.shape == (1, 2, 2)
+    assert 0 <= worst[0].sureness <= 1 and worst[0].maps[0].shape == (2, 2)
 
 
 def test_an_answer_that_fills_the_window_comes_last(folder, answerer):

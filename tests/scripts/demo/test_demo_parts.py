@@ -14,6 +14,7 @@ from helpers.data import make_picture
 from helpers.models import IMAGE_SIZE, answered
 from helpers.repository import ROOT
 from model.inference.answerer import Options
+from model.views import Sight
 from scripts.demo.chat import Reply, Turn, conversation
 from scripts.demo.export import as_html, as_json
 from scripts.demo.limits import MAX_CHARACTERS, Refused, prepare_picture
@@ -31,7 +32,7 @@ def weight(path: str, stage: str = "sft_vlm", **facts: str) -> Weight:
 def a_turn(text: str) -> Turn:
     name, options = weight('/w/x"><script>.safetensors'), Options(seed=3)
     replies = [Reply(name, options, answer=answered(answer)) for answer in (text, "second " + text)]
-    return Turn(text, [prepare_picture(make_picture(1), IMAGE_SIZE)], text, replies=replies)
+    return Turn(text, [prepare_picture(make_picture(1), Sight(IMAGE_SIZE))], text, replies=replies)
 
 
 # how weights are named

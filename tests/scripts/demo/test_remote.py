@@ -16,6 +16,7 @@ from helpers.data import make_picture
 from helpers.repository import ROOT
 from model.inference.answerer import Options, user_turn
 from model.messages import UserError
+from model.views import Sight
 from scripts.demo import limits, remote
 from scripts.demo.limits import Refused
 from scripts.demo.remote import KEY, Remote
@@ -145,7 +146,7 @@ def test_the_key_comes_from_the_environment(stand_in, monkeypatch):
 def test_models_are_named_as_the_server_names_them(stand_in):
     models = Remote(stand_in.address + "/v1/").models()
     assert list(names(models, "en").values()) == ["sft_vlm_192", "Qwen2.5-VL · org"]
-    assert [model.square for model in models] == [(224, 3), (32, 2)]
+    assert [model.sight for model in models] == [Sight(224, 3), Sight(32, 2)]
     assert about(models[1], "en") == [f"`org/Qwen2.5-VL` answers at `{stand_in.address}`"]
 
 

@@ -1,0 +1,84 @@
+"""What the tower sees of a picture: all of it at once, and where it is cut, its tiles, each in the tower's own size.
+
+A view is one square of the tower's size, one span of placeholders, and a heading, the text before the span: "whole:"
+for all of the picture, "1,2:" for the tile in row 1 and column 2. A picture that is not cut is one view without a
+heading. The idea is LLaVA-NeXT's and nanoVLM's; places are said in ordinary tokens, so that any base can read them.
+"""
+
+from typing import NamedTuple
+
+from PIL import Image
+
+from model.config import BICUBIC
+
+MAX_TILES = 100
+WHOLE = "whole:"
+BEYOND = (128, 128, 128)  # what fills tiles beyond the picture's edges
+
+
+class Grid(NamedTuple):
+    """How a picture is cut: tiles of one size that cover it, scaled alike in both directions, from the upper left."""
+
+    rows: int
+    columns: int
+    width: int  # pixels of the scaled picture; what is beyond it in the last row and column is filled
+    height: int
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Of the picture's views, in order."""
+        if self == UNCUT:
+            return ("",)
+        return (WHOLE, *(f"{row + 1},{column + 1}:" for row in range(self.rows) for column in range(self.columns)))
+
+
+UNCUT = Grid(1, 1, 0, 0)
+
+
+class Sight(NamedTuple):
+    """How a model takes in a picture."""
+
+    side: int  # pixels of a view, which is square
+    resample: int = BICUBIC  # Pillow's number of the filter by which pictures are scaled
+    tiles: int = 0  # into which a picture is cut at most; 0: into none
+
+    def grid(self, width: int, height: int) -> Grid:
+        """The grid of at most so many tiles that shows the most of a picture of these pixels.
+
+        That is the one in which it is reduced the least; of several the one with the fewest tiles. A picture that is
+        no larger than one tile is not cut.
+        """
+        if not self.tiles or max(width, height) <= self.side:
+            return UNCUT
+        grids = [(rows, columns) for rows in range(1, self.tiles + 1) for columns in range(1, self.tiles // rows + 1)]
+
+        def scale(grid: tuple[int, int]) -> float:
+            return min(grid[0] * self.side / height, grid[1] * self.side / width)
+
+        rows, columns = max(grids, key=lambda grid: (min(1.0, scale(grid)), -grid[0] * grid[1]))
+        factor = scale((rows, columns))
+        if rows * columns == 1:
+            return UNCUT
+        return Grid(rows, columns, max(1, round(width * factor)), max(1, round(height * factor)))
+
+    def views(self, picture: Image.Image, grid: Grid) -> list[Image.Image]:
+        """RGB squares, one for each of the grid's headings."""
+        whole = self._scaled(picture, self.side, self.side)  # squeezed: nothing is cut off
+        if grid == UNCUT:
+            return [whole]
+        canvas = Image.new("RGB", (grid.columns * self.side, grid.rows * self.side), BEYOND)
+        canvas.paste(self._scaled(picture, grid.width, grid.height))
+        corners = [(column * self.side, row * self.side) for row in range(grid.rows) for column in range(grid.columns)]
+        return [whole, *(canvas.crop((x, y, x + self.side, y + self.side)) for x, y in corners)]
+
+    def reduced(self, picture: Image.Image) -> Image.Image:
+        """As much of a picture as its views need, for whoever keeps it until they are asked for."""
+        grid = self.grid(*picture.size)
+        if not self.tiles:
+            return self._scaled(picture, self.side, self.side)
+        if grid == UNCUT or picture.width <= grid.width:
+            return picture
+        return self._scaled(picture, grid.width, grid.height)
+
+    def _scaled(self, picture: Image.Image, width: int, height: int) -> Image.Image:
+        return picture.resize((width, height), Image.Resampling(self.resample))
