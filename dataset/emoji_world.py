@@ -96,8 +96,8 @@ def sample_scene(
     split: "train" or "held_out"; vocabulary: only the first so many concepts; zipf: as in frequencies.
     """
     rng = Random(f"emoji-world:{seed}:{split}:{index}")
-    vocabulary = _checked(split, vocabulary, min_things, max_things)
-    chosen = _sample_concepts(rng, split, vocabulary, rng.randint(min_things, max_things), zipf)
+    vocabulary = checked_vocabulary(split, vocabulary, min_things, max_things)
+    chosen = sample_concepts(rng, split, vocabulary, rng.randint(min_things, max_things), zipf)
     return _scene_of(rng, chosen)
 
 
@@ -106,15 +106,15 @@ def sample_pair(
 ) -> tuple[Scene, Scene, int]:
     """Two scenes, and the one concept that both of them show; the rest as in sample_scene."""
     rng = Random(f"emoji-world:pair:{seed}:{split}:{index}")
-    vocabulary = _checked(split, vocabulary, 1, max_things, scenes=2)
-    first = _sample_concepts(rng, split, vocabulary, rng.randint(1, max_things), 0.0)
+    vocabulary = checked_vocabulary(split, vocabulary, 1, max_things, scenes=2)
+    first = sample_concepts(rng, split, vocabulary, rng.randint(1, max_things), 0.0)
     shared, size = rng.choice(first), rng.randint(1, max_things)
-    second = _sample_concepts(rng, split, vocabulary, size, 0.0, shared, frozenset(first))
+    second = sample_concepts(rng, split, vocabulary, size, 0.0, shared, frozenset(first))
     rng.shuffle(second)
     return _scene_of(rng, first), _scene_of(rng, second), shared
 
 
-def _checked(split: str, vocabulary: int | None, min_things: int, max_things: int, scenes: int = 1) -> int:
+def checked_vocabulary(split: str, vocabulary: int | None, min_things: int, max_things: int, scenes: int = 1) -> int:
     """The vocabulary's size. Raises UserError where so many scenes, without a thing in common, cannot be."""
     if split not in ("train", "held_out"):
         raise ValueError(f"split {split!r} is neither 'train' nor 'held_out'")
@@ -128,17 +128,22 @@ def _checked(split: str, vocabulary: int | None, min_things: int, max_things: in
 
 
 def _scene_of(rng: Random, chosen: list[int]) -> Scene:
+    return Scene(*sample_ground(rng), _place_things(rng, chosen))
+
+
+def sample_ground(rng: Random) -> tuple[int, tuple[int, int, int]]:
+    """A scene's ground and the very shade of it, as in Scene."""
     ground = rng.randrange(len(GROUND_RGB))
     light = rng.randint(-16, 10)
-    rgb = tuple(max(0, min(255, channel + light + rng.randint(-5, 5))) for channel in GROUND_RGB[ground])
-    return Scene(ground, rgb, _place_things(rng, chosen))
+    return ground, tuple(max(0, min(255, channel + light + rng.randint(-5, 5))) for channel in GROUND_RGB[ground])
 
 
-def _sample_concepts(
-    rng: Random, split: str, vocabulary: int, count: int, zipf: float, first: int | None = None,
+def sample_concepts(
+    rng: Random, split: str, vocabulary: int, count: int, zipf: float = 0.0, first: int | None = None,
     without: frozenset[int] = frozenset(),
 ) -> list[int]:  # fmt: skip
-    """first: one that must be there; without: what may not be, but for that."""
+    """Concepts that may meet in a scene of the split. first: one that must be there; without: what may not be, but for
+    that."""
     weights = frequencies(vocabulary, zipf)
     chosen = rng.choices(range(vocabulary), weights) if first is None else [first]
     while len(chosen) < count:
@@ -190,9 +195,17 @@ def _glyph(concept: int) -> Image.Image:
     return square.resize((GLYPH_SIZE, GLYPH_SIZE), Image.Resampling.BICUBIC)
 
 
-def _draw(thing: Thing) -> Image.Image:
-    """The thing's glyph, rotated and scaled in one step."""
+def box_of(thing: Thing) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the square that the thing is drawn in, in pixels: nothing of it lies outside."""
     side = math.ceil(thing.size * 1.3)  # room for the rotated corners
+    left, top = round(thing.x - side / 2), round(thing.y - side / 2)
+    return left, top, left + side, top + side
+
+
+def draw_thing(thing: Thing) -> Image.Image:
+    """The thing's glyph, rotated and scaled in one step, for box_of its place."""
+    left, _, right, _ = box_of(thing)
+    side = right - left
     scale, angle = GLYPH_SIZE / thing.size, math.radians(thing.angle)
     a, b = math.cos(angle) * scale, -math.sin(angle) * scale
     half = (side - 1) / 2
@@ -210,8 +223,7 @@ def render(scene: Scene, ground: Image.Image | None = None) -> tuple[Image.Image
     labels = [[-1] * GRID for _ in range(GRID)]
     covered = [[89] * GRID for _ in range(GRID)]  # of 255: a patch belongs to the thing on more than 35 % of it
     for number, thing in enumerate(scene.things):
-        glyph = _draw(thing)
-        corner = (round(thing.x - glyph.width / 2), round(thing.y - glyph.height / 2))
+        glyph, corner = draw_thing(thing), box_of(thing)[:2]
         picture.paste(glyph, corner, glyph)
         mask = Image.new("L", picture.size)
         mask.paste(glyph.getchannel("A"), corner)
