@@ -45,21 +45,20 @@ class Sight(NamedTuple):
     def grid(self, width: int, height: int) -> Grid:
         """The grid of at most so many tiles that shows the most of a picture of these pixels.
 
-        That is the one in which it is reduced the least; of several the one with the fewest tiles. A picture that is
+        That is the one in which it keeps the most of them; of several the one with the fewest tiles. A picture that is
         no larger than one tile is not cut.
         """
         if not self.tiles or max(width, height) <= self.side:
             return UNCUT
-        grids = [(rows, columns) for rows in range(1, self.tiles + 1) for columns in range(1, self.tiles // rows + 1)]
+        counts = [(rows, columns) for rows in range(1, self.tiles + 1) for columns in range(1, self.tiles // rows + 1)]
+        grids = [self._filled(*count, width, height) for count in counts]
+        best = max(grids, key=lambda g: (min(g.width, width) * min(g.height, height), -g.rows * g.columns))
+        return UNCUT if best.rows * best.columns == 1 else best
 
-        def scale(grid: tuple[int, int]) -> float:
-            return min(grid[0] * self.side / height, grid[1] * self.side / width)
-
-        rows, columns = max(grids, key=lambda grid: (min(1.0, scale(grid)), -grid[0] * grid[1]))
-        factor = scale((rows, columns))
-        if rows * columns == 1:
-            return UNCUT
-        return Grid(rows, columns, max(1, round(width * factor)), max(1, round(height * factor)))
+    def _filled(self, rows: int, columns: int, width: int, height: int) -> Grid:
+        """With a picture of this shape as large in it as it can be."""
+        scale = min(rows * self.side / height, columns * self.side / width)
+        return Grid(rows, columns, max(1, round(width * scale)), max(1, round(height * scale)))
 
     def views(self, picture: Image.Image, grid: Grid) -> list[Image.Image]:
         """RGB squares, one for each of the grid's headings."""

@@ -357,3 +357,22 @@ def test_minimind_is_offered_where_its_tower_is_named(tmp_path):
     answer = chat.turns[-1].replies[0].answer
     picture = prepare_picture(make_picture(1), Sight(64, 2)).seen
     assert answer.token_ids[0] == int(published.logits(published.prompt("What is it?"), [picture])[-1].argmax())
+
+
+def test_pictures_that_are_cut_keep_what_their_tiles_show(make_vlm, processor, tmp_path):
+    """What an upload keeps is cut as eval_vlm.py cuts the file, and nothing larger is kept."""
+    sight = Sight(IMAGE_SIZE, tiles=4)
+    picture = make_picture(3, size=200).resize((180, 120))
+    taken = read_upload(file_of(picture), sight)
+    grid = sight.grid(*picture.size)
+    assert taken.seen.size == (grid.width, grid.height) and sight.grid(*taken.seen.size) == grid
+    tiles = sight.views(taken.seen, grid)[1:]
+    for found, wanted in zip(tiles, sight.views(picture, grid)[1:], strict=True):
+        assert found.tobytes() == wanted.tobytes()
+    small = make_picture(4, size=30)
+    assert read_upload(file_of(small), sight).seen.size == (30, 30)
+    model = make_vlm()
+    model.config.tiles = 4
+    save_weights(model, tmp_path / "out" / "cut.safetensors")
+    (weight,) = find_weights([tmp_path / "out"])
+    assert weight.sight == sight

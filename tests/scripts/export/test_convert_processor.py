@@ -7,11 +7,13 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig, TextStreamer, pipeline
 
 from helpers.models import SIZES, enliven
+from model.messages import UserError
 from model.pictures import open_picture
 from model.processing import IMAGE_TAG, VLMProcessor
 from model.tokenizer_files import load_tokenizer
 from model.weights import build_vlm
-from scripts.export.formats import Source, export_transformers
+from scripts.export.formats import FORMATS, Source, export_transformers
+from scripts.export.gguf_sight import check_sight
 
 BLACK = Image.new("RGB", (9, 9))
 
@@ -222,3 +224,40 @@ def test_saved_again_it_is_the_same(folder, shipped, tmp_path):
     again = AutoProcessor.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert isinstance(again.renderer, object) and again.image_tokens == 4 and again.image_size == 32
     assert VLMProcessor(again.tokenizer).encode("cat") == VLMProcessor(shipped.tokenizer).encode("cat")
+
+
+def test_a_model_that_cuts_pictures_does_so_there(tmp_path, tower_folder, picture):
+    model = enliven(build_vlm(SIZES, tower_folder, {"tiles": 4})).eval()
+    (tmp_path / "cut").mkdir()
+    export_transformers(Source(model, load_tokenizer(), "tiny"), tmp_path / "cut")
+    shipped = AutoProcessor.from_pretrained(tmp_path / "cut", trust_remote_code=True)
+    ours = VLMProcessor.for_config(model.config)
+    pictures = [picture(1, size=70), picture(2, size=20)]
+    turns = [{"role": "user", "content": [{"type": "image", "image": one} for one in pictures]
+              + [{"type": "text", "text": "\nWhat differs?"}]}]  # fmt: skip
+    expected = ours.prompts([(turns, pictures)])
+    assert expected["pixel_values"].shape[1] == 6
+    found = inputs_of(shipped, turns, add_generation_prompt=True)
+    text = shipped.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    for inputs in (found, shipped(images=pictures, text=text)):
+        assert set(inputs) == set(expected)
+        for name, value in expected.items():
+            assert torch.equal(inputs[name], value), name
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "cut", trust_remote_code=True).eval()
+    assert loaded.config.tiles == 4
+    with torch.no_grad():
+        assert torch.equal(loaded(**found).logits, model(**expected).logits)
+        wanted = model.generate(**expected, max_new_tokens=8, do_sample=False)
+        assert torch.equal(loaded.generate(**found, max_new_tokens=8, do_sample=False), wanted)
+    pipe = pipeline("image-text-to-text", model=loaded, processor=shipped)
+    answer = pipe(text=turns, generate_kwargs=words(pipe, 8), return_full_text=False)[0]["generated_text"]
+    assert answer == shipped.tokenizer.decode(wanted[0, expected["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["llava", "minimind"])
+def test_formats_without_tiles_refuse_them(kind, tmp_path, tower_folder):
+    model = build_vlm(SIZES, tower_folder, {"tiles": 4}).eval()
+    with pytest.raises(UserError, match="pictures cut into up to 4 tiles"):
+        FORMATS[kind](Source(model, load_tokenizer(), "tiny"), tmp_path / kind)
+    with pytest.raises(UserError, match="pictures cut into up to 4 tiles"):
+        check_sight(model.config)  # of gguf, whose packages may be missing
