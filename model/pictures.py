@@ -61,7 +61,7 @@ def open_picture(
     """
     try:
         picture = source if isinstance(source, Image.Image) else Image.open(source, formats=PICTURE_FORMATS)
-        _check_size(*picture.size, max_pixels)
+        check_size(*picture.size, max_pixels)
         if not decode:
             return picture
         if picture.width * picture.height > MAX_PIXELS:
@@ -89,7 +89,8 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
     return picture.size[::-1] if on_its_side else picture.size
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises SampleError where a picture, or the frames of a video, are too large or too long and thin."""
     longer, shorter = max(width, height), min(width, height)
     if width * height > max_pixels:
         raise TooManyPixels(f"it has {width} x {height} pixels, more than {max_pixels:,}: scale it down")

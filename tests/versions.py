@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.txt"
-EXTRAS = ("dev", "browser", "tokenizer", "hub", "real", "trl", "judges", "gguf", "onnx", "engines")
+EXTRAS = ("dev", "browser", "tokenizer", "hub", "real", "trl", "judges", "gguf", "onnx", "video", "engines")
 PINNED_BY_TORCH = re.compile(r"(nvidia|cuda|triton)\b")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^ ;]+)")
 UV = "uv==0.13.9"
