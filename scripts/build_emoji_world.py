@@ -5,8 +5,10 @@ python scripts/build_emoji_world.py --output dataset/data
 llm.jsonl        conversations without pictures: questions about described scenes, and names in the other language
 pretrain.jsonl   a picture and its caption each (stage 1)
 sft.jsonl        several lines a picture: single questions, a caption, a conversation of several questions (stage 2);
-                 with --relations also what is beside what; --pairs adds questions about two pictures
+                 with --relations also what is beside what; --pairs adds questions about two pictures, --boxes such
+                 as are answered with boxes (docs/grounding.md)
 held_out.jsonl   one question a line, six kinds equally often, on scenes and pairs of concepts that train never has
+held_out_boxes.jsonl    with --boxes: on the same pictures the box of one thing, and those of all
 exam.jsonl       the harder exam, whose families dataset/exam/emoji_exam.py tells
 choices.tsv      questions with four choices on such scenes, as VLMEvalKit's tables hold them
 """
@@ -19,6 +21,7 @@ from itertools import chain
 from pathlib import Path
 from random import Random
 
+from dataset import emoji_boxes
 from dataset import emoji_talks as talks
 from dataset import emoji_words as words
 from dataset import emoji_world as world
@@ -72,13 +75,15 @@ def strangers(arguments: argparse.Namespace) -> Iterator[dict]:
 
 
 def training(stage: str, arguments: argparse.Namespace) -> Iterator[dict]:
-    for _, rng, scene, image in draw_scenes(stage, arguments):
+    for index, rng, scene, image in draw_scenes(stage, arguments):
         if stage == "pretrain":
             conversations = [talks.caption_conversation(scene, rng)]
         else:
             conversations = talks.question_conversations(
                 scene, rng, arguments.questions, arguments.concepts, arguments.relations, arguments.behind
             )
+            if arguments.boxes:  # first, because the last may have its picture behind, and then shares no row
+                conversations = emoji_boxes.box_conversations(scene, boxes_rng(stage, arguments, index)) + conversations
         for messages in conversations:
             yield {"image": image, "conversations": messages}
 
@@ -103,13 +108,33 @@ def held_out(arguments: argparse.Namespace) -> Iterator[dict]:
             yield {"image": image, "kind": kind, "language": language, "conversations": messages}
 
 
-def draw_scenes(name: str, arguments: argparse.Namespace) -> Iterator[tuple[int, Random, world.Scene, str]]:
-    """Scenes of a file, each with its index, a generator for its words, and the name of its picture, now written."""
+def held_out_boxes(arguments: argparse.Namespace) -> Iterator[dict]:
+    """Questions about the pictures that held_out has written."""
+    for index, scene, image in scenes_of("held_out", arguments):
+        rng = boxes_rng("held_out", arguments, index)
+        for number, kind in enumerate(emoji_boxes.KINDS):
+            language = world.LANGUAGES[(index + number) % 2]
+            messages = talks.conversation([emoji_boxes.ask(scene, kind, language, rng)], "<image>")
+            yield {"image": image, "kind": kind, "language": language, "conversations": messages}
+
+
+def boxes_rng(name: str, arguments: argparse.Namespace, index: int) -> Random:
+    """A generator of their own: with boxes and without, everything else of a file is the same."""
+    return Random(f"boxes:{name}:{arguments.seed}:{index}")
+
+
+def scenes_of(name: str, arguments: argparse.Namespace) -> Iterator[tuple[int, world.Scene, str]]:
+    """Scenes of a file, each with its index and the name of its picture."""
     split = "held_out" if name == "held_out" else "train"
     for index in range(getattr(arguments, name)):
         most = arguments.max_things if split == "train" else 4
         scene = world.sample_scene(seed_of(name, arguments), split, index, arguments.concepts, most)
-        image = f"{name}_{index:06d}.jpg"
+        yield index, scene, f"{name}_{index:06d}.jpg"
+
+
+def draw_scenes(name: str, arguments: argparse.Namespace) -> Iterator[tuple[int, Random, world.Scene, str]]:
+    """The same with a generator for its words, and the picture now written."""
+    for index, scene, image in scenes_of(name, arguments):
         save_picture(scene, arguments.output, image)
         yield index, Random(f"{name}:{arguments.seed}:{index}"), scene, image
 
@@ -141,6 +166,7 @@ def main() -> None:
     )
     parser.add_argument("--max_things", type=int, default=4, help="things a picture of the stages, at most")
     parser.add_argument("--relations", action="store_true", help="ask what is beside what, too, and what is larger")
+    parser.add_argument("--boxes", action="store_true", help="ask where things are, to be answered with boxes, too")
     parser.add_argument(
         "--behind",
         type=float,
@@ -165,6 +191,8 @@ def main() -> None:
         write(arguments.output / "sft.jsonl", chain(training("sft", arguments), pairs(arguments)))
     if arguments.held_out:
         write(arguments.output / "held_out.jsonl", held_out(arguments))
+        if arguments.boxes:
+            write(arguments.output / "held_out_boxes.jsonl", held_out_boxes(arguments))
     if arguments.exam:
         count = write_exam(arguments.output, arguments.exam, arguments.seed)
         print(f"{arguments.output / 'exam.jsonl'}: {counted(count, 'lines')}")

@@ -8,14 +8,15 @@ pictures, or with more of them than any other line shows, are left out of `shuff
 
 --exam asks the harder exam of Emoji World instead, family by family: dataset/exam/emoji_exam.py says what these are.
 Questions with choices (VLMEvalKit's tables, MMStar and the like) are scored by likelihood and by generation, questions
-that are answered yes or no as POPE is: docs/choices.md. --html writes what is wrong on one page: docs/evaluation.md.
+that are answered yes or no as POPE is: docs/choices.md; such as are answered with boxes
+by how well these fit: docs/grounding.md. --html writes what is wrong on one page: docs/evaluation.md.
 """
 
 import json
 from pathlib import Path
 
 from dataset import emoji_world
-from dataset.exam import choices, families, yes_no
+from dataset.exam import box_scores, choices, families, yes_no
 from dataset.exam.answering import score
 from dataset.exam.emoji_exam import write_exam
 from dataset.exam.figures import cell
@@ -65,6 +66,9 @@ def examine(answerer: Answerer, questions: list[Question], base: Answerer | None
     if with_choices:
         report, records = choices.score_choices(answerer, questions, base, max(1, batch_size // 3))
         return report, records, choices.table(report)
+    if box_scores.holds_boxes(questions):
+        report, records = box_scores.score_boxes(answerer, questions, batch_size)
+        return report, records, box_scores.table(report)
     if yes_no.is_yes_no(questions):
         report, records = yes_no.score_yes_no(answerer, questions, batch_size)
         return report, records, yes_no.table(report)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dataset.boxes import boxes_in
 from dataset.exam.figures import MODES, summarize
 from dataset.exam.questions import Question, wrong_pictures
 from model.inference.answerer import Answerer, Options
@@ -11,6 +12,7 @@ from model.processing import IMAGE_TAG
 from model.progress import progress_over
 
 BRIEF = Options(max_new_tokens=64)  # answers of this kind of data are short
+BOXES = Options(max_new_tokens=256)  # but for lists of boxes: a box is some 16 tokens, and its name more
 
 
 def prompt_of(answerer: Answerer, question: Question, mode: str, shown: Question) -> Prompt:
@@ -30,10 +32,11 @@ def answer_all(
     silent: show no progress.
     """
     shown = wrong if mode == "shuffled" else questions
+    options = BOXES if any(boxes_in(question.truth) for question in questions) else BRIEF
     answers: list[str | None] = [None] * len(questions)
     for numbers in batches(shown, batch_size, mode, silent):
         prompts = [prompt_of(answerer, questions[number], mode, shown[number]) for number in numbers]
-        for number, answer in zip(numbers, answerer.batch(prompts, BRIEF), strict=True):
+        for number, answer in zip(numbers, answerer.batch(prompts, options), strict=True):
             answers[number] = answer.text.strip()
     return answers
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from dataset.exam.answering import prompt_of
+from dataset.exam.box_scores import is_found
 from dataset.exam.choices import plain
 from dataset.exam.questions import Question
 from dataset.exam.yes_no import is_yes_no, yes_or_no
@@ -30,7 +31,7 @@ class Mistake:
 def wrong_answers(questions: Sequence[Question], records: Sequence[dict]) -> list[tuple[Question, str, str]]:
     """Of each wrong answer what was asked, what was said and what is true, in the order of the questions.
 
-    records: what score, score_choices or score_yes_no made of these questions.
+    records: what score, score_boxes, score_choices or score_yes_no made of these questions.
     """
     by_yes_or_no, wrong = is_yes_no(questions), []
     for question, record in zip(questions, records, strict=True):
@@ -38,7 +39,8 @@ def wrong_answers(questions: Sequence[Question], records: Sequence[dict]) -> lis
         if question.choices:
             said, truth = (question.choices[LETTERS.index(letter)] for letter in (said, truth))
             question = plain(question)
-        if not (yes_or_no(said) == truth.lower() if by_yes_or_no else said == truth):
+        right = yes_or_no(said) == truth.lower() if by_yes_or_no else said == truth
+        if not (is_found(record) if "iou" in record else right):
             wrong.append((question, said, truth))
     return wrong
 

@@ -57,7 +57,8 @@ class Findings:
 
 def write_page(findings: Findings, path: Path) -> None:
     """Raises OSError with nothing left behind."""
-    sections = [_head(findings), _figures(findings), _names(findings.records), _places(findings.records)]
+    worded = [] if any("iou" in record for record in findings.records) else findings.records  # no names and no places
+    sections = [_head(findings), _figures(findings), _names(worded), _places(worded)]
     body = "\n".join(filter(None, [*sections, _worst(findings), _foot(findings)]))
     page = PAGE.format(title=escape(findings.weight), style=STYLE.read_text(encoding="utf-8"), body=body)
     with written_aside(path, durable=False) as aside:
@@ -75,7 +76,7 @@ def _head(findings: Findings) -> str:
 
 def _figures(findings: Findings) -> str:
     report = findings.report
-    if "by_kind" not in report:  # choices, yes or no: they have measures of their own
+    if "exact_match" not in report:  # boxes, choices, yes or no: they have measures of their own
         return f"<h2>Figures</h2>\n<pre>{escape(findings.table)}</pre>"
     overall = {mode: {"exact_match": match} for mode, match in report["exact_match"].items()}
     rows = [_row("all, kinds alike", overall, "first")]

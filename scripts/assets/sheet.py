@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dataset.exam.box_scores import is_found
 from model.pictures import open_picture
 
 CELL, MARGIN, LINE, GAP, FONT_SIZE = 264, 16, 17, 4, 13  # pixels
@@ -89,7 +90,7 @@ def _draw_question(draw: ImageDraw.ImageDraw, corner: tuple[int, int], record: d
     face = chinese_font() if _is_chinese(record) else font
     kind = "" if record["kind"] == "all" else f"{record['kind']}  "  # of data that has none
     beside = int(draw.textlength(kind, font))
-    right = record["right"] == record["truth"]
+    right = is_found(record) if "iou" in record else record["right"] == record["truth"]
     baseline = y + FONT_SIZE
     draw.text((x, baseline), kind, GREY, font, "ls")
     draw.text((x + beside, baseline), _fit(record["question"], face, CELL - beside), BLACK, face, "ls")

@@ -156,7 +156,7 @@ def test_a_sign_or_thing_less_changes_its_rectangle_alone(scenes):
             assert changed(picture, signs.render(replace(scene, signs=others))) == sign.box
         for number, thing in enumerate(scene.things):
             others = scene.things[:number] + scene.things[number + 1 :]
-            assert inside(changed(picture, signs.render(replace(scene, things=others))), world.box_of(thing))
+            assert inside(changed(picture, signs.render(replace(scene, things=others))), world.square_of(thing))
 
 
 def test_every_text_stands_in_the_middle_of_the_smallest_board():

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from dataset import emoji_world as world
+from dataset.boxes import boxes_in
 from dataset.exam import emoji_exam
+from dataset.exam.box_scores import holds_boxes
 from dataset.exam.caption_facts import facts
 from dataset.exam.questions import read_questions
 from dataset.readers.opening import read_samples
+from dataset.vlm_dataset import ConversationDataset
 from helpers.emoji import NUMBERS
+from model.processing import VLMProcessor
 from scripts import build_emoji_world
 
 
@@ -77,4 +82,41 @@ def test_the_exam_comes_beside_the_other_files(build, capsys):
     questions = read_questions(folder / "exam.jsonl")
     assert f"exam.jsonl: {len(questions)} lines" in capsys.readouterr().out and len(questions) > 40
     assert all(json.loads(line)["category"] for line in (folder / "exam.jsonl").open(encoding="utf-8"))
+    assert not (folder / "sft.jsonl").exists()
+
+
+def test_boxes_come_first_of_each_picture_and_change_nothing_else(build, processor):
+    flags = ["--pretrain", 2, "--sft", 6, "--held_out", 3, "--pairs", 1, "--behind", 1, "--concepts", 128]
+    folder = build(*flags)
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert Path("held_out_boxes.jsonl") not in before
+    build(*flags, "--boxes")
+    after = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    changed = {path for path, content in after.items() if before.get(path) != content}
+    assert changed == {Path("sft.jsonl"), Path("held_out_boxes.jsonl")} and set(before) < set(after)
+    lines = [json.loads(line) for line in after[Path("sft.jsonl")].decode().splitlines()]
+    boxed = [bool(boxes_in(line["conversations"][1]["content"])) for line in lines]
+    assert [line for line, box in zip(lines, boxed, strict=True) if not box] == [
+        json.loads(line) for line in before[Path("sft.jsonl")].decode().splitlines()
+    ]
+    starts = [n for n, line in enumerate(lines) if n == 0 or line["image"] != lines[n - 1]["image"]]
+    assert len(starts) == 7 and all(boxed[start] for start in starts[:6])
+    rows = ConversationDataset(opened(folder / "sft.jsonl"), VLMProcessor(processor.tokenizer), 1024)
+    assert len(rows) == 2 * 6 + 1  # a row a picture, one with that behind the question, and the pair's
+
+
+def test_held_out_boxes_are_questions_of_two_kinds_about_the_held_out_pictures(build):
+    folder = build("--held_out", 6, "--concepts", 128, "--boxes")
+    questions = read_questions(folder / "held_out_boxes.jsonl")
+    assert holds_boxes(questions) and not holds_boxes(read_questions(folder / "held_out.jsonl"))
+    assert Counter((question.kind, question.language) for question in questions) == dict.fromkeys(
+        [("box", "en"), ("box", "zh"), ("boxes", "en"), ("boxes", "zh")], 3
+    )
+    for number, question in enumerate(questions):
+        scene = world.sample_scene(424, "held_out", number // 2, 128)
+        assert question.sample.pictures[0].name == f"held_out_{number // 2:06d}.jpg"
+        true = set(world.boxes(scene))
+        assert set(boxes_in(question.truth)) <= true and len(boxes_in(question.truth)) == (
+            len(true) if question.kind == "boxes" else 1
+        )
     assert not (folder / "sft.jsonl").exists()
