@@ -7,7 +7,7 @@
 
 Files given to --image together belong to one conversation; a folder begins one about each of its pictures. Several
 --prompt are its turns. Without --weight the newest in out/ answers, or what ships. --weight also takes a folder as
-transformers saves it: ours, or a stock Llava.
+transformers saves it: ours, or a stock Llava. --boxes FOLDER draws the boxes of each answer on its picture there.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dataset.box_drawing import draw_boxes
 from dataset.options import ReadOptions, add_read_flags
 from dataset.readers.opening import left_out, open_data
 from dataset.samples import BadSample, Sample
@@ -108,9 +109,31 @@ def questions(prompts: list[str] | None) -> Iterator[str]:
             yield question
 
 
+@dataclass
+class Drawings:
+    """Boxes of answers, each on its conversation's last picture: files of a folder, if there is one."""
+
+    folder: Path | None
+    count: int = 0  # of the files so far
+
+    def draw(self, shown: dict[Path, Image.Image], text: str) -> None:
+        """shown: the pictures of the conversation. stderr says where, or that there is nothing to draw."""
+        if self.folder is None:
+            return
+        path, picture = next(reversed(shown.items()), (None, None))
+        drawn = draw_boxes(picture, text) if picture else None
+        if drawn is None:
+            print(f"[no {'box in the answer' if picture else 'picture'}, nothing drawn]", file=sys.stderr)
+            return
+        self.count += 1
+        file = self.folder / f"{self.count}_{path.stem}.png"
+        drawn.save(file)
+        print(f"[boxes: {file}]", file=sys.stderr)
+
+
 def converse_all(answerer: Answerer, groups: list[list[Path]], options: argparse.Namespace, sampling: Options) -> None:
     """A conversation about each group. Pictures that cannot be read are left out, and a line at the end says so."""
-    refused = []
+    refused, drawings = [], Drawings(options.boxes)
     for group in groups:
         try:
             pictures = load_pictures(group)
@@ -119,14 +142,15 @@ def converse_all(answerer: Answerer, groups: list[list[Path]], options: argparse
             continue
         if len(groups) > 1 and not options.json:
             print(f"{group[0].name}: ", end="", flush=True)
-        converse(answerer, dict(zip(group, pictures, strict=True)), options, sampling)
+        converse(answerer, dict(zip(group, pictures, strict=True)), options, sampling, drawings)
     if refused:
         print(left_out(refused, len(groups), "pictures"), file=sys.stderr)
 
 
 def converse(
-    answerer: Answerer, shown: dict[Path, Image.Image], options: argparse.Namespace, sampling: Options
-) -> None:
+    answerer: Answerer, shown: dict[Path, Image.Image], options: argparse.Namespace, sampling: Options,
+    drawings: Drawings,
+) -> None:  # fmt: skip
     """The turns of one conversation about the same pictures."""
     pictures, messages = list(shown.values()), []
     if not options.prompt:
@@ -142,6 +166,7 @@ def converse(
         else:
             print()
             print(f"[{speed(answer)}]", file=sys.stderr)
+        drawings.draw(shown, answer.text)
         messages.append(assistant_turn(answer.text))
 
 
@@ -230,6 +255,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="where answers to --data go; by default beside it, _answers.jsonl")
     parser.add_argument("--batch_size", type=int, default=16, help="questions of --data at once")
     parser.add_argument("--limit", type=int, help="only the first so many lines of --data")
+    parser.add_argument("--boxes", type=Path, help="a folder: draw the boxes of answers on their pictures there")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token")
@@ -239,6 +265,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.data and (options.image or options.prompt):
         parser.error("--data brings its own pictures and questions: leave --image and --prompt out")
+    if options.data and options.boxes:
+        parser.error("--boxes is for --image and --prompt; scripts/score.py --sheet draws those of --data")
     if options.batch_size < 1 or (options.limit is not None and options.limit < 1):
         parser.error("--batch_size and --limit must be at least 1")
     if options.data and not options.output:
@@ -255,7 +283,11 @@ def main() -> None:
         samples = open_data(options.data, ReadOptions.from_flags(options)) if options.data else []
         if options.data and not options.output.parent.is_dir():
             raise UserError(f"--output {options.output}: there is no folder {options.output.parent}")
+        if options.boxes and not options.boxes.parent.is_dir():
+            raise UserError(f"--boxes {options.boxes}: there is no folder {options.boxes.parent}")
         groups = [] if options.data else picture_groups(options.image)
+        if options.boxes:
+            options.boxes.mkdir(exist_ok=True)
         options.weight = weights_or_newest(options.weight)
         answerer = Answerer.from_flags(options)
         if options.data:

@@ -243,7 +243,7 @@ def render(scene: Scene, ground: Image.Image | None = None) -> tuple[Image.Image
 
 def boxes(scene: Scene) -> list[Box]:
     """Of each thing the box around all pixels of the picture that render hides half or more of behind it."""
-    hidden = (_mask(*draw_thing(thing), square_of(thing)[:2]).point([0] * 128 + [255] * 128) for thing in scene.things)
+    hidden = (_mask(draw_thing(thing), square_of(thing)[:2]).point([0] * 128 + [255] * 128) for thing in scene.things)
     return [box_of_pixels(mask.getbbox(), mask.size) for mask in hidden]
 
 

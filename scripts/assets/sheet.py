@@ -1,7 +1,5 @@
 """Draw scenes with questions, answers and truths on one picture, right and wrong ones alike."""
 
-import contextlib
-import functools
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -9,27 +7,25 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.exam.box_scores import is_found
+from dataset.box_drawing import draw_boxes
+from dataset.boxes import boxes_in
+from dataset.exam.box_scores import FOUND, is_found
+from dataset.fonts import chinese_font
 from model.pictures import open_picture
 
 CELL, MARGIN, LINE, GAP, FONT_SIZE = 264, 16, 17, 4, 13  # pixels
 COLUMNS, ROWS, QUESTIONS = 4, 3, 3  # of the sheet; and of each picture, at most
 GREEN, RED, BLACK, GREY = (0, 110, 50), (190, 20, 20), (30, 30, 30), (120, 120, 120)
 TYPOGRAPHY = str.maketrans("—–‘’“”", "--''\"\"")  # Pillow's own font draws boxes for some of these
-# It has no Chinese either; where the machine has one of these, Chinese questions are drawn too.
-CHINESE_FONTS = (
-    "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc",
-    "DroidSansFallbackFull.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "msyh.ttc", "simhei.ttf",
-)  # fmt: skip
 
 
 def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
-    """Pictures of the records, each with up to three of its questions: see choose.
+    """Pictures of the records, each with up to three of its questions: see choose; and with the boxes of an answer.
 
     records: as scripts/score.py writes them (pictures, paths or bytes; kind, language, question, right, truth).
     credit: whose pictures they are, a line at the bottom.
     """
-    chinese = chinese_font()
+    chinese = chinese_font(FONT_SIZE)
     shown = choose([record for record in records if record["pictures"] and (chinese or not _is_chinese(record))])
     height = CELL + max((len(questions) for _, questions in shown), default=0) * (3 * LINE + GAP) + 6 + MARGIN
     width = COLUMNS * (CELL + MARGIN) + MARGIN
@@ -39,14 +35,15 @@ def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
     for number, (picture, questions) in enumerate(shown):
         x = MARGIN + number % COLUMNS * (CELL + MARGIN)
         y = MARGIN + number // COLUMNS * height
-        sheet.paste(
-            open_picture(io.BytesIO(picture) if isinstance(picture, bytes) else picture).resize((CELL, CELL)), (x, y)
-        )
+        cell = open_picture(io.BytesIO(picture) if isinstance(picture, bytes) else picture).resize((CELL, CELL))
+        most = max((record["right"] for record in questions if "iou" in record), key=_count_boxes, default="")
+        sheet.paste(draw_boxes(cell, most, CELL) or cell, (x, y))
         y += CELL + 6
         for record in questions:
             y = _draw_question(draw, (x, y), record)
     font = ImageFont.load_default(FONT_SIZE)
-    note = "green: exactly right, red: wrong. Taken in order, each time of the kind and language that stand here least."
+    right = f"IoU of {FOUND} and more" if any("iou" in record for record in records) else "exactly right"
+    note = f"green: {right}, red: wrong. Taken in order, each time of the kind and language that stand here least."
     if not chinese:
         note += " Chinese questions need a Chinese font; see score.py --answers."
     draw.text((MARGIN, sheet.height - 2 * LINE - 6), note, GREY, font)
@@ -87,7 +84,7 @@ def _groups(record: dict) -> tuple[tuple[str, ...], ...]:
 def _draw_question(draw: ImageDraw.ImageDraw, corner: tuple[int, int], record: dict) -> int:
     """Kind, question, answer, and the truth where it differs; returns where the next one begins."""
     (x, y), font = corner, ImageFont.load_default(FONT_SIZE)
-    face = chinese_font() if _is_chinese(record) else font
+    face = chinese_font(FONT_SIZE) if _is_chinese(record) else font
     kind = "" if record["kind"] == "all" else f"{record['kind']}  "  # of data that has none
     beside = int(draw.textlength(kind, font))
     right = is_found(record) if "iou" in record else record["right"] == record["truth"]
@@ -100,17 +97,12 @@ def _draw_question(draw: ImageDraw.ImageDraw, corner: tuple[int, int], record: d
     return y + LINE * (2 if right else 3) + GAP
 
 
+def _count_boxes(answer: str) -> int:
+    return len(boxes_in(answer))
+
+
 def _is_chinese(record: dict) -> bool:
     return any(letter >= "\u2e80" for name in ("question", "right", "truth") for letter in record[name] or "")
-
-
-@functools.cache
-def chinese_font() -> ImageFont.FreeTypeFont | None:
-    """Of FONT_SIZE; None where the machine has none."""
-    for name in CHINESE_FONTS:
-        with contextlib.suppress(OSError):  # not on this machine: the next
-            return ImageFont.truetype(name, FONT_SIZE)
-    return None
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int = CELL) -> str:

@@ -8,6 +8,7 @@ import streamlit as st
 from PIL import Image
 from streamlit.delta_generator import DeltaGenerator
 
+from dataset.box_drawing import draw_boxes
 from model.inference.answerer import Answer
 from model.inference.attention_map import heat_picture
 from scripts.demo.chat import Chat, Reply, Turn, conversation
@@ -19,6 +20,7 @@ from scripts.demo.text import translate
 POLL, POLL_WAITING = 0.08, 0.3  # seconds between two looks at jobs that run, or wait for their turn
 ENOUGH_FOR_SPEED = 8  # tokens; over fewer a speed is noise
 PICTURE_WIDTH = 224  # pixels on the page, of a map too
+BOXES_WIDTH = 448  # of a picture with boxes, whose names must be read
 STYLE = Path(__file__).with_name("page.css")  # the only HTML that the page is given
 
 
@@ -52,8 +54,10 @@ def show_reply(chat: Chat, number: int, side: int) -> None:
     if answer is None:
         return
     st.text(answer.text or text("nothing"))
-    st.caption(" · ".join(figures(answer)))
     pictures = [picture for turn in chat.turns[: number + 1] for picture in turn.pictures]
+    if pictures and (drawn := draw_boxes(Image.open(BytesIO(pictures[-1].shown)), answer.text)):
+        st.image(drawn, width=BOXES_WIDTH, output_format="JPEG")
+    st.caption(" · ".join(figures(answer)))
     can_look = reply.weight.sight is not None and pictures and answer.token_ids
     key = f"{number}_second" if side else f"{number}"
     with st.container(horizontal=True, vertical_alignment="center"):

@@ -3,15 +3,18 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import eval_vlm
+from dataset.box_drawing import draw_boxes
 from helpers.data import write_jsonl
 from helpers.models import IMAGE_SIZE, IMAGE_TOKENS, SIZES, enliven
-from model.inference.answerer import Answerer, Options, user_turn
+from model.inference.answerer import Answer, Answerer, Options, user_turn
 from model.vision_encoder import normalize_pixels
 from model.weights import save_weights
 
@@ -111,6 +114,7 @@ def test_a_file_of_questions(run, weight, files, picture, tmp_path):
         (["--prompt", "x", "--top_p", "2"], "eval_vlm: top_p is 2.0"),
         (["--prompt", "x", "--device", "tpu9"], "eval_vlm: --device tpu9: choose from"),
         (["--data", "none.jsonl"], "eval_vlm: none.jsonl does not exist"),
+        (["--prompt", "x", "--boxes", "no/such/boxes"], "eval_vlm: --boxes no/such/boxes: there is no folder no/such"),
     ],
 )
 def test_mistakes_end_in_a_sentence(run, arguments, message):
@@ -283,3 +287,28 @@ def test_one_picture_is_not_plural(run, monkeypatch, files, capsys):
     monkeypatch.setattr("builtins.input", lambda prompt: "")
     monkeypatch.setattr(sys, "stderr", sys.stdout)
     assert run("--image", files[0]) == "1 picture. Ask; an empty line ends.\n"
+
+
+def test_boxes_of_answers_are_drawn_each_in_a_file(run, monkeypatch, files, tmp_path, capsys):
+    said = iter(["cat <box> 10 10 50 50", "none", "<box> 0 0 99 99"])
+    monkeypatch.setattr(Answerer, "stream", lambda *_: Answer(next(said), (300, 2), 9, 2, 0.1, 10.0))
+    drawings = tmp_path / "drawings"
+    with pytest.raises(SystemExit):
+        run("--data", "x.jsonl", "--boxes", drawings)
+    assert "--boxes is for --image and --prompt" in capsys.readouterr().err and not drawings.exists()
+    run("--image", *files, "--prompt", "Where?", "And then?", "And the rest?", "--boxes", drawings)
+    assert sorted(path.name for path in drawings.iterdir()) == ["1_2.png", "2_2.png"]  # of the last picture, 2.png
+    for path, text in (("1_2.png", "cat <box> 10 10 50 50"), ("2_2.png", "<box> 0 0 99 99")):
+        assert Image.open(drawings / path).tobytes() == draw_boxes(Image.open(files[1]), text).tobytes()
+
+
+def test_stderr_says_where_boxes_were_drawn_or_that_there_are_none(picture, tmp_path, capsys):
+    drawings, shown = eval_vlm.Drawings(tmp_path), {Path("cat.jpg"): picture(1)}
+    drawings.draw(shown, "<box> 0 0 99 99")
+    drawings.draw(shown, "a cat")
+    drawings.draw({}, "<box> 0 0 99 99")
+    assert capsys.readouterr().err.splitlines() == [
+        f"[boxes: {tmp_path / '1_cat.png'}]", "[no box in the answer, nothing drawn]", "[no picture, nothing drawn]",
+    ]  # fmt: skip
+    eval_vlm.Drawings(None).draw(shown, "<box> 0 0 99 99")
+    assert capsys.readouterr().err == "" and [path.name for path in tmp_path.iterdir()] == ["1_cat.png"]

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from dataset.fonts import font_for
 from dataset.samples import BadSample, Sample
 from model.processing import IMAGE_TAG
-from scripts.assets.sheet import BLACK, GREEN, GREY, RED, chinese_font
+from scripts.assets.sheet import BLACK, GREEN, GREY, RED
 from scripts.data.check.findings import TITLES, Finding
 from scripts.data.check.findings import TOLD as LEARNT_FROM
 
@@ -149,7 +150,7 @@ def _text_of(card: Card) -> list[tuple[str, tuple[int, int, int]]]:
 
 def _font(text: str) -> ImageFont.FreeTypeFont:
     """Pillow's own has little more than English letters."""
-    return ImageFont.load_default(FONT_SIZE) if text.isascii() else chinese_font() or ImageFont.load_default(FONT_SIZE)
+    return font_for(text, FONT_SIZE) or ImageFont.load_default(FONT_SIZE)
 
 
 def _wrapped(text: str, most: int) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 import eval_vlm
+from dataset.box_drawing import COLOURS
 from dataset.readers.opening import read_samples
 from helpers.models import SIZES
 from helpers.repository import ROOT
@@ -92,8 +93,31 @@ def test_a_sheet_shows_pictures_of_any_kind_and_only_the_credit_it_is_given(data
     assert "a cat" in written and not [text for text in written if "OpenMoji" in text]
 
 
+def test_a_sheet_draws_the_answer_with_most_boxes_and_calls_it_right_where_it_fits(data_folder, monkeypatch):
+    Image.new("RGB", (40, 20), (90, 90, 90)).save(data_folder / "grey.png")
+    said = ["<box> 0 0 10 10", "cat <box> 20 20 60 60, bus <box> 61 61 90 90"]
+    record = {"pictures": [str(data_folder / "grey.png")], "kind": "box", "language": "en", "question": "Where?"}
+    records = [
+        {**record, "right": right, "truth": "<box> 20 20 60 61", "iou": {"right": iou}}
+        for right, iou in zip(said, (0.0, 0.9), strict=True)
+    ]
+    drawn, written = [], []
+    monkeypatch.setattr(sheet, "draw_boxes", lambda cell, text, side: drawn.append((cell.size, text, side)))
+    monkeypatch.setattr(sheet.ImageDraw.ImageDraw, "text", lambda self, at, *rest: written.append(rest[:2]))
+    sheet.draw_sheet(records, data_folder / "sheet.png")
+    assert drawn == [((sheet.CELL, sheet.CELL), said[1], sheet.CELL)]
+    colours = {text[:12]: colour for text, colour in written}
+    assert (colours[said[0][:12]], colours[said[1][:12]]) == (sheet.RED, sheet.GREEN)
+    assert any("IoU of 0.5 and more" in text for text, _ in written)
+    monkeypatch.undo()
+    sheet.draw_sheet(records, data_folder / "sheet.png")
+    with Image.open(data_folder / "sheet.png") as picture:
+        cell = picture.crop((sheet.MARGIN, sheet.MARGIN, sheet.MARGIN + sheet.CELL, sheet.MARGIN + sheet.CELL))
+        assert {COLOURS[0], COLOURS[1]} <= {colour for _, colour in cell.getcolors(100_000)}
+
+
 def test_chinese_without_a_font_is_left_out_by_its_letters(data_folder, monkeypatch):
-    monkeypatch.setattr(sheet, "chinese_font", lambda: None)
+    monkeypatch.setattr(sheet, "chinese_font", lambda size: None)
     picture = {"pictures": [str(data_folder / "images/0_0.png")], "kind": "all", "language": "all", "right": "",
                "truth": "杯"}  # fmt: skip
     sheet.draw_sheet([{**picture, "question": "这是什么？"}], data_folder / "sheet.png")
