@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from dataset.exam.answering import answer_all
+from dataset.exam.box_scores import judged
 from dataset.exam.choices import likeliest_texts
 from dataset.exam.figures import summarize
 from dataset.exam.questions import Question, read_questions
@@ -177,7 +178,7 @@ def take_exams(run: Run, exams: Exams, processor: VLMProcessor) -> Marks:
         texts: list = [None] * len(exam.questions)
         for rank, (parts, _) in enumerate(everybody):
             texts[rank :: runtime.world_size] = parts[number]
-        reports[exam.name] = summarize(exam.questions, {RIGHT: texts})
+        reports[exam.name] = summarize(exam.questions, {RIGHT: judged(exam.questions, texts)})
     total = sum(exam.weight * reports[exam.name]["exact_match"][RIGHT] for exam in exams.each)
     return Marks(round(total / sum(exam.weight for exam in exams.each), 6), reports)
 

@@ -43,6 +43,19 @@ def is_found(record: dict, mode: str = "right") -> bool:
     return (record["iou"][mode] or 0.0) >= FOUND
 
 
+def judged(questions: Sequence[Question], answers: Sequence[str | None]) -> list[str | None]:
+    """For who counts exact matches: the truth in the place of an answer whose mean IoU is FOUND.
+
+    Where not every question is answered with boxes, the answers as they are.
+    """
+    if not holds_boxes(questions):
+        return list(answers)
+    return [
+        question.truth if answer is not None and _mean(overlaps(question.truth, answer)) >= FOUND else answer
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+
+
 def score_boxes(answerer: Answerer, questions: Sequence[Question], batch_size: int = 48) -> tuple[dict, list[dict]]:
     """The report, and one record a question, with the mean IoU of each mode's answer."""
     wrong, values, records = (
@@ -58,7 +71,7 @@ def score_boxes(answerer: Answerer, questions: Sequence[Question], batch_size: i
         ]
         for record, text, found in zip(records, texts, values[mode], strict=True):
             record[mode] = text
-            record["iou"][mode] = None if found is None else round(sum(found) / len(found), 4)
+            record["iou"][mode] = None if found is None else _mean(found)
     report = {"all": _by_mode(values, records, range(len(questions)))}
     for field in ("kind", "language"):
         groups: dict[str, list[int]] = {}
@@ -66,6 +79,11 @@ def score_boxes(answerer: Answerer, questions: Sequence[Question], batch_size: i
             groups.setdefault(record[field], []).append(number)
         report[f"by_{field}"] = {name: _by_mode(values, records, numbers) for name, numbers in groups.items()}
     return report, records
+
+
+def _mean(found: Sequence[float]) -> float:
+    """Of one answer's boxes."""
+    return round(sum(found) / len(found), 4)
 
 
 def _by_mode(values: dict[str, list], records: Sequence[dict], numbers: Iterable[int]) -> dict[str, dict]:

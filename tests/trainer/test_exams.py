@@ -142,6 +142,15 @@ def test_choices_are_asked_by_the_first_rule_of_the_score(talkative, data_folder
     assert len({one.letters[RULES[0]] for one in picked}) > 1
 
 
+def test_boxes_that_fit_are_right(data_folder, tower_folder, monkeypatch):
+    lines = [{"image": "0_0.png", "question": "Where?", "answer": f"<box> 0 0 {side} 50"} for side in (50, 60, 10, 20)]
+    asked = write_jsonl(data_folder / "boxes.jsonl", lines)
+    monkeypatch.setattr(exams, "answer_all", lambda *a, **k: ["<box> 0 0 50 50"] * 3 + ["left"])
+    config = tiny(SFT_VLM, data_folder, tower_folder, eval_tasks=str(asked))
+    stage.run_stage(config)
+    assert set(exams_in(config).values()) == {0.5}
+
+
 def exact_match_of(questions: list, right: list[bool]) -> float:
     """The mean over kinds."""
     kinds = {question.kind for question in questions}

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dataset.exam.answering import BOXES, BRIEF, answer_all
-from dataset.exam.box_scores import figures, holds_boxes, is_found, overlaps, score_boxes, table
+from dataset.exam.box_scores import figures, holds_boxes, is_found, judged, overlaps, score_boxes, table
 from dataset.exam.mistakes import wrong_answers
 from dataset.exam.questions import Question, read_questions
 from helpers.data import write_jsonl
@@ -81,6 +81,14 @@ def test_only_where_every_answer_has_a_box(questions):
     assert holds_boxes(questions) and not holds_boxes([])
     named = [*questions, Question(questions[0].sample, "top left", "where", "en")]
     assert not holds_boxes(named)
+
+
+def test_who_counts_exact_matches_is_told_that_what_fits_is_true(questions):
+    answers = [WHOLE, "no", f"cat {LEFT}"]
+    assert judged(questions, answers) == [LEFT, "no", questions[2].truth]
+    assert judged(questions, [None] * 3) == [None] * 3
+    mixed = [*questions, Question(questions[0].sample, "left", "where", "en")]
+    assert judged(mixed, [*answers, "left"]) == [*answers, "left"]
 
 
 def test_lists_of_boxes_have_room_and_other_answers_what_they_had(questions):
