@@ -69,7 +69,7 @@ def test_what_cannot_be_sampled():
 
 def test_all_is_apart_and_inside_the_picture(scenes):
     for scene in scenes["train"] + scenes["held_out"]:
-        boxes = [*map(world.box_of, scene.things), *(sign.box for sign in scene.signs)]
+        boxes = [*map(world.square_of, scene.things), *(sign.box for sign in scene.signs)]
         assert all(inside(box, (10, 10, 886, 886)) for box in boxes)
         for a, b in combinations(boxes, 2):
             across, down = max(a[0], b[0]) - min(a[2], b[2]), max(a[1], b[1]) - min(a[3], b[3])

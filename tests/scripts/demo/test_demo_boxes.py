@@ -13,6 +13,7 @@ pytest.importorskip("streamlit", reason="the demo needs streamlit: pip install -
 from streamlit.testing.v1 import AppTest
 
 from model.inference.answerer import Answer, Options
+from model.views import Sight
 from scripts.demo.chat import Chat, Reply, Turn
 from scripts.demo.limits import prepare_picture
 
@@ -30,8 +31,10 @@ def shown(answer: str, *pictures: list[int]) -> AppTest:
     """The page where an answer is shown. pictures: numbers of those that each turn has brought."""
     turns = []
     for numbers in pictures:
-        reply = Reply(SimpleNamespace(image_size=32), Options(), answer=Answer(answer, (300, 2), 9, 2, 0.1, 10.0))
-        turns.append(Turn("?", [prepare_picture(make_picture(number), 32) for number in numbers], replies=[reply]))
+        reply = Reply(SimpleNamespace(sight=Sight(32)), Options(), answer=Answer(answer, (300, 2), 9, 2, 0.1, 10.0))
+        turns.append(
+            Turn("?", [prepare_picture(make_picture(number), Sight(32)) for number in numbers], replies=[reply])
+        )
     page = AppTest.from_function(one_reply)
     page.session_state.language, page.session_state.chat = "en", Chat(None, turns)
     page.run()
