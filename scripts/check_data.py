@@ -98,6 +98,7 @@ def check(
         "verdict": {"refuses": bool(refusal), "sentence": sentence},
         "flags": {name: getattr(options, name) for name in FLAGS},
         "image_tokens": processor.image_tokens,
+        "tiles": processor.sight.tiles,
         **figures_of(tally),
     }
     if seen:

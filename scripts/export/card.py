@@ -61,9 +61,13 @@ def _model(source: Source, exported: Exported) -> str:
         rows += [
             ("vision tower", f"{_tower_name(config)}, {config.image_size} pixels a side: {tower}"),
             ("projector", config.projector),
-            ("a picture", f"{config.image_tokens} tokens; squeezed to a square, nothing is cut off"),
+            ("a picture", f"{config.image_tokens} tokens; squeezed to a square, nothing is cut off{_tiles(config)}"),
         ]
     return _table(("", ""), rows)
+
+
+def _tiles(config: VLMConfig) -> str:
+    return f"; beside it up to {config.tiles} tiles of as many, unsqueezed" if config.tiles else ""
 
 
 def _tower_name(config: VLMConfig) -> str:

@@ -3,7 +3,7 @@
 path, held_out      the data files; of held_out also how many samples it has, and how many of them can be used
 read_as             the format that was recognised, and how its records are stored
 verdict             refuses: whether training would; sentence: why
-flags, image_tokens what it was checked with; tokens of a picture
+flags, image_tokens what it was checked with; tokens of a picture; tiles: into which one is cut at most
 samples             all, used, and what is not used as dataset.quarantine tells it apart: bad, dropped, damaged; cut:
                     of those that are used, how many lose their end
 pictures            shown: how often; different: how many; formats; width and height in pixels
@@ -97,9 +97,8 @@ def _head(figures: dict) -> str:
         f"{counted(figures['pictures']['different'], 'different pictures')} and "
         f"{counted(figures['trained_tokens']['all'], 'trained tokens')}. Checked with "
         + ", ".join(f"`--{name} {value}`" for name, value in flags.items())
-        + "; a picture is "
-        + counted(figures["image_tokens"], "tokens")
-        + "."
+        + f"; a picture is {counted(figures['image_tokens'], 'tokens')}"
+        + (f", and so is each of its tiles, {figures['tiles']} at most." if figures["tiles"] else ".")
     )
     folder = os.path.dirname(figures["path"])
     if os.path.isdir(folder):
