@@ -37,14 +37,14 @@ WORDS = (
 )  # fmt: skip
 NUMBERS = tuple(str(number) for number in range(10, 100))
 HELD_OUT = 8  # one pair of colour and text in so many is never in training
-Box = tuple[int, int, int, int]  # left, top, right, bottom, pixels
+Corners = tuple[int, int, int, int]  # left, top, right, bottom, pixels
 
 
 @dataclass(frozen=True)
 class Sign:
     text: str  # of WORDS or NUMBERS
     colour: int  # of BOARDS
-    box: Box  # right and bottom are outside, as in Pillow's crop
+    box: Corners  # right and bottom are outside, as in Pillow's crop
     font_size: int  # pixels
 
 
@@ -93,7 +93,7 @@ def _sample_texts(rng: Random, split: str, ground: int) -> list[tuple[int, str]]
 
 def _place(rng: Random, chosen: list[int], texts: list[tuple[int, str]]) -> tuple | None:
     """Things and signs, placed freely; None where the rest finds no room."""
-    boxes: list[Box] = []
+    boxes: list[Corners] = []
     things = []
     for concept, place in zip(chosen, rng.sample(range(9), len(chosen)), strict=True):
         if (thing := _place_thing(rng, concept, place, boxes)) is None:
@@ -110,7 +110,7 @@ def _place(rng: Random, chosen: list[int], texts: list[tuple[int, str]]) -> tupl
     return tuple(sorted(things, key=lambda thing: thing.place)), tuple(signs)
 
 
-def _place_thing(rng: Random, concept: int, place: int, boxes: list[Box]) -> world.Thing | None:
+def _place_thing(rng: Random, concept: int, place: int, boxes: list[Corners]) -> world.Thing | None:
     """Anywhere in its ninth, its middle clearly there."""
     left, top = place % 3 * PLACE_SIZE, place // 3 * PLACE_SIZE
     for _ in range(TRIES):
@@ -121,7 +121,7 @@ def _place_thing(rng: Random, concept: int, place: int, boxes: list[Box]) -> wor
     return None
 
 
-def _place_board(rng: Random, width: int, height: int, boxes: list[Box]) -> Box | None:
+def _place_board(rng: Random, width: int, height: int, boxes: list[Corners]) -> Corners | None:
     for _ in range(TRIES):
         left, top = rng.randint(GAP, IMAGE_SIZE - GAP - width), rng.randint(GAP, IMAGE_SIZE - GAP - height)
         box = (left, top, left + width, top + height)
@@ -130,7 +130,7 @@ def _place_board(rng: Random, width: int, height: int, boxes: list[Box]) -> Box 
     return None
 
 
-def _is_free(box: Box, others: list[Box]) -> bool:
+def _is_free(box: Corners, others: list[Corners]) -> bool:
     left, top, right, bottom = box[0] - GAP, box[1] - GAP, box[2] + GAP, box[3] + GAP
     inside = min(left, top) >= 0 and max(right, bottom) <= IMAGE_SIZE
     return inside and all(
