@@ -191,13 +191,14 @@ def nearest(embeddings: torch.Tensor, phrases: torch.Tensor) -> torch.Tensor:
     return (embeddings @ phrases.T).argmax(-1)
 
 
-def save(model: PatchTextModel, output: Path, record: dict) -> None:
+def save_tower(tower: nn.Module, output: Path, record: dict) -> None:
+    """As a folder of transformers'; record: how it was made."""
     output.mkdir(parents=True, exist_ok=True)
     # Not the tower's save_pretrained, whose names of tensors and of the architecture follow transformers' version.
-    tensors = {name: value.half().cpu().contiguous() for name, value in model.tower.state_dict().items()}
+    tensors = {name: value.half().cpu().contiguous() for name, value in tower.state_dict().items()}
     save_file(tensors, output / "model.safetensors", {"format": "pt"})
     (output / "model.safetensors").chmod(0o644)  # safetensors leaves 0600
-    config = {**model.tower.config.to_diff_dict(), "architectures": ["CLIPVisionModel"], "dtype": "float16"}
+    config = {**tower.config.to_diff_dict(), "architectures": ["CLIPVisionModel"], "dtype": "float16"}
     (output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
@@ -267,7 +268,7 @@ def train(arguments: argparse.Namespace) -> None:
             scores = evaluate(model, device)
             record["history"].append({"pictures": step * arguments.batch_size, "minutes": round(minutes, 1), **scores})
             print(json.dumps(record["history"][-1]), flush=True)
-            save(model, arguments.output, record)
+            save_tower(model.tower, arguments.output, record)
 
 
 def main(arguments: list[str] | None = None) -> None:

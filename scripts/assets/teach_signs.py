@@ -1,0 +1,166 @@
+"""Teach a tower to read signs: it goes on from the one that ships, which has never seen a letter.
+
+    python scripts/assets/teach_signs.py --output out/sign-clip
+
+As scripts/assets/train_tower.py pairs each patch with what is true of it, so every patch of a board is paired here with
+the text that stands on it. Every other patch is held to what the tower made of it before, so that things and grounds
+stay what they were. Pictures are cut out of the training scenes of dataset/emoji_signs.py, in the size of the tower.
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from dataset import emoji_signs as signs
+from dataset.emoji_world import GRID, IMAGE_SIZE, PATCH_SIZE
+from model.command_line import CommandLine
+from model.device import choose_dtype, keep_few_kernels, to_device
+from model.files import ROOT, SHIPPED_TOWER
+from model.messages import UserError
+from model.tower_folder import read_tower
+from model.vision_encoder import normalize_pixels
+from scripts.assets.train_tower import save_tower
+
+TEXTS = (*signs.WORDS, *signs.NUMBERS)
+WARM_UP = 100  # steps
+COVERED = 0.35  # of a patch: where a board covers more, the patch is the board's
+AROUND = 2 * PATCH_SIZE  # pixels by which a board may stick out of its picture, as it does where a tile ends
+KEPT_PATCHES = 80  # of a picture, boards first, as train_tower.py leaves patches out
+WHOLE = 0.1  # of the pictures, the last ones, are seen with all their patches
+KEPT = 4.0  # weight of the patches that are to stay as they were
+
+
+class CloseUps(IterableDataset):
+    """Pictures around each sign of one scene after another, with the text under each of their 196 patches; -1: none."""
+
+    def __init__(self, seed: str, split: str, count: int):
+        self.seed, self.split, self.count = seed, split, count
+
+    def __iter__(self):
+        worker = get_worker_info()
+        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        given = 0
+        while given < self.count // step:
+            scene, rng = signs.sample_sign_scene(self.seed, self.split, number), Random(f"{self.seed}:{number}")
+            picture = signs.render(scene)
+            for sign in scene.signs:
+                yield close_up(picture, scene, sign, rng)
+                given += 1
+            number += step
+
+
+def close_up(picture, scene: signs.SignScene, sign: signs.Sign, rng: Random) -> dict:
+    """A picture of the tower's size that holds a sign, or most of it."""
+    left, top = (
+        min(max(rng.randint(high - IMAGE_SIZE - AROUND, low + AROUND), 0), signs.IMAGE_SIZE - IMAGE_SIZE)
+        for low, high in zip(sign.box[:2], sign.box[2:], strict=True)
+    )
+    labels = np.full((GRID, GRID), -1)
+    for other in scene.signs:
+        covers = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
+        x0, y0, x1, y1 = (max(edge - shift, 0) for edge, shift in zip(other.box, (left, top) * 2, strict=True))
+        covers[y0:y1, x0:x1] = True
+        share = covers.reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE).mean((1, 3))
+        labels[share > COVERED] = TEXTS.index(other.text)
+    cut = picture.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
+    pixels = torch.from_numpy(np.array(cut).transpose(2, 0, 1).copy())
+    return {"pixels": pixels, "text": torch.from_numpy(labels.flatten())}
+
+
+def patches_of(
+    tower: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, kept: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[batch, 196 or kept, hidden], as the decoder gets them. kept: [batch, number] patches that enter, or all."""
+    with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
+        hidden = tower.embeddings(normalize_pixels(pixels))
+        if kept is not None:
+            kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], 1)  # the class token stays
+            hidden = hidden.gather(1, kept[..., None].expand(-1, -1, hidden.shape[-1]))
+        return tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden)).last_hidden_state[:, 1:].float()
+
+
+@torch.no_grad()
+def evaluate(tower: nn.Module, before: nn.Module, head: nn.Module, device: torch.device, count: int = 400) -> dict:
+    """On held-out scenes: boards read right by the vote of their patches, and how far other patches have moved."""
+    read, moved, scale = [], [], []
+    for batch in DataLoader(CloseUps("1", "held_out", count), batch_size=50):
+        batch = to_device(batch, device)
+        found, old = (patches_of(one, batch["pixels"], torch.float32) for one in (tower, before))
+        for scores, texts in zip(head(found).log_softmax(-1), batch["text"], strict=True):
+            text = texts[texts >= 0].mode().values
+            read.append(bool(scores[texts == text].sum(0).argmax() == text))
+        other = batch["text"] < 0
+        moved.append((found - old)[other].square().mean())
+        scale.append(old[other].var())
+    return {"boards_read": round(float(np.mean(read)), 4), "moved": round(float(sum(moved) / sum(scale)), 4)}
+
+
+def train(arguments: argparse.Namespace) -> None:
+    keep_few_kernels()
+    torch.manual_seed(arguments.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = choose_dtype("auto", device)
+    tower = read_tower(arguments.go_on_from)[0].float().to(device)
+    before, width = copy.deepcopy(tower).eval(), tower.config.hidden_size
+    head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(TEXTS))).to(device)
+    tower.requires_grad_(True).train()
+    tower.config._attn_implementation = "eager"  # faster than torch's kernel in training on a CPU, by a third
+    parameters = [*tower.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    steps, start = math.ceil(arguments.pictures / arguments.batch_size), time.perf_counter()
+    data = CloseUps(str(arguments.seed), "train", steps * arguments.batch_size)
+    record = {"arguments": {name: str(value) for name, value in vars(arguments).items()}, "history": []}
+    for step, batch in enumerate(DataLoader(data, arguments.batch_size, num_workers=1), 1):
+        batch = to_device(batch, device)
+        factor = min(step / WARM_UP, 0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.learning_rate * factor
+        texts, kept = batch["text"], None
+        if step <= (1 - WHOLE) * steps:
+            kept = (torch.rand(texts.shape, device=device) + (texts >= 0)).topk(KEPT_PATCHES, dim=1).indices
+            texts = texts.gather(1, kept)
+        with torch.no_grad():
+            old = patches_of(before, batch["pixels"], dtype, kept)
+        found, on_board = patches_of(tower, batch["pixels"], dtype, kept), texts >= 0
+        reading = F.cross_entropy(head(found[on_board]), texts[on_board])
+        moved = (found - old)[~on_board].square().mean() / old.var()
+        optimizer.zero_grad()
+        (reading + KEPT * moved).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if step % arguments.log_interval == 0 or step == steps:
+            minutes = (time.perf_counter() - start) / 60
+            print(f"step {step}/{steps} {minutes:.1f} min reading {reading:.3f} moved {moved:.4f}", flush=True)
+    record["history"].append({"pictures": steps * arguments.batch_size, "minutes": round(minutes, 1),
+                              **evaluate(tower.eval(), before, head, device)})  # fmt: skip
+    print(json.dumps(record["history"][-1]), flush=True)
+    save_tower(tower, arguments.output, record)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = CommandLine(__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tower")
+    parser.add_argument("--go_on_from", type=Path, default=ROOT / SHIPPED_TOWER, help="folder of a tower")
+    parser.add_argument("--pictures", type=int, default=60000, help="close-ups, each seen once")
+    parser.add_argument("--batch_size", type=int, default=64, help="pictures")
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--log_interval", type=int, default=50, help="steps")
+    parser.add_argument("--seed", type=int, default=42)
+    train(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"teach_signs: {error}") from error
