@@ -3,11 +3,13 @@
     python eval_vlm.py --image cat.jpg --prompt "What is in the picture?"
     python eval_vlm.py --weight out/sft_vlm_192.safetensors --image cat.jpg              # asks for questions
     python eval_vlm.py --weight out/sft_vlm_192.safetensors --image a.jpg b.jpg --prompt "What differs?" "And where?"
+    python eval_vlm.py --weight out/sft_vlm_192.safetensors --video clip.mp4 --prompt "What came in last?"
     python eval_vlm.py --weight out/sft_vlm_192.safetensors --data held_out.jsonl --output answers.jsonl
 
-Files given to --image together belong to one conversation; a folder begins one about each of its pictures. Several
---prompt are its turns. Without --weight the newest in out/ answers, or what ships. --weight also takes a folder as
-transformers saves it: ours, or a stock Llava. --boxes FOLDER draws the boxes of each answer on its picture there.
+Files given to --image together belong to one conversation, and those to --video behind them (docs/video.md); a folder
+begins one about each of its pictures. Several --prompt are its turns. Without --weight the newest in out/ answers, or
+what ships. --weight also takes a folder as transformers saves it: ours, or a stock Llava. --boxes FOLDER draws boxes of
+answers on their pictures there.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -33,8 +36,11 @@ from model.messages import UserError, counted, did_you_mean
 from model.pictures import SampleError, open_picture
 from model.processing import IMAGE_TAG
 from model.progress import progress_over
+from model.video import open_video
+from model.views import Frames
 from scripts.demo.weights import weights_or_newest
 
+Shown = TypeVar("Shown", Image.Image, Frames)
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
 
@@ -56,14 +62,21 @@ def picture_groups(paths: list[Path]) -> list[list[Path]]:
 
 
 def load_pictures(paths: list[Path]) -> list[Image.Image]:
-    pictures = []
-    for path in paths:
-        try:
-            pictures.append(open_picture(path))
-        except SampleError as error:
-            meant = "" if path.exists() else did_you_mean(path)
-            raise UserError(f"--image {path}: {error.reason}{meant}") from error
-    return pictures
+    return [load(open_picture, "--image", path) for path in paths]
+
+
+def load_videos(answerer: Answerer, paths: list[Path]) -> list[Frames]:
+    sight = answerer.processor.sight
+    return [load(lambda path: open_video(path, sight.frames, sight.square), "--video", path) for path in paths]
+
+
+def load(opener: Callable[[Path], Shown], flag: str, path: Path) -> Shown:
+    """Raises UserError where it cannot be read."""
+    try:
+        return opener(path)
+    except SampleError as error:
+        meant = "" if path.exists() else did_you_mean(path)
+        raise UserError(f"{flag} {path}: {error.reason}{meant}") from error
 
 
 def speed(answer: Answer) -> str:
@@ -116,11 +129,12 @@ class Drawings:
     folder: Path | None
     count: int = 0  # of the files so far
 
-    def draw(self, shown: dict[Path, Image.Image], text: str) -> None:
+    def draw(self, shown: dict[Path, Image.Image | Frames], text: str) -> None:
         """shown: the pictures of the conversation. stderr says where, or that there is nothing to draw."""
         if self.folder is None:
             return
-        path, picture = next(reversed(shown.items()), (None, None))
+        pictures = [(path, one) for path, one in shown.items() if not isinstance(one, Frames)]
+        path, picture = pictures[-1] if pictures else (None, None)
         drawn = draw_boxes(picture, text) if picture else None
         if drawn is None:
             print(f"[no {'box in the answer' if picture else 'picture'}, nothing drawn]", file=sys.stderr)
@@ -134,6 +148,7 @@ class Drawings:
 def converse_all(answerer: Answerer, groups: list[list[Path]], options: argparse.Namespace, sampling: Options) -> None:
     """A conversation about each group. Pictures that cannot be read are left out, and a line at the end says so."""
     refused, drawings = [], Drawings(options.boxes)
+    videos = dict(zip(options.video, load_videos(answerer, options.video), strict=True))
     for group in groups:
         try:
             pictures = load_pictures(group)
@@ -142,16 +157,16 @@ def converse_all(answerer: Answerer, groups: list[list[Path]], options: argparse
             continue
         if len(groups) > 1 and not options.json:
             print(f"{group[0].name}: ", end="", flush=True)
-        converse(answerer, dict(zip(group, pictures, strict=True)), options, sampling, drawings)
+        converse(answerer, dict(zip(group, pictures, strict=True)) | videos, options, sampling, drawings)
     if refused:
         print(left_out(refused, len(groups), "pictures"), file=sys.stderr)
 
 
 def converse(
-    answerer: Answerer, shown: dict[Path, Image.Image], options: argparse.Namespace, sampling: Options,
+    answerer: Answerer, shown: dict[Path, Image.Image | Frames], options: argparse.Namespace, sampling: Options,
     drawings: Drawings,
 ) -> None:  # fmt: skip
-    """The turns of one conversation about the same pictures."""
+    """The turns of one conversation about the same pictures and videos."""
     pictures, messages = list(shown.values()), []
     if not options.prompt:
         print(f"{counted(len(pictures), 'pictures')}. Ask; an empty line ends.", file=sys.stderr)
@@ -198,7 +213,7 @@ def read_line(answerer: Answerer, sample: Sample) -> Line:
         raise BadSample(sample.where, "there is no question to answer: the last turn, or the one before an "
                         "assistant's, must be a user's")  # fmt: skip
     try:
-        prompt = answerer.prompt(messages, sample.open_pictures())
+        prompt = answerer.prompt(messages, sample.open_shown(answerer.processor.sight))
     except SampleError as error:
         raise BadSample(sample.where, str(error)) from error
     return Line(sample, messages[-1]["content"].replace(IMAGE_TAG, "").strip(), truth, prompt)
@@ -249,6 +264,7 @@ def parse() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     add_weight_flags(parser)
     parser.add_argument("--image", type=Path, nargs="+", default=[], help="files for one conversation, or folders")
+    parser.add_argument("--video", type=Path, nargs="+", default=[], help="videos, behind the pictures")
     parser.add_argument("--prompt", nargs="+", help="the question, or the turns; without it you are asked")
     parser.add_argument("--data", type=Path, help="a .jsonl or .parquet of questions, instead of --image and --prompt")
     add_read_flags(parser)
@@ -263,8 +279,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--top_k", type=int, default=0, help="with a temperature: how many tokens to draw from; 0: all")
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
-    if options.data and (options.image or options.prompt):
-        parser.error("--data brings its own pictures and questions: leave --image and --prompt out")
+    if options.data and (options.image or options.video or options.prompt):
+        parser.error("--data brings its own pictures and questions: leave --image, --video and --prompt out")
     if options.data and options.boxes:
         parser.error("--boxes is for --image and --prompt; scripts/score.py --sheet draws those of --data")
     if options.batch_size < 1 or (options.limit is not None and options.limit < 1):

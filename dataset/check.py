@@ -207,7 +207,7 @@ def render_whole(sample: Sample, processor: VLMProcessor, headings: Sequence[Seq
         if sample.text is not None:
             return processor.render_text(sample.text)
         if headings is None:
-            headings = [sample.grid(place, processor).headings for place in range(len(sample.pictures))]
+            headings = [sample.cut(place, processor).headings for place in range(len(sample.pictures))]
         return processor.render(sample.messages, headings=headings)
     except SampleError as error:
         raise BadSample(sample.where, str(error)) from error
@@ -251,7 +251,7 @@ class PicturesSeen:
         """Of the views of a sample's pictures, by their headers. Raises BadSample."""
         for place, number in enumerate(numbers):
             if self.headings[number] is None:
-                self.headings[number] = sample.grid(place, processor).headings
+                self.headings[number] = sample.cut(place, processor).headings
         return [self.headings[number] for number in numbers]
 
     def open(self, sample: Sample, numbers: Sequence[int], decode: bool) -> None:

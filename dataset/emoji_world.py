@@ -170,12 +170,13 @@ def _place_things(rng: Random, chosen: list[int]) -> tuple[Thing, ...]:
             y = (place // 3 + 0.5) * cell + rng.uniform(-9, 9)
             x, y = (min(max(v, size * 0.47), IMAGE_SIZE - size * 0.47) for v in (x, y))
             things.append(Thing(concept, place, x, y, size, rng.uniform(-25, 25)))
-        if all(_apart(a, b) for i, a in enumerate(things) for b in things[:i]):
+        if all(apart(a, b) for i, a in enumerate(things) for b in things[:i]):
             return tuple(sorted(things, key=lambda thing: thing.place))
         largest = max(52, largest - 1)
 
 
-def _apart(a: Thing, b: Thing) -> bool:
+def apart(a: Thing, b: Thing) -> bool:
+    """Whether two things, however they are turned, do not touch."""
     return max(abs(a.x - b.x), abs(a.y - b.y)) > 0.44 * (a.size + b.size)
 
 

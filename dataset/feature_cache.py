@@ -24,6 +24,7 @@ from dataset.vlm_dataset import ConversationDataset
 from model.config import BICUBIC
 from model.messages import counted
 from model.progress import progress_over
+from model.views import FRAMES
 
 PIXELS = "pixels"
 FORMATS = {"float16": np.float16, "int8": np.int8, PIXELS: np.uint8}
@@ -145,6 +146,8 @@ def cache_features(
         facts.append(data.processor.resample)
     if shape[0] != len(sources):
         facts.append({"tiles": data.processor.sight.tiles})
+    if data.processor.sight.frames != FRAMES:
+        facts.append({"frames": data.processor.sight.frames})
     folder = folder / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
     needed, free = FeatureCache.bytes_needed(kind, shape), shutil.disk_usage(_existing(folder)).free
     cut = f", cut into {shape[0]:,} views" if shape[0] != len(sources) else ""

@@ -9,6 +9,7 @@ questions   {"image", "question", "answer"}
 captions    {"image" or "file_name", "text" or "caption"}
 text        {"text"} for the base decoder
 
+A record of any format may name videos as well, {"video": "a.mp4"} with a <video> where each goes.
 How records are stored is nobody's business here: dataset.readers has lines, parquets, folders and archives.
 """
 
@@ -20,10 +21,11 @@ from typing import NamedTuple
 
 from dataset.options import AUTO, ReadOptions
 from dataset.samples import BAD, DROPPED, MAX_TEXT, DataError, shown
-from model.messages import plain
+from model.messages import counted, plain
 from model.processing import IMAGE_TAG
 
 PICTURE_FIELDS = ("image", "images", "file_name")
+VIDEO_FIELDS, VIDEO_TAG = ("video", "videos"), "<video>"
 EMBEDDED_PICTURES = "image_bytes"  # of any format: pictures that are stored with the record
 TEXT_FIELDS = ("conversations", "messages", "texts", "text", "caption", "question", "answer")
 NESTED_FIELDS = ("conversations", "messages", "texts")  # which some tables hold as JSON text
@@ -34,6 +36,7 @@ SPEAKERS = {
 }  # fmt: skip
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of choices
 DESCRIBE = {"en": "What is in the picture?", "zh": "图中有什么？"}  # what a caption answers
+TAGS = re.compile(f"{IMAGE_TAG}|{VIDEO_TAG}")
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
@@ -83,7 +86,8 @@ def llava(record: dict, options: ReadOptions) -> Talk:
 
 def messages(record: dict, options: ReadOptions) -> Talk:
     found = _objects(record, "messages", '{"role", "content"}')
-    talk = [{"role": message.get("role"), "content": _content(message.get("content"))} for message in found]
+    tags = {"image": IMAGE_TAG} | ({"video": VIDEO_TAG} if video_names(record) else {})
+    talk = [{"role": message.get("role"), "content": _content(message.get("content"), tags)} for message in found]
     return Talk(talk, places_pictures=any(IMAGE_TAG in message["content"] for message in talk))
 
 
@@ -199,9 +203,38 @@ def picture_names(record: dict, format: str) -> list:
     return names
 
 
+class Video(NamedTuple):
+    """What a record says of a video: its name, bytes, or a {"bytes", "path"} object."""
+
+    source: str | bytes | dict
+
+
+def video_names(record: dict) -> list[Video]:
+    """In order. Raises Unfit."""
+    field = next((field for field in VIDEO_FIELDS if record.get(field)), None)
+    named = record[field] if field else []
+    names = named if isinstance(named, list) else [named]
+    if not all(name and (isinstance(name, (str, bytes)) or _is_stored(name)) for name in names):
+        raise Unfit(f"{field!r} is {shown(named)}: it must be a file name or a list of them")
+    return [Video(name) for name in names]
+
+
+def with_videos(messages: Sequence[dict], names: list, videos: list[Video]) -> list:
+    """Pictures and videos in the order of their tags; a video's tag in the messages becomes a picture's. Or Unfit."""
+    tags = [tag for message in messages for tag in TAGS.findall(message["content"])]
+    if tags.count(VIDEO_TAG) != len(videos):
+        there = counted(len(videos), "videos")
+        raise Unfit(f"the text holds {tags.count(VIDEO_TAG)} {VIDEO_TAG} but the sample has {there}: make them equal")
+    for message in messages:
+        message["content"] = message["content"].replace(VIDEO_TAG, IMAGE_TAG)
+    pictures, films = iter(names), iter(videos)
+    ordered = [next(films) if tag == VIDEO_TAG else next(pictures, None) for tag in tags]
+    return [*(name for name in ordered if name is not None), *pictures]
+
+
 def read_record(record: dict, format: str, options: ReadOptions) -> tuple[Talk, list]:
-    """What a record says, and what it says of its pictures. Raises Unfit."""
-    names = picture_names(record, format)
+    """What a record says, and what it says of its pictures, with a Video where one is. Raises Unfit."""
+    names, videos = picture_names(record, format), video_names(record)
     try:
         talk = FORMATS[format].read(record, options)
     except Unfit as error:
@@ -216,12 +249,13 @@ def read_record(record: dict, format: str, options: ReadOptions) -> tuple[Talk, 
             raise Unfit(f"a text of {len(said):,} letters, more than {MAX_TEXT:,}: split or delete it")
     if talk.text is not None:
         return talk, []
-    if names and not talk.places_pictures:
+    places_videos = any(VIDEO_TAG in message["content"] for message in talk.messages)
+    if (names or videos) and not talk.places_pictures and not (videos and places_videos):
         first = next((message for message in talk.messages if message["role"] == "user"), None)
         if first is None:
             raise Unfit("it has pictures, and no user's turn to show them in")
-        first["content"] = IMAGE_TAG * len(names) + "\n" + first["content"]
-    return talk, names
+        first["content"] = IMAGE_TAG * len(names) + VIDEO_TAG * len(videos) + "\n" + first["content"]
+    return talk, with_videos(talk.messages, names, videos) if videos else names
 
 
 def _is_stored(picture: object) -> bool:
@@ -237,8 +271,8 @@ def _objects(record: dict, field: str, what: str) -> list[dict]:
     return found
 
 
-def _content(content: object) -> str:
-    """Text, or typed parts as text with tags. Raises Unfit."""
+def _content(content: object, tags: dict[str, str]) -> str:
+    """Text, or typed parts as text with tags. tags: of what a part may be beside text. Raises Unfit."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
@@ -246,11 +280,12 @@ def _content(content: object) -> str:
     said = []
     for part in content:
         kind, words = part.get("type"), part.get("text")
-        if kind not in ("text", "image") or kind == "text" and not isinstance(words, str):
-            raise Unfit(f"a content part must be text or an image, it is {shown(part)}")
-        if kind == "text" and IMAGE_TAG in words:
-            raise Unfit(f"a text part holds {IMAGE_TAG}, which would be read as a picture: write it otherwise")
-        said.append(IMAGE_TAG if kind == "image" else words)
+        if kind != "text" and kind not in tags or kind == "text" and not isinstance(words, str):
+            raise Unfit(f"a content part must be text or an {' or a '.join(tags)}, it is {shown(part)}")
+        for tag in tags.values() if kind == "text" else ():
+            if tag in words:
+                raise Unfit(f"a text part holds {tag}, which would be read as a picture: write it otherwise")
+        said.append(tags.get(kind, words))
     return "".join(said)
 
 
@@ -271,4 +306,4 @@ def _first_turn(record: dict) -> dict:
 
 
 def _has_picture(record: dict) -> bool:
-    return any(record.get(name) for name in (EMBEDDED_PICTURES, *PICTURE_FIELDS))
+    return any(record.get(name) for name in (EMBEDDED_PICTURES, *PICTURE_FIELDS, *VIDEO_FIELDS))

@@ -1,9 +1,11 @@
 """What every reader gives: a Sample, or the reason why there is none."""
 
+import contextlib
 import io
 import json
 import reprlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +17,11 @@ from PIL import Image
 from model.messages import UserError, plain
 from model.pictures import MAX_PIXELS, SampleError, TooManyPixels, open_picture, upright_size
 from model.processing import VLMProcessor
-from model.views import UNCUT, Grid
+from model.video import headings_of_video, is_video, open_video
+from model.views import FRAMES, UNCUT, Cut, Frames, Sight, Times
 
 BAD, DROPPED, DAMAGED = "bad", "dropped", "damaged"  # kinds of Rejected
+STRIP = 224  # pixels of a frame of a video, where its frames stand in a row for people
 MAX_PICTURES = 1000  # of a sample
 PLACEHOLDER_BYTES, PLACEHOLDER_SIDE = 4096, 16  # at most; and pixels of one colour
 MAX_TEXT = 1_000_000  # letters of a text: far more than any --max_seq_len keeps, half a second of the tokenizer's time
@@ -60,7 +64,7 @@ class Sample:
 
     where: str  # file:line, for messages
     messages: list[dict]
-    pictures: tuple[Path | bytes, ...] = ()
+    pictures: tuple[Path | bytes, ...] = ()  # and videos
     text: str | None = None  # then there are no messages
     extra: dict = field(default_factory=dict, compare=False)  # the record's other fields
     max_pixels: int = field(default=MAX_PIXELS, compare=False)  # of a picture
@@ -70,24 +74,47 @@ class Sample:
         return [self.open_picture(number, decode) for number in range(len(self.pictures))]
 
     def open_picture(self, number: int, decode: bool = True) -> Image.Image:
-        """One of them, counted from 0."""
+        """One of them, counted from 0; of a video some frames in a row, or without `decode` the first."""
         source = self.pictures[number]
-        name = str(source) if isinstance(source, Path) else f"picture {number + 1}"
-        try:
+        with self._named(number):
+            if is_video(source):
+                return open_video(source, FRAMES if decode else 1).strip(STRIP)
             return open_picture(source if isinstance(source, Path) else io.BytesIO(source), decode, self.max_pixels)
-        except SampleError as error:
-            cure = ", or raise --max_megapixels" if isinstance(error, TooManyPixels) else ""
-            raise BadSample(self.where, f"{name}: {error}{cure}") from error
 
-    def grid(self, number: int, processor: VLMProcessor) -> Grid:
+    def open_shown(self, sight: Sight) -> list[Image.Image | Frames]:
+        """All of them as a prompt takes them. Raises BadSample."""
+        return [self._open_shown(number, sight) for number in range(len(self.pictures))]
+
+    def _open_shown(self, number: int, sight: Sight) -> Image.Image | Frames:
+        if not is_video(self.pictures[number]):
+            return self.open_picture(number)
+        with self._named(number):
+            return open_video(self.pictures[number], sight.frames, sight.square)
+
+    def cut(self, number: int, processor: VLMProcessor) -> Cut:
         """How one of them is cut, by its header; nothing is opened where none is. Raises BadSample."""
+        if is_video(self.pictures[number]):
+            with self._named(number):
+                return Times(headings_of_video(self.pictures[number], processor.sight.frames))
         if not processor.sight.tiles:
             return UNCUT
         return processor.sight.grid(*upright_size(self.open_picture(number, decode=False)))
 
     def open_views(self, number: int, processor: VLMProcessor) -> list[torch.Tensor]:
         """uint8 [3, side, side] of each of its views. Raises BadSample."""
-        return processor.views(self.open_picture(number), self.grid(number, processor))
+        shown = self._open_shown(number, processor.sight)
+        return processor.views(shown, None if isinstance(shown, Frames) else self.cut(number, processor))
+
+    @contextlib.contextmanager
+    def _named(self, number: int) -> Iterator[None]:
+        """What is wrong with one of them becomes a BadSample that names it."""
+        source = self.pictures[number]
+        name = str(source) if isinstance(source, Path) else f"picture {number + 1}"
+        try:
+            yield
+        except SampleError as error:
+            cure = ", or raise --max_megapixels" if isinstance(error, TooManyPixels) and not is_video(source) else ""
+            raise BadSample(self.where, f"{name}: {error}{cure}") from error
 
 
 def parse(text: str) -> object:

@@ -173,6 +173,7 @@ class VLMConfig(MiniMindConfig):
         image_tokens: int | None = None,  # that a picture takes in the sequence; None: one a patch
         image_token_id: int = IMAGE_TOKEN_ID,  # of the placeholder, by model.tokenizer_files.picture_token
         tiles: int = 0,  # into which a picture is cut at most, see model/views.py; 0: into none
+        frames: int = 0,  # of a video that are seen at most; 0: as many as model/views.py says
         **kwargs,
     ):
         self.vision_config = dict(vision_config or CLIP_VIT_B16)
@@ -181,7 +182,7 @@ class VLMConfig(MiniMindConfig):
         self.projector = projector
         self.image_tokens = image_tokens or self.patches_a_side**2
         _ = self.fold  # refuses what cannot be
-        self.image_token_id, self.tiles = image_token_id, tiles
+        self.image_token_id, self.tiles, self.frames = image_token_id, tiles, frames
         super().__init__(**kwargs)
 
     @property

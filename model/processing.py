@@ -26,7 +26,7 @@ from model.messages import UserError, counted
 from model.model_minimind import positions_before
 from model.pictures import SampleError
 from model.tokenizer_files import load_tokenizer
-from model.views import Grid, Sight
+from model.views import FRAMES, Cut, Frames, Sight
 
 IMAGE_TAG = "<image>"
 ROLES = ("system", "user", "assistant")
@@ -111,13 +111,14 @@ class VLMProcessor:
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, image_tokens: int = 196, image_size: int = 224,
         image_token_id: int = IMAGE_TOKEN_ID, resample: int = BICUBIC, tiles: int = 0,
+        frames: int = 0,
     ):  # fmt: skip
         self.tokenizer = tokenizer
         self.image_tokens = image_tokens
         self.image_span = Piece([image_token_id] * image_tokens, image=True)
         self.image_token_id = image_token_id
         self.image_size, self.resample = image_size, resample
-        self.sight = Sight(image_size, resample, tiles)
+        self.sight = Sight(image_size, resample, tiles, frames or FRAMES)
         self._encoded: dict[str, tuple[int, ...]] = {}  # questions repeat
         line, letter, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "a", "\na"))
         self._line_break = len(line)  # tokens of one, where a text begins with it
@@ -141,9 +142,8 @@ class VLMProcessor:
                 "tokenizer.json that they were trained with beside them"
             )
         if isinstance(config, VLMConfig):
-            return cls(
-                tokenizer, config.image_tokens, config.image_size, config.image_token_id, config.resample, config.tiles
-            )  # fmt: skip
+            looks = (config.image_size, config.image_token_id, config.resample, config.tiles, config.frames)
+            return cls(tokenizer, config.image_tokens, *looks)
         return cls(tokenizer)
 
     def __getstate__(self) -> dict:
@@ -153,6 +153,7 @@ class VLMProcessor:
         """Of all that decides which ids a text becomes."""
         parts = (self.tokenizer.backend_tokenizer.to_str(), str(self.tokenizer.chat_template), self.image_tokens)
         parts += (self.sight.tiles, self.image_size) if self.sight.tiles else ()
+        parts += ("frames", self.sight.frames) if self.sight.frames != FRAMES else ()
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -233,16 +234,15 @@ class VLMProcessor:
 
     def square(self, picture: Image.Image) -> Image.Image:
         """The whole picture, squeezed: nothing is cut off."""
-        return picture.resize((self.image_size, self.image_size), Image.Resampling(self.resample))
+        return self.sight.square(picture)
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         """uint8 [3, image_size, image_size]"""
         return as_tensor(self.square(picture))
 
-    def views(self, picture: Image.Image, grid: Grid | None = None) -> list[torch.Tensor]:
-        """uint8 [3, image_size, image_size] of each view. grid: by default that of the picture's size."""
-        grid = grid or self.sight.grid(*picture.size)
-        return [as_tensor(view) for view in self.sight.views(picture, grid)]
+    def views(self, picture: Image.Image | Frames, cut: Cut | None = None) -> list[torch.Tensor]:
+        """uint8 [3, image_size, image_size] of each view. cut: by default the one that fits."""
+        return [as_tensor(view) for view in self.sight.views(picture, cut or self.sight.cut(picture))]
 
     def check_pictures(self, rendered: Rendered, views: int) -> None:
         """Raises SampleError where the text has places for more or fewer views of pictures than there are."""
@@ -253,7 +253,7 @@ class VLMProcessor:
     def prompts(self, conversations: Sequence[tuple[Sequence[dict], Sequence[Image.Image]]]) -> dict[str, torch.Tensor]:
         """(messages, pictures) pairs to the inputs of generate()."""
         prompts = (
-            (self.render(messages, True, [self.sight.grid(*picture.size).headings for picture in pictures]), pictures)
+            (self.render(messages, True, [self.sight.cut(picture).headings for picture in pictures]), pictures)
             for messages, pictures in conversations
         )
         return self.prompt_inputs(prompts)

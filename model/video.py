@@ -6,7 +6,8 @@ opened: a list of other files or addresses (HLS, concat, DASH) is refused, and s
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from model.pictures import (
     check_size,
     open_picture,
 )
+from model.views import Frames, Times
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 MAX_SECONDS = 24 * 3600  # what claims to last longer is a broken header or a camera that never stops
 CONTAINERS = ("mov", "matroska", "avi", "mpegts", "ogg")  # as FFmpeg names them; mov is mp4, matroska is webm
+VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".ogv")
+FIRST_BYTES = (b"\x1a\x45\xdf\xa3", b"OggS", b"G@")  # of Matroska, Ogg and MPEG-TS; mp4 and avi say it further on
 CODECS = ("h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "theora")
 PIXELS = {"max_pixels": str(MAX_PIXELS)}  # of a frame, whatever the header says
 LIMITS = {
@@ -38,6 +42,7 @@ LIMITS = {
 }  # fmt: skip
 SEEK = 2.0  # seconds: what lies nearer ahead is decoded on the way, where no index tells better
 LEADS = (0.0, 10.0, float("inf"))  # seconds before a time, tried in turn until decoding starts no later than that time
+MAX_DECODED = 20_000  # frames for one look at a video: more are on the way only where it cannot be sought in
 TOLERANCE = 0.0005  # seconds; half of what Matroska rounds times to
 MISSING = 0.1  # of a video may fail to come at its end (and a second): headers round
 UPRIGHT = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)  # by quarter turns
@@ -77,6 +82,43 @@ def read_frames(source: Path | bytes, times: Sequence[float]) -> Iterator[Image.
             yield _picture(frame)
 
 
+def write_video(path: Path, frames: Iterable[Image.Image], rate: int, crf: int = 18) -> None:
+    """Frames of one size, both sides even, as an H.264 mp4. rate: frames a second; crf: H.264's, 0 loses the least."""
+    av = _av()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
+        stream.pix_fmt = "yuv420p"  # all that browsers and telephones play
+        for number, picture in enumerate(frames):
+            if number == 0:
+                stream.width, stream.height = picture.size
+            frame = av.VideoFrame.from_image(picture)
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def open_video(source: Path | bytes, frames: int, reduce: Callable[[Image.Image], Image.Image] | None = None) -> Frames:
+    """So many of its frames, evenly chosen, or as many as it has.
+
+    reduce: makes each small as soon as it is read. Raises SampleError, see frame_times and read_frames.
+    """
+    times = frame_times(source, frames)
+    pictures = [reduce(picture) if reduce else picture for picture in read_frames(source, times)]
+    return Frames(pictures, Times(tuple(time_labels(times))))
+
+
+def headings_of_video(source: Path | bytes, frames: int) -> tuple[str, ...]:
+    """What stands before each of its frames, by the header alone. Raises SampleError."""
+    return tuple(time_labels(frame_times(source, frames)))
+
+
+def is_video(source: Path | bytes) -> bool:
+    """Whether it is one by its name, or its first bytes: whether it can be read is another matter."""
+    if isinstance(source, Path):
+        return source.suffix.lower() in VIDEO_ENDINGS
+    return source[4:8] == b"ftyp" or source.startswith(FIRST_BYTES) or source[8:12] == b"AVI " or source[4:8] == b"moov"
+
+
 def time_labels(times: Sequence[float]) -> list[str]:
     """A name of each time as a player shows it, `0:03` or `1:02:03`, with the fewest decimals that tell them apart."""
     for decimals in range(4):
@@ -98,7 +140,8 @@ def _av() -> ModuleType:
         import av
     except ImportError:
         raise UserError(
-            "videos are read with the package av, which is not installed: pip install -r requirements/video.txt"
+            "videos are read and written with the package av, which is not installed: "
+            "pip install -r requirements/video.txt"
         ) from None
     return av
 
@@ -187,7 +230,7 @@ class _Cursor:
     def __init__(self, container: "InputContainer", stream: "VideoStream"):
         self.container, self.stream = container, stream
         self.start = stream.start_time or 0  # in units of the stream's time base
-        self.ended = False
+        self.ended, self._count = False, 0
         self._step = 1 / float(stream.average_rate or 25)
         self._frames = container.decode(stream)
         self._shown: VideoFrame | None = None
@@ -207,7 +250,9 @@ class _Cursor:
 
     def _decoded(self) -> "VideoFrame | None":
         frame = next(self._frames, None)
-        self.ended = frame is None
+        self.ended, self._count = frame is None, self._count + 1
+        if self._count > MAX_DECODED:
+            raise SampleError(f"it cannot be sought in: {MAX_DECODED:,} frames were not enough to get there", CONVERT)
         if frame is not None and frame.pts is None:  # some of AVI's
             before = self.start if self._shown is None else self._shown.pts
             frame.pts = before + round(self._step / self.stream.time_base)

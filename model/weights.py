@@ -223,7 +223,7 @@ def build_vlm(sizes: dict, tower_folder: str | Path, seeing: dict | None = None)
     """A new model around the tower of a folder; its config says which one that is.
 
     sizes: the decoder's, arguments of MiniMindConfig.
-    seeing: projector, image_tokens, tiles, image_token_id and the looks of pictures, as seeing_arguments has them.
+    seeing: projector, image_tokens, tiles, frames, image_token_id and the looks of pictures, as of seeing_arguments.
     """
     seeing = dict(seeing or {})
     tower, sha256 = read_tower(tower_folder)
@@ -257,7 +257,7 @@ def seeing_arguments(config: dict | None, tensors: Mapping[str, torch.Tensor]) -
     looks |= {"picture_size": vision["picture_size"]} if "picture_size" in vision else {}
     looks["resample"] = vision.get("resample", BICUBIC)
     seeing = {"projector": config.get("projector", "linear"), "looks": looks}
-    seeing |= {name: config[name] for name in ("image_token_id", "tiles") if config.get(name)}
+    seeing |= {name: config[name] for name in ("image_token_id", "tiles", "frames") if config.get(name)}
     tokens = config.get("image_tokens")
     return (
         seeing if tokens in (None, VLMConfig(vision_config=vision).image_tokens) else {**seeing, "image_tokens": tokens}
@@ -297,7 +297,9 @@ def load_model(
         model = build_vlm(sizes, tower_folder, seeing)
     elif tells_sight(config):  # a tower that came from nowhere travels in the file
         seeing = {
-            name: config[name] for name in ("projector", "image_tokens", "image_token_id", "tiles") if name in config
+            name: config[name]
+            for name in ("projector", "image_tokens", "image_token_id", "tiles", "frames")
+            if name in config
         }
         model = MiniMindVLM(VLMConfig(vision_config=config["vision_config"], **seeing, **sizes))
     else:

@@ -4,7 +4,8 @@
 
 The last answer of each line is asked for. `shuffled` shows another line's picture: what is still right there was not
 seen but guessed, and `none` says how far the questions alone carry. Intervals are Wilson's at 95 %. Questions without
-pictures, or with more of them than any other line shows, are left out of `shuffled`, and counted.
+pictures, or with more of them than any other line shows, are left out of `shuffled`, and counted. Of questions about
+videos `shuffled` shows the right video with its frames in another order: what is still right needed no order.
 
 --exam asks the harder exam of Emoji World instead, family by family: dataset/exam/emoji_exam.py says what these are.
 Questions with choices (VLMEvalKit's tables, MMStar and the like) are scored by likelihood and by generation, questions
@@ -13,10 +14,11 @@ by how well these fit: docs/grounding.md. --html writes what is wrong on one pag
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from dataset import emoji_world
-from dataset.exam import box_scores, choices, families, yes_no
+from dataset.exam import box_scores, choices, clips, families, yes_no
 from dataset.exam.answering import score
 from dataset.exam.emoji_exam import write_exam
 from dataset.exam.figures import cell
@@ -34,14 +36,16 @@ from scripts.demo.weights import weights_or_newest
 EXAM_SCENES = 100  # of each family
 
 
-def table(report: dict) -> str:
+HEADS = {"right": "right picture", "shuffled": "shuffled picture", "none": "no picture"}
+
+
+def table(report: dict, heads: Mapping[str, str] = HEADS) -> str:
     rows = list(report["by_kind"].items())
     if len(rows) > 1:  # where there is one kind, its row says the same
         overall = {mode: {"exact_match": match} for mode, match in report["exact_match"].items()}
         rows.insert(0, ("all, kinds alike", overall))
     if len(rows) > 1 or len(report["by_language"]) > 1:
         rows += report["by_language"].items()
-    heads = {"right": "right picture", "shuffled": "shuffled picture", "none": "no picture"}
     lines = [f"{'':<18}" + "".join(f"{heads[mode]:>26}" for mode in report["exact_match"])]
     lines += [f"{name:<18}" + "".join(map(cell, figures.values())) for name, figures in rows]
     without = report["not_shuffled"]
@@ -66,6 +70,9 @@ def examine(answerer: Answerer, questions: list[Question], base: Answerer | None
     if with_choices:
         report, records = choices.score_choices(answerer, questions, base, max(1, batch_size // 3))
         return report, records, choices.table(report)
+    if clips.about_videos(questions):
+        report, records = score(answerer, questions, batch_size, clips.out_of_order(questions))
+        return report, records, table(report, clips.SHOWN)
     if box_scores.holds_boxes(questions):
         report, records = box_scores.score_boxes(answerer, questions, batch_size)
         return report, records, box_scores.table(report)

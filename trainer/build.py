@@ -89,9 +89,10 @@ def seeing_settings(config: StageConfig, image_token_id: int) -> dict:
     """
     flags = {"projector": config.projector, "image_tokens": config.image_tokens, "tiles": config.tiles}
     flags = {name: value for name, value in flags.items() if value}
+    frames = {"frames": config.frames} if config.frames else {}  # of any number: a model sees them one by one
     start = seeing_arguments(*read_weights(config.start_path, shapes_only=True)) if config.start_path else {}
     if not start:
-        return {"image_token_id": image_token_id, **flags}
+        return {"image_token_id": image_token_id, **flags, **frames}
     patches = VLMConfig(vision_config=tower_sizes(config.vision_model)).image_tokens
     trained = {"image_tokens": patches, "tiles": config.tiles, **start}  # who knows no tiles may learn to see them
     for name, value in flags.items():
@@ -100,7 +101,7 @@ def seeing_settings(config: StageConfig, image_token_id: int) -> dict:
                 f"--{name} {value} is not what {config.start_path} was trained with, {trained[name]}: leave --{name} "
                 "out, or start from weights without a projector"
             )
-    return {"image_token_id": image_token_id, **flags, **start}
+    return {"image_token_id": image_token_id, **flags, **start, **frames}
 
 
 def build_model(config: StageConfig, tokenizer: PreTrainedTokenizerFast, say: Callable = print) -> MiniMindForCausalLM:

@@ -25,7 +25,7 @@ from model.command_line import CommandLine
 from model.files import ROOT, SHIPPED_MODEL, SHIPPED_TOWER
 from model.messages import UserError
 from model.projectors import PROJECTORS
-from model.views import MAX_TILES
+from model.views import FRAMES, MAX_FRAMES, MAX_TILES
 from trainer.guard.ending import wait_to_be_ended
 
 OUT = ROOT / "out"
@@ -128,6 +128,9 @@ class StageConfig:
         0, "cut a picture into up to so many tiles, seen beside the whole of it; 0: as --from_weight, or into none",
         at_least=0, at_most=MAX_TILES,
     )  # fmt: skip
+    frames: int = _model(
+        0, f"of a video that are seen at most; 0: as --from_weight, or {FRAMES}", at_least=0, at_most=MAX_FRAMES
+    )
     strict_data: int = _data(0, "1: stop at the first bad sample; 0: leave bad samples out, named in quarantine.jsonl")
     max_bad_share: float = _data(
         MAX_BAD_SHARE, "of a file's samples: where more are bad, the run stops", at_least=0, at_most=1

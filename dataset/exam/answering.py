@@ -19,7 +19,7 @@ def prompt_of(answerer: Answerer, question: Question, mode: str, shown: Question
     """The question as the model gets it: with the pictures of `shown`, or with none."""
     messages = question.sample.messages[:-1]
     if mode != "none":
-        return answerer.prompt(messages, shown.sample.open_pictures())
+        return answerer.prompt(messages, shown.sample.open_shown(answerer.processor.sight))
     return answerer.prompt([{**m, "content": m["content"].replace(IMAGE_TAG, "").strip()} for m in messages])
 
 
@@ -65,9 +65,13 @@ def record_of(question: Question) -> dict:
     }
 
 
-def score(answerer: Answerer, questions: Sequence[Question], batch_size: int = 48) -> tuple[dict, list[dict]]:
-    """The report, and one record a question with every mode's answer."""
-    wrong = wrong_pictures(questions)
+def score(
+    answerer: Answerer, questions: Sequence[Question], batch_size: int = 48,
+    wrong: Sequence[Question | None] | None = None,
+) -> tuple[dict, list[dict]]:  # fmt: skip
+    """The report, and one record a question with every mode's answer. wrong: whose pictures are shown in the mode
+    `shuffled`; by default another line's."""
+    wrong = wrong or wrong_pictures(questions)
     answers = {mode: answer_all(answerer, questions, mode, wrong, batch_size) for mode in MODES}
     records = [
         record_of(question) | {mode: texts[number] for mode, texts in answers.items()}

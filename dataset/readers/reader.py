@@ -8,12 +8,22 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.formats import EMBEDDED_PICTURES, FORMATS, TEXT_FIELDS, Unfit, read_record, recognised
+from dataset.formats import (
+    EMBEDDED_PICTURES,
+    FORMATS,
+    TEXT_FIELDS,
+    VIDEO_FIELDS,
+    Unfit,
+    Video,
+    read_record,
+    recognised,
+)
 from dataset.options import AUTO, ReadOptions
-from dataset.readers.pictures import Pictures
+from dataset.readers.pictures import PictureFolder, Pictures
 from dataset.samples import BadSample, DataError, Sample, check_number, is_placeholder, shown
 from model.messages import counted
 from model.processing import IMAGE_TAG
+from model.video import VIDEO_ENDINGS, is_video
 
 LOOKED_AT = 1000  # records among which the first that tells its format is looked for
 
@@ -89,11 +99,13 @@ class Reader(Sequence):
             there = counted(len(pictures), "pictures")
             raise BadSample(where, f"the text holds {tags} <image> but the sample has {there}: make them equal")
         known = FORMATS[self.format]
-        used = {*TEXT_FIELDS, *known.pictures, EMBEDDED_PICTURES} - {*known.kept}
+        used = {*TEXT_FIELDS, *known.pictures, *VIDEO_FIELDS, EMBEDDED_PICTURES} - {*known.kept}
         extra = {name: value for name, value in record.items() if name not in used}
         return Sample(where, talk.messages, tuple(pictures), talk.text, extra, self.options.max_pixels)
 
-    def _picture(self, where: str, name: str | bytes | dict) -> Path | bytes:
+    def _picture(self, where: str, name: str | bytes | dict | Video) -> Path | bytes:
+        if isinstance(name, Video):
+            return self._video(where, name.source)
         if isinstance(name, dict):
             name = name["bytes"] or name.get("path") or b""
         if isinstance(name, bytes):
@@ -101,3 +113,14 @@ class Reader(Sequence):
         if self.pictures is None:
             raise BadSample(where, f"picture {shown(name)} is named, and no folder is: give --images_path")
         return self.pictures.find(where, name)
+
+    def _video(self, where: str, name: str | bytes | dict) -> Path | bytes:
+        """By default it lies beside the data file, in any folder there."""
+        if isinstance(name, str) and not self.options.images_path and isinstance(self.path, Path):
+            found = PictureFolder(self.path.parent, self.options.follow_links).find(where, name)
+        else:
+            found = self._picture(where, name)
+        if not is_video(found):
+            reason = f"has none of the endings {', '.join(VIDEO_ENDINGS)}: rename it, or convert it to mp4"
+            raise BadSample(where, f"video {shown(name)} {reason}")
+        return found

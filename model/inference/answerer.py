@@ -27,6 +27,7 @@ from model.model_minimind import MiniMindForCausalLM
 from model.pictures import SampleError
 from model.processing import VLMProcessor
 from model.tokenizer_files import read_tokenizer
+from model.views import Frames
 from model.weights import load_model
 
 __all__ = ["Answer", "Answerer", "Interrupted", "Options", "PromptTooLong", "assistant_turn", "user_turn"]
@@ -95,16 +96,17 @@ class Answerer:
             options.weight, options.vision_model, options.device, options.dtype, options.num_attention_heads
         )
 
-    def prompt(self, messages: Sequence[dict], pictures: Sequence[Image.Image] = ()) -> Prompt:
-        """A conversation that ends with a question, as the model reads it. pictures: in the order of their places.
+    def prompt(self, messages: Sequence[dict], pictures: Sequence[Image.Image | Frames] = ()) -> Prompt:
+        """A conversation that ends with a question, as the model reads it. pictures: in the order of their places, and
+        videos among them.
 
         Raises:
             SampleError: messages and pictures do not fit together; PromptTooLong: the model does not read so much.
             UserError: there are pictures, and the model is a decoder alone.
         """
         started = time.perf_counter()
-        grids = [self.processor.sight.grid(*picture.size) for picture in pictures]
-        rendered = self.processor.render(messages, True, [grid.headings for grid in grids])
+        cuts = [self.processor.sight.cut(picture) for picture in pictures]
+        rendered = self.processor.render(messages, True, [cut.headings for cut in cuts])
         if pictures and not self.reader.sees:
             raise UserError("these weights are a decoder without eyes: train the stages, or ask without a picture")
         if len(rendered.input_ids) >= self.max_length:
@@ -112,10 +114,10 @@ class Answerer:
                 f"the conversation takes {len(rendered.input_ids)} tokens and the model reads {self.max_length}: "
                 "ask less at once, or begin anew"
             )
-        cut = zip(pictures, grids, strict=True)
-        views = [view for picture, grid in cut for view in self.processor.views(picture, grid)]
+        shown = zip(pictures, cuts, strict=True)
+        views = [view for picture, cut in shown for view in self.processor.views(picture, cut)]
         ids, image_mask = rendered.input_ids.tolist(), rendered.image_mask.tolist()
-        return Prompt(ids, image_mask, views, grids, time.perf_counter() - started)
+        return Prompt(ids, image_mask, views, cuts, time.perf_counter() - started)
 
     @torch.inference_mode()
     def stream(

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from model.attention import Attention, rotate
 from model.inference.reader import Prompt
 from model.model_minimind import MiniMindForCausalLM
-from model.views import UNCUT, Grid
+from model.views import UNCUT, Cut, Times
 
 # Dark to light through violet, red and orange, the same order of lightness for every eye: RGB at equal steps.
 RAMP = np.array([(10, 5, 40), (90, 20, 110), (190, 50, 85), (250, 140, 20), (255, 250, 170)], dtype=np.float32)
@@ -29,7 +29,7 @@ class Looked:
 
     patches: torch.Tensor  # [tokens, layers, views, patches], mean over heads; a token's attention sums to at most 1
     grid: tuple[int, int]  # rows and columns of a view's patches, or of what several were folded into
-    cuts: Sequence[Grid] = ()  # how each picture was cut into views
+    cuts: Sequence[Cut] = ()  # how each picture was cut into views
     side: int = 0  # pixels of a view
 
     def over_pictures(self, tokens: slice = slice(None), layer: int | None = None) -> list[torch.Tensor]:
@@ -37,10 +37,12 @@ class Looked:
         views = self.maps(tokens, layer).split([len(cut.headings) for cut in self.cuts])
         return [self._together(maps, cut) for maps, cut in zip(views, self.cuts, strict=True)]
 
-    def _together(self, maps: torch.Tensor, cut: Grid) -> torch.Tensor:
+    def _together(self, maps: torch.Tensor, cut: Cut) -> torch.Tensor:
         """Views [views, rows, columns] of a picture; what lies beyond its edges is left out."""
         if cut == UNCUT:
             return maps[0]
+        if isinstance(cut, Times):
+            return torch.cat(list(maps), 1)  # side by side, as Frames.strip has the frames
         rows, columns = self.grid
         tiles = maps[1:].view(cut.rows, cut.columns, rows, columns).transpose(1, 2)
         tiles = tiles.reshape(cut.rows * rows, cut.columns * columns)
@@ -107,7 +109,7 @@ def look(model: MiniMindForCausalLM, prompt: Prompt, token_ids: Sequence[int]) -
 
     with watch_attention(model, see):
         model(ids, image_mask=image_mask, pixel_values=torch.stack(pictures)[None].to(device), logits_to_keep=1)
-    return Looked(torch.stack(layers, dim=1), model.config.image_grid, prompt.grids, model.config.image_size)
+    return Looked(torch.stack(layers, dim=1), model.config.image_grid, prompt.cuts, model.config.image_size)
 
 
 def words(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int]) -> list[tuple[str, slice]]:

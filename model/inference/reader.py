@@ -15,7 +15,7 @@ from model.inference.kv_cache import KVCache, LRUCache, PrefixCache
 from model.inference.packed_linear import pack_linears
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
-from model.views import Grid
+from model.views import Cut
 
 REMEMBERED_TOKENS = 16384  # of earlier conversations; a token takes 8 KB in the 26 M model
 REMEMBERED_PICTURES = 64
@@ -30,7 +30,7 @@ class Prompt:
     ids: list[int]
     image_mask: list[bool]  # which of the ids are placeholders of pictures
     pictures: list[torch.Tensor] = field(default_factory=list)  # the views of all, uint8 [3, height, width] each
-    grids: list[Grid] = field(default_factory=list)  # how each picture was cut into them
+    cuts: list[Cut] = field(default_factory=list)  # how each picture was cut into them
     seconds: float = 0.0  # that it took to make; they count for the first token of its answer
 
     @cached_property

@@ -12,6 +12,8 @@ from dataset.boxes import boxes_in
 from dataset.exam.box_scores import FOUND, is_found
 from dataset.fonts import chinese_font
 from model.pictures import open_picture
+from model.video import is_video, open_video
+from model.views import FRAMES
 
 CELL, MARGIN, LINE, GAP, FONT_SIZE = 264, 16, 17, 4, 13  # pixels
 COLUMNS, ROWS, QUESTIONS = 4, 3, 3  # of the sheet; and of each picture, at most
@@ -35,7 +37,7 @@ def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
     for number, (picture, questions) in enumerate(shown):
         x = MARGIN + number % COLUMNS * (CELL + MARGIN)
         y = MARGIN + number // COLUMNS * height
-        cell = open_picture(io.BytesIO(picture) if isinstance(picture, bytes) else picture).resize((CELL, CELL))
+        cell = _cell(picture)
         most = max((record["right"] for record in questions if "iou" in record), key=_count_boxes, default="")
         sheet.paste(draw_boxes(cell, most, CELL) or cell, (x, y))
         y += CELL + 6
@@ -49,6 +51,17 @@ def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
     draw.text((MARGIN, sheet.height - 2 * LINE - 6), note, GREY, font)
     draw.text((MARGIN, sheet.height - LINE - 6), credit, GREY, font)
     sheet.save(path)
+
+
+def _cell(picture: str | Path | bytes) -> Image.Image:
+    """A picture that fills the cell, or a video's frames, COLUMNS in a row."""
+    source = Path(picture) if isinstance(picture, str) else picture
+    if not is_video(source):
+        return open_picture(io.BytesIO(source) if isinstance(source, bytes) else source).resize((CELL, CELL))
+    side, cell = CELL // COLUMNS, Image.new("RGB", (CELL, CELL), "white")
+    for place, frame in enumerate(open_video(source, FRAMES).pictures):
+        cell.paste(frame.resize((side, side)), (place % COLUMNS * side, place // COLUMNS * side))
+    return cell
 
 
 def choose(records: Sequence[dict]) -> list[tuple[str | Path | bytes, list[dict]]]:

@@ -12,7 +12,7 @@ from dataset import emoji_words as words
 from dataset import emoji_world as world
 from model.inference.answerer import Answer, Options, assistant_turn, user_turn
 from model.inference.attention_map import Looked
-from model.views import Sight
+from model.views import Frames, Sight
 from scripts.demo import limits
 from scripts.demo.engine import Engine, Job
 from scripts.demo.limits import Picture, Refused, prepare_picture, read_upload
@@ -81,8 +81,8 @@ def new_turn(turns: Sequence[Turn], question: str, files: Sequence[bytes], sight
     return turn
 
 
-def conversation(turns: Sequence[Turn], side: int = 0) -> tuple[list[dict], list[Image.Image]]:
-    """Messages up to the last turn's question, and the pictures of all of them in order.
+def conversation(turns: Sequence[Turn], side: int = 0) -> tuple[list[dict], list[Image.Image | Frames]]:
+    """Messages up to the last turn's question, and the pictures and videos of all of them in order.
 
     side: 1 for the second model's, which hears its own answers, and the first's where it was not asked.
     """

@@ -8,8 +8,9 @@ from PIL import Image
 from model.inference.answerer import Options
 from model.messages import UserError
 from model.pictures import SampleError
-from model.views import Sight
-from scripts.server.limits import Limits, decode_picture
+from model.video import is_video, open_video
+from model.views import Frames, Sight
+from scripts.server.limits import DECODING, Limits, decode_picture
 
 SERVED = Limits()  # what the server lets in, too
 MAX_BYTES = SERVED.picture_bytes  # as maxUploadSize in .streamlit/config.toml
@@ -20,6 +21,7 @@ MAX_SECONDS = SERVED.seconds  # of the machine for an answer
 MAX_SECONDS_UNSEEN = 10.0  # until an answer whose page is gone is given up
 MAX_WAITING = 8  # behind the one that is answered
 SHOWN_SIDE = 1024  # pixels that a picture keeps for being looked at
+STRIP_SIDE = 256  # and each frame of a video
 
 
 class Refused(UserError):
@@ -33,22 +35,47 @@ class Refused(UserError):
 @dataclass(frozen=True)
 class Picture:
     shown: bytes  # JPEG, at most SHOWN_SIDE a side, with nothing in it but pixels
-    seen: Image.Image  # as much of it as the model sees, scaled exactly as eval_vlm.py would
+    seen: Image.Image | Frames  # as much of it as the model sees, scaled exactly as eval_vlm.py would
 
 
 def read_upload(content: bytes, sight: Sight) -> Picture:
-    """An uploaded file as a picture. Its name is never looked at: what it is says its content alone.
+    """An uploaded file as a picture, or a video. Its name is never looked at: what it is says its content alone.
 
     Raises:
-        Refused: too many bytes or pixels, no picture of the known formats, or damaged.
+        Refused: too many bytes or pixels, no picture or video of the known formats, or damaged.
     """
     if len(content) > MAX_BYTES:
         raise Refused("too_large")
+    if is_video(content):
+        return read_video(content, sight)
     try:
         return prepare_picture(decode_picture(content), sight)
     except SampleError as error:
         too_many = error.__cause__ is None or isinstance(error.__cause__, Image.DecompressionBombError)
         raise Refused("too_many_pixels" if too_many else "no_picture") from error
+
+
+def read_video(content: bytes, sight: Sight) -> Picture:
+    """What is shown is a strip of the frames that are seen. Raises Refused."""
+    if not sight.frames:
+        raise Refused("no_videos")
+    small: list[Image.Image] = []
+
+    def reduce(frame: Image.Image) -> Image.Image:
+        small.append(frame.copy())
+        small[-1].thumbnail((STRIP_SIDE, STRIP_SIDE))
+        return sight.square(frame)
+
+    try:
+        with DECODING:
+            seen = open_video(content, sight.frames, reduce)
+    except SampleError as error:
+        raise Refused("no_video") from error
+    except UserError as error:  # the package is not installed
+        raise Refused("no_video_package") from error
+    file = BytesIO()
+    seen._replace(pictures=small).strip(STRIP_SIDE).save(file, "JPEG", quality=90)
+    return Picture(file.getvalue(), seen)
 
 
 def prepare_picture(picture: Image.Image, sight: Sight) -> Picture:

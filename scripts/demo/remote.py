@@ -247,4 +247,4 @@ def _as_weight(model: dict, address: str) -> Weight:
     tiles = model.get("tiles", 0)
     if not isinstance(tiles, int) or not 0 <= tiles <= MAX_TILES:
         raise ValueError(f"a model cuts pictures into {tiles} tiles")
-    return Weight(Path(name), 0, "", side, resample=int(resample), tiles=tiles, server=address)
+    return Weight(Path(name), 0, "", side, resample=int(resample), tiles=tiles, frames=0, server=address)

@@ -11,6 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 from dataset.box_drawing import draw_boxes
 from model.inference.answerer import Answer
 from model.inference.attention_map import heat_picture
+from model.views import Frames
 from scripts.demo.chat import Chat, Reply, Turn, conversation
 from scripts.demo.engine import Engine, Job
 from scripts.demo.limits import Refused
@@ -37,8 +38,11 @@ def reason(refusal: Refused) -> str:
 
 def show_pictures(turn: Turn) -> None:
     """A question's pictures, who made them, and what was left out."""
-    if turn.pictures:
-        st.image([picture.shown for picture in turn.pictures], width=PICTURE_WIDTH)
+    films = [picture.shown for picture in turn.pictures if isinstance(picture.seen, Frames)]
+    if len(turn.pictures) > len(films):
+        st.image([picture.shown for picture in turn.pictures if picture.shown not in films], width=PICTURE_WIDTH)
+    for film in films:
+        st.image(film, width="stretch")
     if turn.credit:
         st.caption(turn.credit)
     for refusal in turn.left_out:

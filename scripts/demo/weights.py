@@ -17,7 +17,7 @@ from model.files import ROOT, SHIPPED_MODEL, SHIPPED_TOWER, portable_path
 from model.messages import UserError, plain
 from model.minimind_files import is_minimind
 from model.tower_folder import tower_sizes
-from model.views import Sight
+from model.views import FRAMES, Sight
 from model.weights import PROJECTOR_PREFIX, read_weights
 from scripts.demo.text import TEXT, translate
 
@@ -40,13 +40,14 @@ class Weight:
     tower: str = ""
     resample: int = BICUBIC  # Pillow's number of the filter that makes a picture image_size large
     tiles: int = 0  # into which it cuts a picture at most
+    frames: int = FRAMES  # of a video that it sees at most; 0: a server's, which takes none
     ships: bool = False  # with the project, for who has trained nothing
     server: str = ""  # the address of one that has these weights under the name `path`; "" for a file
 
     @property
     def sight(self) -> Sight | None:
         """How it takes in a picture; models that are compared need the same."""
-        return None if self.image_size is None else Sight(self.image_size, self.resample, self.tiles)
+        return None if self.image_size is None else Sight(self.image_size, self.resample, self.tiles, self.frames)
 
 
 def offered(named: Sequence[Path], root: Path, vision_model: str | None = None) -> list[Weight]:
@@ -168,6 +169,7 @@ def _read_weight(path: Path, changed: int) -> Weight | None:
         val_loss=facts.get("val_loss", ""),
         resample=vision.get("resample", BICUBIC),
         tiles=config.get("tiles", 0),
+        frames=config.get("frames") or FRAMES,
         tower=Path(str(config.get("vision_source") or "")).name,
     )
 

@@ -11,53 +11,42 @@ import subprocess
 import sys
 import tempfile
 import time
-from fractions import Fraction
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+from PIL import Image
 
 from model.command_line import CommandLine
-from model.inference.answerer import Answerer, Options, add_weight_flags
+from model.inference.answerer import Answerer, Options, add_weight_flags, user_turn
 from model.messages import UserError
 from model.pictures import open_picture
-from model.processing import IMAGE_TAG
-from model.video import frame_times, read_frames
+from model.video import is_video, open_video, read_frames, write_video
+from model.views import FRAMES
 from scripts.demo.weights import weights_or_newest
 
 WIDTH, HEIGHT, RATE = 640, 360, 25  # pixels, frames a second
 ALLOWED = 300  # MB more than a picture
 
 
-def write_video(path: Path, seconds: int) -> None:
-    """A square that crosses a grey ground, H.264."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for number in range(seconds * RATE):
-            pixels = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
-            left = number * 4 % (WIDTH - 40)
-            pixels[100:140, left : left + 40] = (220, 40, 40)
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, RATE)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+def scene(seconds: int) -> Iterator[Image.Image]:
+    """A square that crosses a grey ground."""
+    for number in range(seconds * RATE):
+        picture = Image.new("RGB", (WIDTH, HEIGHT), "grey")
+        left = number * 4 % (WIDTH - 40)
+        picture.paste("red", (left, 100, left + 40, 140))
+        yield picture
 
 
 def answer(options: argparse.Namespace) -> None:
     """One question about a video or a picture, and what it took."""
     answerer = Answerer.from_flags(options)
     started = time.perf_counter()
-    if options.show.suffix == ".mp4":
-        shown = [
-            answerer.processor.square(p) for p in read_frames(options.show, frame_times(options.show, options.frames))
-        ]
+    if is_video(options.show):
+        shown = open_video(options.show, options.frames, answerer.processor.square)
     else:
-        shown = [open_picture(options.show)]
+        shown = open_picture(options.show)
     read = time.perf_counter() - started
-    messages = [{"role": "user", "content": IMAGE_TAG * len(shown) + "\nWhat do you see?"}]
-    answerer.batch([answerer.prompt(messages, shown)], Options(max_new_tokens=16))
+    answerer.batch([answerer.prompt([user_turn("What do you see?", 1)], [shown])], Options(max_new_tokens=16))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, read)
 
 
@@ -75,7 +64,7 @@ def main() -> None:
     parser = CommandLine(__doc__)
     add_weight_flags(parser)
     parser.add_argument("--seconds", type=int, default=600, help="of video")
-    parser.add_argument("--frames", type=int, default=8, help="of it that the model sees")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of it that the model sees")
     parser.add_argument("--show", type=Path, help="only answer about this .mp4 or picture, in this process")
     options = parser.parse_args()
     try:
@@ -84,7 +73,7 @@ def main() -> None:
             return answer(options)
         with tempfile.TemporaryDirectory() as folder:
             video, still = Path(folder) / "video.mp4", Path(folder) / "still.png"
-            write_video(video, options.seconds)
+            write_video(video, scene(options.seconds), RATE)
             next(read_frames(video, (1.0,))).save(still)
             (picture, _), (shown, seconds) = peak(options, still), peak(options, video)
     except UserError as error:

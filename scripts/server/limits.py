@@ -10,7 +10,7 @@ from model.pictures import PICTURE_FORMATS, SampleError, open_picture
 
 CHARACTERS_A_TOKEN = 16  # more of them than this are no prompt that fits: refused before anything counts tokens
 MEGABYTE = 1024**2
-_decoding = threading.BoundedSemaphore(2)  # pictures at a time: one may take 300 MB
+DECODING = threading.BoundedSemaphore(2)  # pictures at a time: one may take 300 MB
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def decode_picture(content: bytes) -> Image.Image:
     """
     try:
         picture = open_picture(BytesIO(content), decode=False)  # the header alone: a bomb waits for nobody's decoding
-        with _decoding:
+        with DECODING:
             return open_picture(picture)
     except SampleError as error:
         if isinstance(error.__cause__, UnidentifiedImageError):  # whose words are about an object of Python's

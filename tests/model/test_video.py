@@ -87,6 +87,14 @@ def test_far_times_are_sought(tmp_path, monkeypatch):
         assert len(decoded) <= most, name
 
 
+def test_what_cannot_be_sought_in_is_not_decoded_for_ever(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "a.mp4", numbered(120), rate=10, group=1000)
+    monkeypatch.setattr(video, "MAX_DECODED", 60)
+    assert [frame_number(picture) for picture in read_frames(path, (0.05, 5.05))] == [0, 50]
+    with pytest.raises(SampleError, match="cannot be sought in: 60 frames were not enough to get there: convert it"):
+        list(read_frames(path, (0.05, 10.05)))
+
+
 def test_frames_come_one_by_one(tmp_path):
     frames = read_frames(make_video(tmp_path / "a.mp4", numbered(50)), (0.0, 1.0))
     assert frame_number(next(frames)) == 0

@@ -14,7 +14,9 @@ import eval_vlm
 from dataset.box_drawing import draw_boxes
 from helpers.data import write_jsonl
 from helpers.models import IMAGE_SIZE, IMAGE_TOKENS, SIZES, enliven
+from helpers.videos import make_video, numbered
 from model.inference.answerer import Answer, Answerer, Options, user_turn
+from model.video import open_video
 from model.vision_encoder import normalize_pixels
 from model.weights import save_weights
 
@@ -287,6 +289,21 @@ def test_one_picture_is_not_plural(run, monkeypatch, files, capsys):
     monkeypatch.setattr("builtins.input", lambda prompt: "")
     monkeypatch.setattr(sys, "stderr", sys.stdout)
     assert run("--image", files[0]) == "1 picture. Ask; an empty line ends.\n"
+
+
+def test_a_question_about_a_video(run, weight, tmp_path, picture):
+    """With a picture before it; what cannot be read is said in a sentence."""
+    pytest.importorskip("av", reason="videos are read with the package av: pip install -r requirements/video.txt")
+    video = make_video(tmp_path / "a.mp4", numbered(16), rate=2)
+    picture(1).save(tmp_path / "1.png")
+    seen = [picture(1), open_video(video, 8)]
+    asked = ("--image", tmp_path / "1.png", "--video", video, "--prompt", "what?")
+    assert run(*asked) == expected(weight, ["what?"], seen) + "\n"
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    with pytest.raises(SystemExit, match="eval_vlm: --video .*b.mp4: it cannot be read as a video"):
+        run("--video", tmp_path / "b.mp4", "--prompt", "what?")
+    with pytest.raises(SystemExit, match="--video .*c.mp4: the file does not exist: did you mean"):
+        run("--video", tmp_path / "c.mp4", "--prompt", "what?")
 
 
 def test_boxes_of_answers_are_drawn_each_in_a_file(run, monkeypatch, files, tmp_path, capsys):

@@ -7,6 +7,7 @@ from dataset.readers.hub_query import is_hub
 from dataset.readers.opening import is_there
 from dataset.samples import Sample
 from dataset.sources import named_files, parse_sources
+from model.video import is_video
 from model.weights import read_facts
 from trainer.config import ROOT, StageConfig
 from trainer.report.commands import command, python, shown, stage_command
@@ -85,7 +86,8 @@ def _held_out(config: StageConfig) -> str:
 def _answers(config: StageConfig, example: Sample | None) -> dict[str, str]:
     pictures = [picture for picture in (example.pictures if example else ()) if isinstance(picture, Path)]
     asked = [message["content"] for message in (example.messages if example else ()) if message["role"] == "user"]
-    flags: list = ["--image", pictures[0]] if pictures else ["--image", "FILE"]
+    flag = "--video" if pictures and is_video(pictures[0]) else "--image"
+    flags: list = [flag, pictures[0] if pictures else "FILE"]
     if asked:
         flags += ["--prompt", asked[0].replace("<image>", "").strip()]
     held_out = _held_out(config)

@@ -103,7 +103,7 @@ class Surveyor:
         name = hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else str(source)
         if name not in self._facts:
             with sample.open_picture(place, decode=False) as header:
-                kind, width, height = header.format, header.width, header.height
+                kind, width, height = header.format or "video", header.width, header.height
             small = thumbnail(sample.open_picture(place))
             sha256 = name if isinstance(source, bytes) else file_sha256(source)
             if len(self._facts) >= REMEMBERED:
