@@ -12,11 +12,13 @@ import copy
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -46,21 +48,21 @@ class CloseUps(IterableDataset):
     def __init__(self, seed: str, split: str, count: int):
         self.seed, self.split, self.count = seed, split, count
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
         number, step = (worker.id, worker.num_workers) if worker else (0, 1)
         given = 0
         while given < self.count // step:
             scene, rng = signs.sample_sign_scene(self.seed, self.split, number), Random(f"{self.seed}:{number}")
             picture = signs.render(scene)
-            for sign in scene.signs:
+            for sign in scene.signs[: self.count // step - given]:
                 yield close_up(picture, scene, sign, rng)
                 given += 1
             number += step
 
 
-def close_up(picture, scene: signs.SignScene, sign: signs.Sign, rng: Random) -> dict:
-    """A picture of the tower's size that holds a sign, or most of it."""
+def close_up(picture: Image.Image, scene: signs.SignScene, sign: signs.Sign, rng: Random) -> dict:
+    """A picture of the tower's size that holds a sign, or most of it, and where in the scene it is."""
     left, top = (
         min(max(rng.randint(high - IMAGE_SIZE - AROUND, low + AROUND), 0), signs.IMAGE_SIZE - IMAGE_SIZE)
         for low, high in zip(sign.box[:2], sign.box[2:], strict=True)
@@ -74,7 +76,7 @@ def close_up(picture, scene: signs.SignScene, sign: signs.Sign, rng: Random) -> 
         labels[share > COVERED] = TEXTS.index(other.text)
     cut = picture.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
     pixels = torch.from_numpy(np.array(cut).transpose(2, 0, 1).copy())
-    return {"pixels": pixels, "text": torch.from_numpy(labels.flatten())}
+    return {"pixels": pixels, "text": torch.from_numpy(labels.flatten()), "left": left, "top": top}
 
 
 def patches_of(
@@ -90,7 +92,7 @@ def patches_of(
 
 
 @torch.no_grad()
-def evaluate(tower: nn.Module, before: nn.Module, head: nn.Module, device: torch.device, count: int = 400) -> dict:
+def evaluate(tower: nn.Module, before: nn.Module, head: nn.Module, device: torch.device, count: int) -> dict:
     """On held-out scenes: boards read right by the vote of their patches, and how far other patches have moved."""
     read, moved, scale = [], [], []
     for batch in DataLoader(CloseUps("1", "held_out", count), batch_size=50):
@@ -142,7 +144,7 @@ def train(arguments: argparse.Namespace) -> None:
             minutes = (time.perf_counter() - start) / 60
             print(f"step {step}/{steps} {minutes:.1f} min reading {reading:.3f} moved {moved:.4f}", flush=True)
     record["history"].append({"pictures": steps * arguments.batch_size, "minutes": round(minutes, 1),
-                              **evaluate(tower.eval(), before, head, device)})  # fmt: skip
+                              **evaluate(tower.eval(), before, head, device, arguments.held_out)})  # fmt: skip
     print(json.dumps(record["history"][-1]), flush=True)
     save_tower(tower, arguments.output, record)
 
@@ -152,6 +154,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the tower")
     parser.add_argument("--go_on_from", type=Path, default=ROOT / SHIPPED_TOWER, help="folder of a tower")
     parser.add_argument("--pictures", type=int, default=60000, help="close-ups, each seen once")
+    parser.add_argument(
+        "--held_out", type=int, default=400, help="close-ups of held-out scenes, read at the end"
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="pictures")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--log_interval", type=int, default=50, help="steps")
