@@ -31,7 +31,7 @@ from model.files import ROOT, SHIPPED_TOWER
 from model.messages import UserError
 from model.tower_folder import read_tower
 from model.vision_encoder import normalize_pixels
-from scripts.assets.train_tower import save_tower
+from scripts.assets.train_tower import build_optimizer, save_tower
 
 TEXTS = (*signs.WORDS, *signs.NUMBERS)
 WARM_UP = 100  # steps
@@ -117,8 +117,8 @@ def train(arguments: argparse.Namespace) -> None:
     head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(TEXTS))).to(device)
     tower.requires_grad_(True).train()
     tower.config._attn_implementation = "eager"  # faster than torch's kernel in training on a CPU, by a third
-    parameters = [*tower.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    learning = nn.ModuleDict({"tower": tower, "head": head})
+    optimizer = build_optimizer(learning, arguments.learning_rate, dtype)
     steps, start = math.ceil(arguments.pictures / arguments.batch_size), time.perf_counter()
     data = CloseUps(str(arguments.seed), "train", steps * arguments.batch_size)
     record = {"arguments": {name: str(value) for name, value in vars(arguments).items()}, "history": []}
@@ -138,7 +138,7 @@ def train(arguments: argparse.Namespace) -> None:
         moved = (found - old)[~on_board].square().mean() / old.var()
         optimizer.zero_grad()
         (reading + KEPT * moved).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(learning.parameters(), 1.0)
         optimizer.step()
         if step % arguments.log_interval == 0 or step == steps:
             minutes = (time.perf_counter() - start) / 60

@@ -203,7 +203,7 @@ def save_tower(tower: nn.Module, output: Path, record: dict) -> None:
     (output / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def build_optimizer(model: PatchTextModel, learning_rate: float, dtype: torch.dtype) -> Muon:
+def build_optimizer(model: nn.Module, learning_rate: float, dtype: torch.dtype) -> Muon:
     """Muon for the matrices of the tower's layers, AdamW for everything else."""
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
