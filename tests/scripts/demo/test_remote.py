@@ -146,7 +146,7 @@ def test_the_key_comes_from_the_environment(stand_in, monkeypatch):
 def test_models_are_named_as_the_server_names_them(stand_in):
     models = Remote(stand_in.address + "/v1/").models()
     assert list(names(models, "en").values()) == ["sft_vlm_192", "Qwen2.5-VL · org"]
-    assert [model.sight for model in models] == [Sight(224, 3), Sight(32, 2)]
+    assert [model.sight for model in models] == [Sight(224, 3, frames=0), Sight(32, 2, frames=0)]
     assert about(models[1], "en") == [f"`org/Qwen2.5-VL` answers at `{stand_in.address}`"]
 
 
