@@ -30,7 +30,16 @@ from dataset.options import ReadOptions, add_read_flags
 from dataset.readers.opening import left_out, open_data
 from dataset.samples import BadSample, Sample
 from model.command_line import CommandLine
-from model.inference.answerer import Answer, Answerer, Interrupted, Options, add_weight_flags, assistant_turn, user_turn
+from model.inference.answerer import (
+    Answer,
+    Answerer,
+    Interrupted,
+    Options,
+    add_weight_flags,
+    add_window_flag,
+    assistant_turn,
+    user_turn,
+)
 from model.inference.reader import Prompt
 from model.messages import UserError, counted, did_you_mean
 from model.pictures import SampleError, open_picture
@@ -86,12 +95,19 @@ def speed(answer: Answer) -> str:
     )
 
 
+def forgotten(answer: Answer) -> str:
+    turns, pictures = answer.forgotten
+    seen = f" with {counted(pictures, 'pictures')}" if pictures else ""
+    return f"{counted(turns, 'turns')}{seen} forgotten to stay within --context_window"
+
+
 def facts(answer: Answer) -> dict:
     """What --json and --output say of an answer."""
     return {
         "answer": answer.text.strip(), "prompt_tokens": answer.prompt_tokens, "new_tokens": answer.new_tokens,
         "seconds_to_first": round(answer.seconds_to_first, 4),
         "tokens_per_second": round(answer.tokens_per_second, 1), "stopped": answer.stopped,
+        **({"forgotten_turns": answer.forgotten.turns} if answer.forgotten.turns else {}),
     }  # fmt: skip
 
 
@@ -181,6 +197,8 @@ def converse(
         else:
             print()
             print(f"[{speed(answer)}]", file=sys.stderr)
+            if answer.forgotten.turns:
+                print(f"[{forgotten(answer)}]", file=sys.stderr)
         drawings.draw(shown, answer.text)
         messages.append(assistant_turn(answer.text))
 
@@ -263,6 +281,7 @@ def report(totals: dict, options: argparse.Namespace) -> None:
 def parse() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     add_weight_flags(parser)
+    add_window_flag(parser)
     parser.add_argument("--image", type=Path, nargs="+", default=[], help="files for one conversation, or folders")
     parser.add_argument("--video", type=Path, nargs="+", default=[], help="videos, behind the pictures")
     parser.add_argument("--prompt", nargs="+", help="the question, or the turns; without it you are asked")

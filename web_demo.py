@@ -24,7 +24,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from dataset.emoji_world import attribution
 from model.files import ROOT, SHIPPED_MODEL
-from model.inference.answerer import Options
+from model.inference.answerer import Options, add_window_flag
 from model.messages import UserError
 from scripts.demo.chat import Chat, examples
 from scripts.demo.engine import Engine, Job, log
@@ -61,18 +61,25 @@ def parse_arguments() -> argparse.Namespace:
         "--vision_model", help="folder of the vision tower; by default the one trained with. MiniMind's .pth need it"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add_window_flag(parser)
     parser.add_argument(
         "--server", help="address of a server that answers, as http://127.0.0.1:8000; its key in MINIMIND_API_KEY"
     )
     known, unknown = parser.parse_known_args()
     if unknown:
         near = get_close_matches(
-            unknown[0].split("=")[0].replace("-", "_"), ["__vision_model", "__device", "__server"], 1
+            unknown[0].split("=")[0].replace("-", "_"),
+            ["__vision_model", "__device", "__context_window", "__server"],
+            1,
         )
         meant = f"; did you mean --{near[0][2:]}?" if near else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
-    if known.server and (known.folders or known.vision_model or known.device != "auto"):
-        parser.error("--server has weights and a device of its own: leave folders, --vision_model and --device out")
+    own = known.folders or known.vision_model or known.device != "auto" or known.context_window is not None
+    if known.server and own:
+        parser.error(
+            "--server has weights, a device and a window of its own: leave folders, --vision_model, --device and "
+            "--context_window out"
+        )
     try:
         known.remote = reach_server(known.server) if known.server else None
     except UserError as error:
@@ -81,8 +88,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 @st.cache_resource(show_spinner=False)
-def start_engine(vision_model: str | None, device: str) -> Engine:
-    return Engine(vision_model, device)
+def start_engine(vision_model: str | None, device: str, window: int | None) -> Engine:
+    return Engine(vision_model, device, window)
 
 
 @st.cache_resource(show_spinner=False)
@@ -96,7 +103,7 @@ def main() -> None:
     choose_language()
     st.subheader(text("title"), anchor=False)
     arguments = parse_arguments()
-    engine = arguments.remote or start_engine(arguments.vision_model, arguments.device)
+    engine = arguments.remote or start_engine(arguments.vision_model, arguments.device, arguments.context_window)
     chat = st.session_state.setdefault("chat", Chat(engine))
     weights = models_of(arguments.remote) if arguments.remote else weights_of(arguments, not chat.turns)
     if not weights:

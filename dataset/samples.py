@@ -105,6 +105,11 @@ class Sample:
         shown = self._open_shown(number, processor.sight)
         return processor.views(shown, None if isinstance(shown, Frames) else self.cut(number, processor))
 
+    def refuse_videos(self, who: str) -> None:
+        """For who takes pictures alone. Raises BadSample."""
+        if any(map(is_video, self.pictures)):
+            raise BadSample(self.where, f"it shows a video, and {who} takes pictures alone: leave the line out")
+
     @contextlib.contextmanager
     def _named(self, number: int) -> Iterator[None]:
         """What is wrong with one of them becomes a BadSample that names it."""

@@ -18,7 +18,7 @@ from types import FrameType
 import uvicorn
 
 from model.command_line import CommandLine
-from model.inference.answerer import Answerer, add_weight_flags
+from model.inference.answerer import Answerer, add_weight_flags, add_window_flag
 from model.messages import UserError
 from scripts.demo.weights import weights_or_newest
 from scripts.server.addresses import AllowedHosts
@@ -62,6 +62,7 @@ class Server(uvicorn.Server):
 def parse() -> argparse.Namespace:
     limits, parser = Limits(), CommandLine(__doc__)
     add_weight_flags(parser)
+    add_window_flag(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another than this machine's own "
                         f"wants {KEY} in the environment")  # fmt: skip
     parser.add_argument("--port", type=int, default=8000)

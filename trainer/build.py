@@ -28,6 +28,7 @@ from trainer.checkpoint.resume import last_manifest
 from trainer.config import OPEN, SIZES, StageConfig
 from trainer.data import StageData
 
+LENGTH = ("rope_parameters", "rope_theta", "max_position_embeddings")  # what --rope_theta sets
 CHECKED_ROWS = 32  # for the text loss before training
 
 
@@ -70,6 +71,9 @@ def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
     for name, value in flags.items():
         if in_file.get(name, value) != value:
             say(f"--{name} {value} where {config.start_path} says {in_file[name]}")
+    if config.rope_theta:
+        settings |= longer_context(config, settings, say)
+        flags |= dict.fromkeys(LENGTH, "as --rope_theta has it")
     if manifest is not None:
         built = decoder_arguments(MiniMindConfig(**settings).to_dict())
         for name in in_file.keys() - flags.keys():
@@ -78,6 +82,22 @@ def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
                     f"{name} {built[name]} as in this run's checkpoints, where {config.start_path} says {in_file[name]}"
                 )
     return settings
+
+
+def longer_context(config: StageConfig, settings: dict, say: Callable = print) -> dict:
+    """Of arguments of MiniMindConfig those that --rope_theta changes: RoPE's base, what scales it being kept, and how
+    many positions there are, where rows are longer than the weights to start from have been asked for. A line says so.
+    """
+    before = MiniMindConfig(**settings)
+    theta, positions = before.rope_parameters["rope_theta"], before.max_position_embeddings
+    if config.start_path and config.rope_theta != theta:
+        say(f"--rope_theta {config.rope_theta:g} where {config.start_path} says {theta:g}: the new one is kept")
+    if config.max_seq_len > positions:
+        say(f"--max_seq_len {config.max_seq_len} where there were {positions} positions: now there are as many")
+    return {
+        "rope_parameters": {**before.rope_parameters, "rope_theta": config.rope_theta}, "rope_theta": None,
+        "max_position_embeddings": max(positions, config.max_seq_len),
+    }  # fmt: skip
 
 
 def seeing_settings(config: StageConfig, image_token_id: int) -> dict:

@@ -142,6 +142,11 @@ class StageConfig:
     use_moe: int = _model(0, "1: mixture of experts", at_least=0)
     num_experts: int = _model(0, "routed experts a layer, 4", at_least=0)
     num_experts_per_tok: int = _model(0, "of which a token takes, 2", at_least=0)
+    rope_theta: float = _model(
+        0.0,
+        "RoPE's base, 1e6: the larger, the more slowly positions turn; raise it to train on longer rows",
+        at_least=0,
+    )
     dropout: float = _model(
         -1.0,
         "share of activations dropped in training, none; -1: as the weights to start from say",

@@ -22,12 +22,13 @@ from model.inference.reader import Prompt, PromptReader, Reader
 from model.inference.rows import Answer, Draft, Interrupted, Rows, Terms
 from model.inference.sampling import Options, Sampler
 from model.inference.stock_reader import StockReader, load_folder
+from model.inference.window import Forgotten, newest_turns
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.pictures import SampleError
-from model.processing import VLMProcessor
+from model.processing import Rendered, VLMProcessor
 from model.tokenizer_files import read_tokenizer
-from model.views import Frames
+from model.views import Cut, Frames
 from model.weights import load_model
 
 __all__ = ["Answer", "Answerer", "Interrupted", "Options", "PromptTooLong", "assistant_turn", "user_turn"]
@@ -69,6 +70,7 @@ class Answerer:
         text_config = getattr(model.config, "text_config", model.config)
         self.max_length, self.end_ids = text_config.max_position_embeddings, _end_ids(model) | {self.processor.end_id}
         self.padding_id = text_config.pad_token_id
+        self.window: int | None = None  # tokens of a conversation that are read; None: all, or PromptTooLong
 
     @classmethod
     def from_weight(
@@ -91,33 +93,65 @@ class Answerer:
 
     @classmethod
     def from_flags(cls, options: argparse.Namespace) -> "Answerer":
-        """With the flags of add_weight_flags. Raises UserError as from_weight does."""
-        return cls.from_weight(
+        """With the flags of add_weight_flags and add_window_flag. Raises UserError as from_weight and keep_within."""
+        answerer = cls.from_weight(
             options.weight, options.vision_model, options.device, options.dtype, options.num_attention_heads
         )
+        window = getattr(options, "context_window", None)
+        return answerer if window is None else answerer.keep_within(window)
+
+    def keep_within(self, window: int) -> "Answerer":
+        """Read of a conversation no more than so many tokens from now on: older turns are forgotten whole.
+
+        Raises:
+            UserError: the model does not read so many.
+        """
+        if not 0 < window < self.max_length:
+            raise UserError(
+                f"--context_window {window} must lie within 1 and {self.max_length - 1}, what the model reads"
+            )
+        self.window = window
+        return self
 
     def prompt(self, messages: Sequence[dict], pictures: Sequence[Image.Image | Frames] = ()) -> Prompt:
         """A conversation that ends with a question, as the model reads it. pictures: in the order of their places, and
         videos among them.
 
+        With a window the oldest turns may be missing, which the prompt counts.
+
         Raises:
-            SampleError: messages and pictures do not fit together; PromptTooLong: the model does not read so much.
+            SampleError: messages and pictures do not fit together; PromptTooLong: the model does not read so much, or
+                the window is too small for the last turn alone.
             UserError: there are pictures, and the model is a decoder alone.
         """
         started = time.perf_counter()
         cuts = [self.processor.sight.cut(picture) for picture in pictures]
-        rendered = self.processor.render(messages, True, [cut.headings for cut in cuts])
+        rendered = self._render(messages, cuts)
         if pictures and not self.reader.sees:
             raise UserError("these weights are a decoder without eyes: train the stages, or ask without a picture")
-        if len(rendered.input_ids) >= self.max_length:
+        forgotten = Forgotten()
+        if self.window is not None and len(rendered) > self.window:
+            kept, forgotten = newest_turns(
+                messages, lambda some, gone: len(self._render(some, cuts[gone.pictures :])) <= self.window
+            )
+            rendered = self._render(kept, cuts[forgotten.pictures :])
+            if len(rendered) > self.window:
+                raise PromptTooLong(
+                    f"the question alone takes {len(rendered)} tokens, with its pictures and what the system says, and "
+                    f"--context_window is {self.window}: ask less at once, or make the window larger"
+                )
+        if len(rendered) >= self.max_length:
             raise PromptTooLong(
-                f"the conversation takes {len(rendered.input_ids)} tokens and the model reads {self.max_length}: "
+                f"the conversation takes {len(rendered)} tokens and the model reads {self.max_length}: "
                 "ask less at once, or begin anew"
             )
-        shown = zip(pictures, cuts, strict=True)
+        shown = zip(pictures[forgotten.pictures :], cuts[forgotten.pictures :], strict=True)
         views = [view for picture, cut in shown for view in self.processor.views(picture, cut)]
         ids, image_mask = rendered.input_ids.tolist(), rendered.image_mask.tolist()
-        return Prompt(ids, image_mask, views, cuts, time.perf_counter() - started)
+        return Prompt(ids, image_mask, views, cuts[forgotten.pictures :], time.perf_counter() - started, forgotten)
+
+    def _render(self, messages: Sequence[dict], cuts: Sequence[Cut]) -> Rendered:
+        return self.processor.render(messages, True, [cut.headings for cut in cuts])
 
     @torch.inference_mode()
     def stream(
@@ -193,6 +227,11 @@ def add_weight_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_attention_heads", type=int, default=8, help="of a .pth, which does not say")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+
+
+def add_window_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--context_window", type=int, help="tokens of a conversation that are read: its oldest turns "
+                        "are forgotten whole, with their pictures; without it all is read, or refused")  # fmt: skip
 
 
 def _end_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -13,6 +13,7 @@ import torch
 from model.inference.decoder import Decoder
 from model.inference.kv_cache import KVCache, LRUCache, PrefixCache
 from model.inference.packed_linear import pack_linears
+from model.inference.window import Forgotten
 from model.model_minimind import MiniMindForCausalLM
 from model.model_vlm import MiniMindVLM
 from model.views import Cut
@@ -32,6 +33,7 @@ class Prompt:
     pictures: list[torch.Tensor] = field(default_factory=list)  # the views of all, uint8 [3, height, width] each
     cuts: list[Cut] = field(default_factory=list)  # how each picture was cut into them
     seconds: float = 0.0  # that it took to make; they count for the first token of its answer
+    forgotten: Forgotten = Forgotten()  # by the window, before the first of the ids
 
     @cached_property
     def digests(self) -> list[int]:

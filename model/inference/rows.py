@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from model.inference.growing_text import GrowingText, TokenLogprob, decode, end_of_text
 from model.inference.reader import Prompt, PromptReader, RowCache
 from model.inference.sampling import Sampler, sample_each, token_logprob
+from model.inference.window import Forgotten
 from model.messages import UserError, counted
 
 CURE = "ask with --dtype float32; if that says the same, the weights are damaged, copy or train them again"
@@ -28,6 +29,7 @@ class Answer:
     tokens_per_second: float  # after the first
     ending: str = "end"  # what ended it: "end" of the turn, a "stop" string, its "length", "stopped", or an "error"
     logprobs: tuple[TokenLogprob, ...] = ()  # of each of token_ids, where the options ask for them
+    forgotten: Forgotten = Forgotten()  # of the conversation, by the engine's window
 
     @property
     def stopped(self) -> bool:
@@ -113,6 +115,7 @@ class Draft:
             tokens_per_second=(len(self.tokens) - 1) / rest if rest else 0.0,
             ending=self.ending,
             logprobs=tuple(self.logprobs),
+            forgotten=self.prompt.forgotten,
         )
         if self.error:
             raise Interrupted(found, self.error) from self.error

@@ -154,9 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the tower")
     parser.add_argument("--go_on_from", type=Path, default=ROOT / SHIPPED_TOWER, help="folder of a tower")
     parser.add_argument("--pictures", type=int, default=60000, help="close-ups, each seen once")
-    parser.add_argument(
-        "--held_out", type=int, default=400, help="close-ups of held-out scenes, read at the end"
-    )
+    parser.add_argument("--held_out", type=int, default=400, help="close-ups of held-out scenes, read at the end")
     parser.add_argument("--batch_size", type=int, default=64, help="pictures")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--log_interval", type=int, default=50, help="steps")

@@ -88,8 +88,9 @@ def in_a_line(said: BaseException | str | None) -> str:
 class Engine:
     """One worker for all tabs: one answer at a time, the others wait in order, at most limits.MAX_WAITING of them."""
 
-    def __init__(self, vision_model: str | None = None, device: str = "auto"):
-        self.vision_model, self.device = vision_model, device
+    def __init__(self, vision_model: str | None = None, device: str = "auto", window: int | None = None):
+        """window: tokens of a conversation that are read, as Answerer.keep_within takes it; None: all."""
+        self.vision_model, self.device, self.window = vision_model, device, window
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._loaded: OrderedDict[Weight, Answerer] = OrderedDict()  # the worker's own
@@ -158,7 +159,8 @@ class Engine:
             while len(self._loaded) >= MAX_LOADED:
                 self._loaded.popitem(last=False)
             try:
-                self._loaded[weight] = Answerer.from_weight(weight.path, self.vision_model, self.device)
+                answerer = Answerer.from_weight(weight.path, self.vision_model, self.device)
+                self._loaded[weight] = answerer if self.window is None else answerer.keep_within(self.window)
             except UserError as error:  # its sentence names files of this machine: for the terminal, not the page
                 log.warning("weights cannot be used: %s", in_a_line(error))
                 raise Refused("bad_weights") from error

@@ -18,6 +18,7 @@ from PIL import Image
 
 from model.config import BICUBIC
 from model.inference.answerer import Answer, Interrupted, Options
+from model.inference.window import Forgotten
 from model.messages import UserError
 from model.views import MAX_TILES
 from scripts.demo import limits
@@ -64,7 +65,10 @@ class Coming:
         new = new if isinstance(new, int) else self.pieces
         seconds = time.perf_counter() - self.started - self.first
         speed = max(new - 1, 0) / seconds if seconds else 0.0
-        return Answer(self.text, (), prompt if isinstance(prompt, int) else 0, new, self.first, speed, ending)
+        turns = self.usage.get("forgotten_turns")  # of our own servers with --context_window
+        forgotten = Forgotten(turns if isinstance(turns, int) else 0)
+        prompt = prompt if isinstance(prompt, int) else 0
+        return Answer(self.text, (), prompt, new, self.first, speed, ending, forgotten=forgotten)
 
 
 class Remote:

@@ -58,10 +58,12 @@ def show_reply(chat: Chat, number: int, side: int) -> None:
     if answer is None:
         return
     st.text(answer.text or text("nothing"))
-    pictures = [picture for turn in chat.turns[: number + 1] for picture in turn.pictures]
+    pictures = [picture for turn in chat.turns[: number + 1] for picture in turn.pictures][answer.forgotten.pictures :]
     if pictures and (drawn := draw_boxes(Image.open(BytesIO(pictures[-1].shown)), answer.text)):
         st.image(drawn, width=BOXES_WIDTH, output_format="JPEG")
     st.caption(" · ".join(figures(answer)))
+    if answer.forgotten.turns:
+        st.caption(text("forgotten", turns=answer.forgotten.turns))
     can_look = reply.weight.sight is not None and pictures and answer.token_ids
     key = f"{number}_second" if side else f"{number}"
     with st.container(horizontal=True, vertical_alignment="center"):

@@ -66,6 +66,7 @@ def write_questions(questions: Sequence[Question], path: Path) -> None:
 
 def _row(question: Question) -> dict:
     sample = question.sample
+    sample.refuse_videos("a judge")
     return {
         "where": sample.where.rpartition("/")[2],  # without the folders of this machine
         "question": _text(question),

@@ -64,7 +64,8 @@ def event(content: dict) -> str:
 
 
 def usage(answer: Answer) -> dict:
-    return {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.new_tokens,
+    forgotten = {"forgotten_turns": answer.forgotten.turns} if answer.forgotten.turns else {}  # ours, not OpenAI's
+    return {**forgotten, "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.new_tokens,
             "total_tokens": answer.prompt_tokens + answer.new_tokens}  # fmt: skip
 
 

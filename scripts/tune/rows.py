@@ -28,7 +28,9 @@ def read_talks(path: str, options: ReadOptions, count: int, seed: int) -> list[S
     picked = random.Random(seed).sample(range(len(samples)), min(count, len(samples)))
     for number in picked:
         try:
-            talks.append(samples[number])
+            talk = samples[number]
+            talk.refuse_videos("a recipe")
+            talks.append(talk)
         except BadSample as error:
             bad.append(error)
     if plain := next((sample for sample in talks if sample.text is not None), None):

@@ -13,7 +13,7 @@ from dataset.feature_cache import cache_features
 from dataset.options import ReadOptions
 from dataset.quarantine import Quarantine
 from dataset.readers.opening import read_samples
-from dataset.samples import BadSample
+from dataset.samples import BadSample, DataError
 from dataset.vlm_dataset import ConversationDataset
 from helpers.data import make_picture, write_jsonl
 from helpers.runs import losses, tiny
@@ -22,6 +22,8 @@ from model.inference.answerer import Answerer
 from model.processing import VLMProcessor
 from model.views import Frames, Sight, Times
 from model.weights import read_weights, save_weights
+from scripts.data.prepare.first_look import Surveyor
+from scripts.tune.rows import read_talks
 from trainer.stage import run_stage
 from trainer.train_sft_vlm import SFT_VLM
 
@@ -221,3 +223,15 @@ def test_for_people_a_video_is_its_frames_in_a_row(place):
     assert row.size == (8 * 128, 64) and frame_number(row.crop((3 * 128, 0, 4 * 128, 64))) == 3
     assert np.asarray(sample.open_picture(0, decode=False)).shape == (64, 128, 3)
     assert json.dumps(sample.extra) == "{}"
+
+
+def test_who_takes_pictures_alone_refuses_videos(place, capsys):
+    """TRL's recipes, the judges and what is prepared would else get frames in a row as one picture, unasked."""
+    path = write(place, {"video": "clips/0.mp4", "conversations": talk()})
+    (sample,) = read_samples(path)
+    assert read_talks(str(path), ReadOptions(), 1, 0) == []
+    assert "it shows a video, and a recipe takes pictures alone: leave the line out" in capsys.readouterr().err
+    with pytest.raises(BadSample, match=r"clips\.jsonl:1: it shows a video, and a judge takes pictures alone"):
+        sample.refuse_videos("a judge")
+    with pytest.raises(DataError, match="what is prepared takes pictures alone"):
+        Surveyor([sample], Quarantine(strict=True)).run()

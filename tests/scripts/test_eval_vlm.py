@@ -81,6 +81,20 @@ def test_turns_as_json(run, files):
     assert found[1]["prompt_tokens"] > found[0]["prompt_tokens"] + 8 and not found[1]["stopped"]
 
 
+def test_a_window_forgets_turns_and_says_so(run, files, monkeypatch):
+    """One that the first two turns fill: the picture is forgotten with the first."""
+    asked = ("--image", files[0], "--prompt", "what?", "where?", "why?")
+    window = [json.loads(line)["prompt_tokens"] for line in run("--json", *asked).splitlines()][1]
+    found = [json.loads(line) for line in run("--json", "--context_window", window, *asked).splitlines()]
+    assert [record.get("forgotten_turns", 0) for record in found] == [0, 0, 1]
+    assert found[2]["prompt_tokens"] <= window
+    with pytest.raises(SystemExit, match="--context_window is 10: ask less at once"):
+        run("--context_window", "10", *asked)
+    monkeypatch.setattr(sys, "stderr", sys.stdout)
+    said = run("--context_window", window, *asked)
+    assert said.count("[1 turn with 1 picture forgotten to stay within --context_window]") == 1
+
+
 def test_typed_turns_end_with_an_empty_line(run, monkeypatch, files):
     typed = iter(["what?", "where?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))

@@ -95,6 +95,44 @@ def test_resumed_run_builds_the_same_decoder_whatever_the_file_says_now(starts_f
     assert decoder_of(ours.weight_path)["rms_norm_eps"] == 1e-3
 
 
+def test_rope_theta_is_replaced_said_and_recorded(starts_from, capsys):
+    """What scales it stays; positions grow with the rows; the start file's probe holds though the angles are others."""
+    first = starts_from(decoder(rope_parameters=YARN, max_position_embeddings=64))
+    stage.run_stage(first)
+    assert "--rope_theta" not in capsys.readouterr().out
+    start = build.with_sizes(first).weight_path
+    config = dataclasses.replace(first, from_weight=str(start), name="longer", rope_theta=5e5, max_seq_len=128)
+    stage.run_stage(config)
+    said = capsys.readouterr().out
+    assert f"--rope_theta 500000 where {start} says 10000: the new one is kept" in said
+    assert "--max_seq_len 128 where there were 64 positions: now there are as many" in said
+    saved = decoder_of(build.with_sizes(config).weight_path)
+    assert saved["rope_parameters"] == {**YARN, "rope_theta": 5e5} and saved["max_position_embeddings"] == 128
+    slowed = load_model(build.with_sizes(config).weight_path).model.rotary.frequencies[1]  # by YaRN, four times
+    assert float(slowed) == pytest.approx(5e5**-0.25 / 4, rel=1e-5)
+
+
+def test_rope_theta_without_weights_to_start_from(starts_from):
+    config = dataclasses.replace(starts_from(decoder()), from_weight="none", rope_theta=2e5)
+    built = build.build_model(build.with_sizes(config), load_tokenizer()).config
+    assert built.rope_parameters == {"rope_type": "default", "rope_theta": 2e5}
+
+
+def test_run_goes_on_with_its_theta_and_with_no_other(starts_from, monkeypatch, capsys):
+    config = starts_from(decoder(), batch_size=4, save_interval=2, rope_theta=5e5)
+    unbroken = dataclasses.replace(config, save_dir=str(Path(config.save_dir) / "unbroken"))
+    stage.run_stage(unbroken)
+    run_until(config, 3, monkeypatch)
+    for theta, reason in ((1e6, "500000.0, found 1000000.0"), (0.0, "500000.0, found nothing")):
+        with pytest.raises(SystemExit, match=f"--rope_theta: expected {reason}"):
+            stage.run_stage(dataclasses.replace(config, from_resume=1, rope_theta=theta))
+    capsys.readouterr()
+    stage.run_stage(dataclasses.replace(config, from_resume=1))
+    assert " where " not in capsys.readouterr().out
+    ours, theirs = (build.with_sizes(run) for run in (config, unbroken))
+    assert_bit_equal(weights_of(ours), weights_of(theirs))
+
+
 def test_checkpoint_of_an_older_version_goes_on_with_what_it_was_built_from(starts_from, monkeypatch):
     """It kept the file's sizes alone, and its manifest says nothing of the rest."""
     config = starts_from(decoder(rope_theta=1e4, dropout=0.25), batch_size=4, save_interval=2, **SIZES)

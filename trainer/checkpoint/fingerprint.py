@@ -32,7 +32,8 @@ FREE_FLAGS = frozenset((
 # Of these the flags that ranks must share all the same, because they decide when ranks talk to each other.
 SAME_ON_RANKS = ("batch_size", "accumulation_steps", "batch_tokens", "from_resume", "log_interval", "save_interval",
                  "eval_interval", "shard")  # fmt: skip
-LATER_FLAGS = ("projector", "image_tokens", "tiles", "frames")  # no part where open: older checkpoints' stay the same
+# No part of it where open, so that older checkpoints have the same.
+LATER_FLAGS = ("projector", "image_tokens", "tiles", "frames", "rope_theta")
 SHOWN = 5  # differences a refusal lists
 SAMPLED_PICTURES = 2000  # rows, evenly chosen, whose pictures are part of the data's fingerprint
 

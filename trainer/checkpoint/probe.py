@@ -7,16 +7,21 @@ never holds a word of anybody's data.
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 
 import torch
 
 from dataset.vlm_dataset import text_only
+from model.attention import RotaryEmbedding
+from model.config import MiniMindConfig
 from model.device import to_device
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import Rendered, VLMProcessor
-from model.weights import read_facts
+from model.weights import decoder_arguments, read_facts, read_sizes
 
 PROBE = "probe"  # its name among the file's facts
 TEXTS = (
@@ -56,13 +61,26 @@ def check_probe(model: MiniMindForCausalLM, processor: VLMProcessor, path: Path)
             "the files that carry theirs: put the tokenizer.json that it was trained with in the place of "
             "model/tokenizer.json"
         )
-    loss = _loss(model, rows)
+    with _positions_of(model, path):
+        loss = _loss(model, rows)
     if not abs(loss - known["loss"]) <= TOLERANCE * known["loss"]:
         raise UserError(
             f"{path} does not compute what it computed when it was saved: the loss of its own sentences was "
             f"{known['loss']:.3f} and is {loss:.3f}. Leave --num_attention_heads and --num_key_value_heads as the file "
             "says; if they are, it is damaged: copy or train it again"
         )
+
+
+@contextmanager
+def _positions_of(model: MiniMindForCausalLM, path: Path) -> Iterator[None]:
+    """The model with the RoPE of its file: --rope_theta may have given it another, and a line said so."""
+    own, config = model.model.rotary, copy(model.config)
+    config.rope_parameters = MiniMindConfig(**decoder_arguments(read_sizes(path))).rope_parameters
+    model.model.rotary = RotaryEmbedding(config).to(own.frequencies.device)
+    try:
+        yield
+    finally:
+        model.model.rotary = own
 
 
 @torch.no_grad()

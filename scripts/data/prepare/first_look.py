@@ -111,6 +111,7 @@ class Surveyor:
 
     def _check(self, sample: Sample) -> tuple[int, ...]:
         """The numbers of its pictures, now decoded and hashed. Raises BadSample."""
+        sample.refuse_videos("what is prepared")
         render_whole(sample, self.processor)
         shown = tuple(map(self.pictures.number, sample.pictures))
         self.pictures.open(sample, shown, decode=True)

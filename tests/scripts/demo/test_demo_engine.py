@@ -14,7 +14,7 @@ from helpers.data import make_picture
 from helpers.minimind3v import write_minimind3v
 from helpers.models import IMAGE_SIZE, answered
 from model.config import END_ID, START_ID
-from model.inference.answerer import Options, user_turn
+from model.inference.answerer import Options, assistant_turn, user_turn
 from model.views import Sight
 from model.weights import save_weights
 from scripts.demo import limits
@@ -303,6 +303,16 @@ def test_too_long_a_conversation_is_refused(weights, monkeypatch):
     _, (weight,) = weights
     monkeypatch.setattr(limits, "MAX_PROMPT_TOKENS", 20)
     assert wait_for(Engine().ask(weight, [user_turn("a b c " * 9, 0)], [], Options())).failure == "too_long"
+
+
+def test_a_window_forgets_turns(weights, picture):
+    _, (weight,) = weights
+    talk = [user_turn("What is it?", 1), assistant_turn("a cat"), user_turn("Where?", 0)]
+    engine = Engine(window=30)
+    answer = wait_for(engine.ask(weight, talk, [picture(1)], Options(2))).result
+    assert answer.forgotten == (1, 1) and answer.prompt_tokens <= 30
+    assert wait_for(engine.ask(weight, talk[:1], [picture(1)], Options(2))).result.forgotten == (0, 0)
+    assert wait_for(engine.ask(weight, [user_turn("a b c " * 9, 0)], [], Options())).failure == "too_long"
 
 
 def test_weights_that_do_not_load_are_said_to_be_so(weights, caplog):

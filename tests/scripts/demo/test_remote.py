@@ -290,4 +290,4 @@ def test_the_page_says_what_is_wrong_with_the_server(page, stand_in):
 
 
 def test_what_a_server_decides_is_no_flag_beside_it(page):
-    assert "leave folders, --vision_model and --device out" in page("--device", "cpu").code[0].value
+    assert "leave folders, --vision_model, --device and --context_window out" in page("--device", "cpu").code[0].value

@@ -3,11 +3,9 @@
 import sys
 import threading
 import tomllib
-from io import BytesIO
 
 import pytest
 
-from helpers.data import make_picture
 from helpers.repository import ROOT
 from model.files import SHIPPED_MODEL
 
@@ -17,9 +15,9 @@ from streamlit.testing.v1.element_tree import ChatInput
 
 import model.files
 from eval_vlm import load_pictures
+from helpers.demo_page import answer_of, ask, checked, click, pictures_on, png, texts, toggle, turns_of
 from model.inference.answerer import Answer, Answerer, Options, assistant_turn, user_turn
 from model.weights import save_weights
-from scripts.demo.chat import Turn
 from scripts.demo.engine import Job
 from scripts.demo.text import TEXT
 from scripts.demo.weights import find_weights
@@ -36,12 +34,6 @@ SAFE = {
     "browser": {"gatherUsageStats": False},
     "runner": {"postScriptGC": False},  # not safety, but a quarter of the load that 20 people make
 }  # fmt: skip
-
-
-def png(seed: int = 1) -> bytes:
-    file = BytesIO()
-    make_picture(seed).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -63,45 +55,6 @@ def page(empty_page, make_vlm, tmp_path):
         return checked(found.run())
 
     return open_page
-
-
-def checked(page: AppTest) -> AppTest:
-    assert not page.exception
-    return page
-
-
-def ask(page: AppTest, question: str, *files: bytes) -> AppTest:
-    message = page.chat_input[0].set_value(question)
-    for content in files:
-        message.upload("../../etc/x.png", content)
-    return checked(page.run())
-
-
-def turns_of(page: AppTest) -> list[Turn]:
-    return page.session_state.chat.turns
-
-
-def answer_of(page: AppTest, number: int = -1) -> Answer:
-    return turns_of(page)[number].replies[0].answer
-
-
-def texts(page: AppTest) -> list[str]:
-    return [element.value for element in page.text]
-
-
-def pictures_on(page: AppTest) -> list[int]:
-    """How many pictures each of the messages shows."""
-    return [sum(len(image.proto.imgs) for image in message.image) for message in page.chat_message]
-
-
-def click(page: AppTest, key: str) -> AppTest:
-    page.button(key=key).click()
-    return checked(page.run())
-
-
-def toggle(page: AppTest) -> AppTest:
-    page.toggle[-1].set_value(True)
-    return checked(page.run())
 
 
 def test_without_weights_the_page_says_how_to_get_some(empty_page, tmp_path):
@@ -327,6 +280,18 @@ def test_right_flags_reach_the_engine(page, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["web_demo.py", "--device", "cpu", "--vision_model=some/tower"])
     engine = page().session_state.chat.engine
     assert (engine.device, engine.vision_model) == ("cpu", "some/tower")
+
+
+def test_forgotten_turns_are_said_and_their_pictures_not_looked_at(page, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["web_demo.py", "--context_window=44"])
+    shown = ask(page(), "What is it?", png(1))
+    assert answer_of(shown).forgotten == (0, 0)
+    ask(shown, "And here?", png(2), png(3))
+    assert answer_of(shown).forgotten == (1, 1)
+    assert TEXT["forgotten"]["en"].format(turns=1) in [caption.value for caption in shown.caption]
+    toggle(shown)
+    looked, _ = turns_of(shown)[-1].replies[0].attention
+    assert looked.patches.shape[2] == 2 and pictures_on(shown) == [1, 0, 2, 2]
 
 
 def test_a_folder_that_is_none_is_told_on_the_page(page, monkeypatch, tmp_path):

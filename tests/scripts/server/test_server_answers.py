@@ -41,6 +41,21 @@ def parts_of(chunks: list) -> list[dict]:
 # the same text
 
 
+def test_a_window_forgets_turns_and_the_usage_counts_them(tower_folder, picture):
+    answerer = Answerer(enliven(build_vlm(SIZES, tower_folder)).eval())
+    alone = answerer.prompt([user_turn("And now?", 0)])
+    expected = answerer.stream(alone, Options(MOST))
+    answerer.keep_within(len(alone.ids))
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What?"}, as_part(picture(1))]},
+                {"role": "assistant", "content": "a cat"}, {"role": "user", "content": "And now?"}]  # fmt: skip
+    with serving(answerer) as running:
+        reply = running.post({"messages": messages, "max_tokens": MOST})
+        assert reply.text == expected.text and reply.content["usage"]["prompt_tokens"] == len(alone.ids)
+        assert reply.content["usage"]["forgotten_turns"] == 1
+        short = running.post({"messages": messages[2:], "max_tokens": MOST})
+        assert short.text == expected.text and "forgotten_turns" not in short.content["usage"]
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_an_answer_is_the_one_of_the_terminal(served, answerer, picture, count):
     pictures = [picture(number) for number in range(count)]

@@ -10,10 +10,11 @@ import torch
 
 from helpers.models import SIZES, enliven
 from helpers.runs import losses, refusal, stopped_run, tiny, untrained_weights, write_texts
+from model.config import MiniMindConfig
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor
 from model.weights import load_model, read_facts, save_weights
-from trainer.checkpoint.probe import PROBE, TEXTS, probe_facts
+from trainer.checkpoint.probe import PROBE, TEXTS, TOLERANCE, check_probe, probe_facts
 from trainer.config import StageConfig
 from trainer.stage import run_stage
 from trainer.train_llm import LLM
@@ -60,13 +61,28 @@ def test_a_file_holds_a_probe_of_the_project_s_own_sentences(base):
     assert json.loads(probe_facts(model, processor)[PROBE])["loss"] == pytest.approx(known["loss"], rel=1e-4)
 
 
-def test_other_heads_than_the_file_s_fit_every_shape_and_are_refused(config, data_folder, tiny_config):
+@pytest.mark.parametrize("theta", [0.0, 100.0])
+def test_other_heads_than_the_file_s_fit_every_shape_and_are_refused(config, data_folder, tiny_config, theta):
     path, model = data_folder / "lively.safetensors", enliven(MiniMindForCausalLM(tiny_config))
     save_weights(model, path, probe_facts(model, VLMProcessor.for_config(model.config)))
-    other = {"num_attention_heads": SIZES["num_attention_heads"] // 2, "num_key_value_heads": 1}
+    other = {"num_attention_heads": SIZES["num_attention_heads"] // 2, "num_key_value_heads": 1, "rope_theta": theta}
     refusal(
         dataclasses.replace(config, from_weight=str(path), **other), str(path), "does not compute", "--num_attention_h"
     )
+
+
+def test_another_theta_is_no_damage(data_folder, tiny_config):
+    """The probe is computed with the angles of the file, and the model keeps its own."""
+    path, model = data_folder / "lively.safetensors", enliven(MiniMindForCausalLM(tiny_config))
+    processor = VLMProcessor.for_config(model.config)
+    save_weights(model, path, probe_facts(model, processor))
+    raised = MiniMindForCausalLM(MiniMindConfig(**SIZES, rope_theta=100.0))
+    raised.load_state_dict(model.state_dict())
+    theirs, known = json.loads(probe_facts(raised, processor)[PROBE]), json.loads(read_facts(path)[PROBE])
+    assert abs(theirs["loss"] - known["loss"]) > TOLERANCE * known["loss"]  # else the check would pass by itself
+    own = raised.model.rotary.frequencies.clone()
+    check_probe(raised, processor, path)
+    assert torch.equal(raised.model.rotary.frequencies, own)
 
 
 def test_numbers_changed_since_the_save_are_refused(base, config):
