@@ -19,6 +19,7 @@ from helpers.data import make_picture, write_jsonl
 from helpers.runs import losses, tiny
 from helpers.videos import frame_number, make_video, numbered
 from model.inference.answerer import Answerer
+from model.messages import UserError
 from model.processing import VLMProcessor
 from model.views import Frames, Sight, Times
 from model.weights import read_weights, save_weights
@@ -225,12 +226,12 @@ def test_for_people_a_video_is_its_frames_in_a_row(place):
     assert json.dumps(sample.extra) == "{}"
 
 
-def test_who_takes_pictures_alone_refuses_videos(place, capsys):
+def test_who_takes_pictures_alone_refuses_videos(place):
     """TRL's recipes, the judges and what is prepared would else get frames in a row as one picture, unasked."""
     path = write(place, {"video": "clips/0.mp4", "conversations": talk()})
     (sample,) = read_samples(path)
-    assert read_talks(str(path), ReadOptions(), 1, 0) == []
-    assert "it shows a video, and a recipe takes pictures alone: leave the line out" in capsys.readouterr().err
+    with pytest.raises(UserError, match="it shows a video, and a recipe takes pictures alone: leave the line out"):
+        read_talks(str(path), ReadOptions(), 1, 0)
     with pytest.raises(BadSample, match=r"clips\.jsonl:1: it shows a video, and a judge takes pictures alone"):
         sample.refuse_videos("a judge")
     with pytest.raises(DataError, match="what is prepared takes pictures alone"):
