@@ -32,17 +32,17 @@ def scenes() -> dict[str, list[signs.SignScene]]:
     }
 
 
-def colour_of(picture: Image.Image, box: signs.Box) -> str:
+def colour_of(picture: Image.Image, box: signs.Corners) -> str:
     """The name of a board's colour, from its pixels alone: between border and letters it is plain."""
     found = picture.getpixel((box[0] + 12, (box[1] + box[3]) // 2))
     return next(name for name, rgb in COLOURS.items() if rgb == found)
 
 
-def changed(a: Image.Image, b: Image.Image) -> signs.Box:
+def changed(a: Image.Image, b: Image.Image) -> signs.Corners:
     return ImageChops.difference(a, b).getbbox()
 
 
-def inside(box: signs.Box, outer: signs.Box) -> bool:
+def inside(box: signs.Corners, outer: signs.Corners) -> bool:
     return box[0] >= outer[0] and box[1] >= outer[1] and box[2] <= outer[2] and box[3] <= outer[3]
 
 
