@@ -103,7 +103,7 @@ def test_lists_of_boxes_have_room_and_other_answers_what_they_had(questions):
     given: list = []
     for asked in (questions, [Question(questions[0].sample, "a cat", "what", "en")]):
         with pytest.raises(ValueError, match="zip"):
-            answer_all(Recorder(), asked, "right", [], 8, silent=True)
+            answer_all(Recorder(), asked, "none", [], 8, silent=True)
     assert given == [BOXES, BRIEF] and BRIEF.max_new_tokens == 64
 
 
