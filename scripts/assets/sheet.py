@@ -16,6 +16,7 @@ from model.video import is_video, open_video
 from model.views import FRAMES
 
 CELL, MARGIN, LINE, GAP, FONT_SIZE = 264, 16, 17, 4, 13  # pixels
+FRAME_GAP = 3  # pixels between a video's frames
 COLUMNS, ROWS, QUESTIONS = 4, 3, 3  # of the sheet; and of each picture, at most
 GREEN, RED, BLACK, GREY = (0, 110, 50), (190, 20, 20), (30, 30, 30), (120, 120, 120)
 TYPOGRAPHY = str.maketrans("—–‘’“”", "--''\"\"")  # Pillow's own font draws boxes for some of these
@@ -54,13 +55,16 @@ def draw_sheet(records: Sequence[dict], path: Path, credit: str = "") -> None:
 
 
 def _cell(picture: str | Path | bytes) -> Image.Image:
-    """A picture that fills the cell, or a video's frames, COLUMNS in a row."""
+    """A picture that fills the cell, or a video's frames, COLUMNS in a row, apart and at the bottom of it."""
     source = Path(picture) if isinstance(picture, str) else picture
     if not is_video(source):
         return open_picture(io.BytesIO(source) if isinstance(source, bytes) else source).resize((CELL, CELL))
     side, cell = CELL // COLUMNS, Image.new("RGB", (CELL, CELL), "white")
-    for place, frame in enumerate(open_video(source, FRAMES).pictures):
-        cell.paste(frame.resize((side, side)), (place % COLUMNS * side, place // COLUMNS * side))
+    frames = open_video(source, FRAMES).pictures
+    top = CELL - -(-len(frames) // COLUMNS) * side
+    for place, frame in enumerate(frames):
+        corner = (place % COLUMNS * side, top + place // COLUMNS * side)
+        cell.paste(frame.resize((side - FRAME_GAP, side - FRAME_GAP)), corner)
     return cell
 
 
