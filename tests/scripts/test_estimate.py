@@ -219,3 +219,17 @@ def test_a_whole_run_is_counted_as_training_counts_it(data_folder, tower_folder,
 def test_what_cannot_be_estimated_is_said_in_a_sentence(flags, reason):
     with pytest.raises(SystemExit, match="estimate: .*" + reason):
         estimate.main(flags)
+
+
+def test_tiles_count_as_pictures_and_their_places_as_tokens(capsys):
+    whole = tiny_step("sft_vlm", tokens=64)
+    cut = replace(whole, config=VLMConfig(**SIZES, vision_config=TINY_TOWER, tiles=4))
+    assert (whole.before_answer, cut.before_answer) == (3 + 4, 3 + 5 * (4 + 4))
+    batch = cut.make_batch()
+    assert batch["pictures_a_row"] == [5] * 4 and batch["pixel_values"].shape[:2] == (4, 5)
+    assert torch.isfinite(cut.loss(cut.make_model(), batch))
+    more = flops_of(cut, cut.make_model()) - flops_of(whole, whole.make_model())
+    count = estimate.StepFlops(whole.make_model())
+    assert more == pytest.approx(4 * 4 * (count.per_picture + count.per_encoded))
+    estimate.main([*TINY, "--max_seq_len=64", "--tiles=4", "--image_tokens=49", "--max_seq_len=512", "--tflops=1"])
+    assert "a picture each in 5 views" in capsys.readouterr().out
