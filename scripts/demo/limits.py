@@ -37,6 +37,10 @@ class Picture:
     shown: bytes  # JPEG, at most SHOWN_SIDE a side, with nothing in it but pixels
     seen: Image.Image | Frames  # as much of it as the model sees, scaled exactly as eval_vlm.py would
 
+    @property
+    def is_video(self) -> bool:
+        return isinstance(self.seen, Frames)
+
 
 def read_upload(content: bytes, sight: Sight) -> Picture:
     """An uploaded file as a picture, or a video. Its name is never looked at: what it is says its content alone.

@@ -11,7 +11,6 @@ from streamlit.delta_generator import DeltaGenerator
 from dataset.box_drawing import draw_boxes
 from model.inference.answerer import Answer
 from model.inference.attention_map import heat_picture
-from model.views import Frames
 from scripts.demo.chat import Chat, Reply, Turn, conversation
 from scripts.demo.engine import Engine, Job
 from scripts.demo.limits import Refused
@@ -38,11 +37,11 @@ def reason(refusal: Refused) -> str:
 
 def show_pictures(turn: Turn) -> None:
     """A question's pictures, who made them, and what was left out."""
-    films = [picture.shown for picture in turn.pictures if isinstance(picture.seen, Frames)]
-    if len(turn.pictures) > len(films):
-        st.image([picture.shown for picture in turn.pictures if picture.shown not in films], width=PICTURE_WIDTH)
-    for film in films:
-        st.image(film, width="stretch")
+    if stills := [picture.shown for picture in turn.pictures if not picture.is_video]:
+        st.image(stills, width=PICTURE_WIDTH)
+    for picture in turn.pictures:
+        if picture.is_video:
+            st.image(picture.shown, width="stretch")
     if turn.credit:
         st.caption(turn.credit)
     for refusal in turn.left_out:
@@ -59,7 +58,8 @@ def show_reply(chat: Chat, number: int, side: int) -> None:
         return
     st.text(answer.text or text("nothing"))
     pictures = [picture for turn in chat.turns[: number + 1] for picture in turn.pictures][answer.forgotten.pictures :]
-    if pictures and (drawn := draw_boxes(Image.open(BytesIO(pictures[-1].shown)), answer.text)):
+    stills = [picture for picture in pictures if not picture.is_video]
+    if stills and (drawn := draw_boxes(Image.open(BytesIO(stills[-1].shown)), answer.text)):
         st.image(drawn, width=BOXES_WIDTH, output_format="JPEG")
     st.caption(" · ".join(figures(answer)))
     if answer.forgotten.turns:

@@ -13,9 +13,9 @@ pytest.importorskip("streamlit", reason="the demo needs streamlit: pip install -
 from streamlit.testing.v1 import AppTest
 
 from model.inference.answerer import Answer, Options
-from model.views import Sight
+from model.views import Frames, Sight, Times
 from scripts.demo.chat import Chat, Reply, Turn
-from scripts.demo.limits import prepare_picture
+from scripts.demo.limits import Picture, prepare_picture
 
 
 def one_reply() -> None:
@@ -60,3 +60,18 @@ def test_boxes_are_drawn_on_the_last_picture(pictures, monkeypatch):
 @pytest.mark.parametrize(("answer", "pictures"), [("a cat at the top", ([1],)), ("cat <box> 10 10 50 50", ([], []))])
 def test_nothing_is_drawn_where_there_are_no_boxes_or_no_picture(answer, pictures):
     assert not shown(answer, *pictures).image
+
+
+def test_a_video_is_passed_over(monkeypatch):
+    """Its strip shows many times; a box of the answer is about the picture beside it."""
+    frames = Frames([make_picture(3)], Times(("0:01",)))
+    film = Picture(prepare_picture(make_picture(3), Sight(32)).shown, frames)
+    still = prepare_picture(make_picture(1), Sight(32))
+    monkeypatch.setattr(f"{__name__}.prepare_picture", lambda picture, sight: {1: still, 3: film}[picture])
+    monkeypatch.setattr(f"{__name__}.make_picture", lambda number: number)
+    drawn = []
+    monkeypatch.setattr("scripts.demo.view.draw_boxes", lambda picture, text: drawn.append(picture.tobytes()))
+    shown("cat <box> 10 10 50 50", [1, 3])
+    assert drawn == [Image.open(BytesIO(still.shown)).tobytes()]
+    shown("cat <box> 10 10 50 50", [3])
+    assert len(drawn) == 1
