@@ -21,7 +21,7 @@ from dataset.samples import BAD, DROPPED, BadSample, DataError, Rejected, Sample
 from model.messages import counted
 from model.pictures import SampleError, UnreadableFile
 from model.processing import Rendered, VLMProcessor
-from model.views import UNCUT
+from model.views import UNCUT, Sight
 
 FULLY_DECODED = 2000  # pictures: up to so many are decoded before training; beyond, only headers are read
 SIGN_OF_LIFE = 100  # samples between two
@@ -186,7 +186,7 @@ class Check:
             try:
                 sample = self.samples[number]
                 shown = tuple(map(self.pictures.number, sample.pictures))
-                headings = self.pictures.headings_of(sample, shown, self.processor)
+                headings = self.pictures.headings_of(sample, shown, self.processor.sight)
                 rendered = fitted(render_whole(sample, self.processor, headings), sample.where, self.max_seq_len)
                 self.pictures.open(sample, shown, decode=len(self.shown) + len(shown) <= FULLY_DECODED)
             except BadSample as error:
@@ -207,7 +207,7 @@ def render_whole(sample: Sample, processor: VLMProcessor, headings: Sequence[Seq
         if sample.text is not None:
             return processor.render_text(sample.text)
         if headings is None:
-            headings = [sample.cut(place, processor).headings for place in range(len(sample.pictures))]
+            headings = [sample.cut(place, processor.sight).headings for place in range(len(sample.pictures))]
         return processor.render(sample.messages, headings=headings)
     except SampleError as error:
         raise BadSample(sample.where, str(error)) from error
@@ -247,11 +247,11 @@ class PicturesSeen:
             self.headings.append(None)
         return self.numbers[name]
 
-    def headings_of(self, sample: Sample, numbers: Sequence[int], processor: VLMProcessor) -> list[tuple[str, ...]]:
+    def headings_of(self, sample: Sample, numbers: Sequence[int], sight: Sight) -> list[tuple[str, ...]]:
         """Of the views of a sample's pictures, by their headers. Raises BadSample."""
         for place, number in enumerate(numbers):
             if self.headings[number] is None:
-                self.headings[number] = sample.cut(place, processor).headings
+                self.headings[number] = sample.cut(place, sight).headings
         return [self.headings[number] for number in numbers]
 
     def open(self, sample: Sample, numbers: Sequence[int], decode: bool) -> None:

@@ -80,9 +80,7 @@ class FeatureCache:
     def numbers_of(self, row: int) -> np.ndarray:
         """The places of the views of a row's pictures."""
         numbers, starts = self._places
-        pictures = np.searchsorted(numbers, self.checked.shown_in(row))
-        ranges = [np.arange(starts[picture], starts[picture + 1]) for picture in pictures]
-        return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+        return views_of(np.searchsorted(numbers, self.checked.shown_in(row)), starts)
 
     def check_whole(self) -> None:
         """Once all ranks have stored their parts. Raises DataError where some of them wrote to another disk."""
@@ -114,6 +112,12 @@ def places_of(checked: CheckedData) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of the pictures that rows show, each once, and where the views of each begin [pictures + 1]."""
     numbers = np.unique(checked.shown)
     return numbers, np.append(0, checked.views[numbers].cumsum(dtype=np.int64))
+
+
+def views_of(pictures: Sequence[int], starts: np.ndarray) -> np.ndarray:
+    """int64, the places of all views of these pictures. starts: as places_of gives them."""
+    ranges = [np.arange(starts[picture], starts[picture + 1]) for picture in pictures]
+    return np.concatenate([np.zeros(0, np.int64), *ranges])
 
 
 def cache_features(
@@ -234,7 +238,7 @@ class Pictures:
 
     def places(self, numbers: Sequence[int]) -> np.ndarray:
         """In the cache, of all views of these pictures."""
-        return np.concatenate([np.arange(self.starts[number], self.starts[number + 1]) for number in numbers])
+        return views_of(numbers, self.starts)
 
     def pixels(self, places: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
         """The views of pictures [n, 3, height, width], and whether each could be decoded.

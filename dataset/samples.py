@@ -91,19 +91,19 @@ class Sample:
         with self._named(number):
             return open_video(self.pictures[number], sight.frames, sight.square)
 
-    def cut(self, number: int, processor: VLMProcessor) -> Cut:
+    def cut(self, number: int, sight: Sight) -> Cut:
         """How one of them is cut, by its header; nothing is opened where none is. Raises BadSample."""
         if is_video(self.pictures[number]):
             with self._named(number):
-                return Times(headings_of_video(self.pictures[number], processor.sight.frames))
-        if not processor.sight.tiles:
+                return Times(headings_of_video(self.pictures[number], sight.frames))
+        if not sight.tiles:
             return UNCUT
-        return processor.sight.grid(*upright_size(self.open_picture(number, decode=False)))
+        return sight.grid(*upright_size(self.open_picture(number, decode=False)))
 
     def open_views(self, number: int, processor: VLMProcessor) -> list[torch.Tensor]:
         """uint8 [3, side, side] of each of its views. Raises BadSample."""
         shown = self._open_shown(number, processor.sight)
-        return processor.views(shown, None if isinstance(shown, Frames) else self.cut(number, processor))
+        return processor.views(shown, None if isinstance(shown, Frames) else self.cut(number, processor.sight))
 
     def refuse_videos(self, who: str) -> None:
         """For who takes pictures alone. Raises BadSample."""

@@ -10,8 +10,7 @@ held_out_clips.jsonl    one question a line, of every kind that a clip can be as
 """
 
 import argparse
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -21,9 +20,10 @@ from dataset.emoji_talks import conversation
 from dataset.emoji_world import LANGUAGES, attribution
 from model.command_line import CommandLine
 from model.files import ROOT
-from model.messages import UserError, counted
+from model.messages import UserError
 from model.progress import progress_over
 from model.video import write_video
+from scripts.build_emoji_world import write
 
 SEEDS = {"pretrain": 1, "sft": 2, "held_out": 3}  # so that no two files share a clip
 
@@ -54,15 +54,6 @@ def draw_clips(name: str, arguments: argparse.Namespace) -> Iterator[tuple[int, 
         video = f"clips/{name}_{index:06d}.mp4"
         write_video(arguments.output / video, draw_clip(clip), RATE)
         yield index, Random(f"clips:{name}:{arguments.seed}:{index}"), clip, video
-
-
-def write(path: Path, records: Iterable[dict]) -> None:
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
-    print(f"{path}: {counted(count, 'lines')}")
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from model.files import ROOT
 from model.messages import UserError
 from model.processing import VLMProcessor
 from model.tokenizer_files import load_tokenizer
-from scripts.build_emoji_world import write
+from scripts.build_emoji_world import save_picture, write
 
 TENTHS = tuple((number + 0.5) / 10 for number in range(10))  # of the depth, their middles
 TOKENS_A_FACT = 24  # of a text, at least
@@ -75,7 +75,7 @@ def _saved(row: PictureRow, stem: str, arguments: argparse.Namespace) -> str:
     (arguments.output / "images").mkdir(exist_ok=True)
     names = [f"{stem}_{number:02d}.jpg" for number in range(1, len(row.scenes) + 1)]
     for scene, file in zip(row.scenes, names, strict=True):
-        world.render(scene)[0].save(arguments.output / "images" / file, quality=world.QUALITY)
+        save_picture(scene, arguments.output, file)
     return ",".join(names)
 
 

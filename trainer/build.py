@@ -71,12 +71,13 @@ def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
     for name, value in flags.items():
         if in_file.get(name, value) != value:
             say(f"--{name} {value} where {config.start_path} says {in_file[name]}")
+    told = list(flags)  # whose difference a line has told
     if config.rope_theta:
         settings |= longer_context(config, settings, say)
-        flags |= dict.fromkeys(LENGTH, "as --rope_theta has it")
+        told += LENGTH
     if manifest is not None:
         built = decoder_arguments(MiniMindConfig(**settings).to_dict())
-        for name in in_file.keys() - flags.keys():
+        for name in in_file.keys() - set(told):
             if built.get(name, in_file[name]) != in_file[name]:
                 say(
                     f"{name} {built[name]} as in this run's checkpoints, where {config.start_path} says {in_file[name]}"

@@ -58,11 +58,8 @@ def judged(questions: Sequence[Question], answers: Sequence[str | None]) -> list
 
 def score_boxes(answerer: Answerer, questions: Sequence[Question], batch_size: int = 48) -> tuple[dict, list[dict]]:
     """The report, and one record a question, with the mean IoU of each mode's answer."""
-    wrong, values, records = (
-        wrong_pictures(questions),
-        {},
-        [record_of(question) | {"iou": {}} for question in questions],
-    )
+    wrong, values = wrong_pictures(questions), {}
+    records = [record_of(question) | {"iou": {}} for question in questions]
     for mode in MODES:
         texts = answer_all(answerer, questions, mode, wrong, batch_size)
         values[mode] = [

@@ -97,16 +97,15 @@ class Answerer:
         answerer = cls.from_weight(
             options.weight, options.vision_model, options.device, options.dtype, options.num_attention_heads
         )
-        window = getattr(options, "context_window", None)
-        return answerer if window is None else answerer.keep_within(window)
+        return answerer.keep_within(getattr(options, "context_window", None))
 
-    def keep_within(self, window: int) -> "Answerer":
-        """Read of a conversation no more than so many tokens from now on: older turns are forgotten whole.
+    def keep_within(self, window: int | None) -> "Answerer":
+        """Read of a conversation no more than so many tokens from now on: older turns are forgotten whole. None: all.
 
         Raises:
             UserError: the model does not read so many.
         """
-        if not 0 < window < self.max_length:
+        if window is not None and not 0 < window < self.max_length:
             raise UserError(
                 f"--context_window {window} must lie within 1 and {self.max_length - 1}, what the model reads"
             )

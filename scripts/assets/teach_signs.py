@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
 from dataset import emoji_signs as signs
 from dataset.emoji_world import GRID, IMAGE_SIZE, PATCH_SIZE
@@ -30,8 +30,7 @@ from model.device import choose_dtype, keep_few_kernels, to_device
 from model.files import ROOT, SHIPPED_TOWER
 from model.messages import UserError
 from model.tower_folder import read_tower
-from model.vision_encoder import normalize_pixels
-from scripts.assets.train_tower import build_optimizer, save_tower
+from scripts.assets.train_tower import build_optimizer, first_patches, outputs_of, rate_factor, save_tower
 
 TEXTS = (*signs.WORDS, *signs.NUMBERS)
 WARM_UP = 100  # steps
@@ -49,16 +48,14 @@ class CloseUps(IterableDataset):
         self.seed, self.split, self.count = seed, split, count
 
     def __iter__(self) -> Iterator[dict]:
-        worker = get_worker_info()
-        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        given = 0
-        while given < self.count // step:
+        given = number = 0
+        while given < self.count:
             scene, rng = signs.sample_sign_scene(self.seed, self.split, number), Random(f"{self.seed}:{number}")
             picture = signs.render(scene)
-            for sign in scene.signs[: self.count // step - given]:
+            for sign in scene.signs[: self.count - given]:
                 yield close_up(picture, scene, sign, rng)
                 given += 1
-            number += step
+            number += 1
 
 
 def close_up(picture: Image.Image, scene: signs.SignScene, sign: signs.Sign, rng: Random) -> dict:
@@ -82,13 +79,8 @@ def close_up(picture: Image.Image, scene: signs.SignScene, sign: signs.Sign, rng
 def patches_of(
     tower: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, kept: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """[batch, 196 or kept, hidden], as the decoder gets them. kept: [batch, number] patches that enter, or all."""
-    with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
-        hidden = tower.embeddings(normalize_pixels(pixels))
-        if kept is not None:
-            kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], 1)  # the class token stays
-            hidden = hidden.gather(1, kept[..., None].expand(-1, -1, hidden.shape[-1]))
-        return tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden)).last_hidden_state[:, 1:].float()
+    """[batch, 196 or kept, hidden], as the decoder gets them. kept: as for outputs_of."""
+    return outputs_of(tower, pixels, dtype, kept)[:, 1:]
 
 
 @torch.no_grad()
@@ -121,15 +113,13 @@ def train(arguments: argparse.Namespace) -> None:
     optimizer = build_optimizer(learning, arguments.learning_rate, dtype)
     steps, start = math.ceil(arguments.pictures / arguments.batch_size), time.perf_counter()
     data = CloseUps(str(arguments.seed), "train", steps * arguments.batch_size)
-    record = {"arguments": {name: str(value) for name, value in vars(arguments).items()}, "history": []}
     for step, batch in enumerate(DataLoader(data, arguments.batch_size, num_workers=1), 1):
         batch = to_device(batch, device)
-        factor = min(step / WARM_UP, 0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
         for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * factor
+            group["lr"] = arguments.learning_rate * rate_factor(step, step / steps, WARM_UP)
         texts, kept = batch["text"], None
         if step <= (1 - WHOLE) * steps:
-            kept = (torch.rand(texts.shape, device=device) + (texts >= 0)).topk(KEPT_PATCHES, dim=1).indices
+            kept = first_patches(texts >= 0, KEPT_PATCHES)
             texts = texts.gather(1, kept)
         with torch.no_grad():
             old = patches_of(before, batch["pixels"], dtype, kept)
@@ -143,10 +133,11 @@ def train(arguments: argparse.Namespace) -> None:
         if step % arguments.log_interval == 0 or step == steps:
             minutes = (time.perf_counter() - start) / 60
             print(f"step {step}/{steps} {minutes:.1f} min reading {reading:.3f} moved {moved:.4f}", flush=True)
-    record["history"].append({"pictures": steps * arguments.batch_size, "minutes": round(minutes, 1),
-                              **evaluate(tower.eval(), before, head, device, arguments.held_out)})  # fmt: skip
-    print(json.dumps(record["history"][-1]), flush=True)
-    save_tower(tower, arguments.output, record)
+    scores = evaluate(tower.eval(), before, head, device, arguments.held_out)
+    entry = {"pictures": steps * arguments.batch_size, "minutes": round(minutes, 1), **scores}
+    print(json.dumps(entry), flush=True)
+    told = {name: str(value) for name, value in vars(arguments).items()}
+    save_tower(tower, arguments.output, {"arguments": told, "history": [entry]})
 
 
 def main(arguments: list[str] | None = None) -> None:

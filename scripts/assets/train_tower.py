@@ -88,6 +88,31 @@ class PhraseEncoder(nn.Module):
         return self.ids[phrase]
 
 
+def outputs_of(
+    tower: nn.Module, pixels: torch.Tensor, dtype: torch.dtype, kept: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A CLIP tower's outputs in float32 [batch, 1 + 196 or kept, hidden], the class token's first.
+
+    kept: [batch, number] patches that enter the tower, all without it.
+    """
+    with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
+        hidden = tower.embeddings(normalize_pixels(pixels))  # [batch, 197, hidden]
+        if kept is not None:
+            kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], 1)  # the class token stays
+            hidden = hidden.gather(1, kept[..., None].expand(-1, -1, hidden.shape[-1]))
+        return tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden)).last_hidden_state.float()
+
+
+def first_patches(wanted: torch.Tensor, number: int) -> torch.Tensor:
+    """So many patches of each picture [batch, number], at random; wanted: [batch, patches], those that come first."""
+    return (torch.rand(wanted.shape, device=wanted.device) + wanted).topk(number, dim=1).indices
+
+
+def rate_factor(step: int, done: float, warm_up: int) -> float:
+    """Of the learning rate: it rises over the first steps, counted from 1; a cosine leads it down to a hundredth."""
+    return min(step / warm_up, 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+
+
 class PatchTextModel(nn.Module):
     """A CLIP vision tower with a projection for its patches and pictures, beside the phrase encoder."""
 
@@ -120,21 +145,14 @@ class PatchTextModel(nn.Module):
 
         kept: [batch, number] patches that enter the tower, all without it.
         """
-        tower = self.tower
-        with torch.autocast(pixels.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = tower.embeddings(normalize_pixels(pixels))  # [batch, 197, hidden]
-            if kept is not None:
-                kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], 1)  # the class token stays
-                hidden = hidden.gather(1, kept[..., None].expand(-1, -1, hidden.shape[-1]))
-            hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden)).last_hidden_state.float()
-        pictures = self.picture_projection(tower.post_layernorm(hidden[:, 0]))
+        hidden = outputs_of(self.tower, pixels, self.dtype, kept)
+        pictures = self.picture_projection(self.tower.post_layernorm(hidden[:, 0]))
         return F.normalize(self.patch_projection(hidden[:, 1:]), dim=-1), F.normalize(pictures, dim=-1)
 
     def losses(self, batch: dict, language: str, leave_out: bool) -> dict[str, torch.Tensor]:
         kept = None
         if leave_out:
-            rank = torch.rand(batch["concept"].shape, device=batch["concept"].device) + (batch["concept"] >= 0)
-            kept = rank.topk(KEPT_PATCHES, dim=1).indices
+            kept = first_patches(batch["concept"] >= 0, KEPT_PATCHES)
             batch = {**batch, **{key: batch[key].gather(1, kept) for key in ("concept", "place")}}
         patches, pictures = self.patches(batch["pixels"], kept)
         scale = self.log_scale.clamp(max=4.6).exp()
@@ -250,9 +268,8 @@ def train(arguments: argparse.Namespace) -> None:
     for step, batch in enumerate(loader, first):
         done, since = step / steps, step - first
         model.tower.requires_grad_(not before or since >= PHRASES_ALONE)
-        factor = min((since + 1) / WARM_UP, 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
         for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * factor
+            group["lr"] = arguments.learning_rate * rate_factor(since + 1, done, WARM_UP)
         losses = model.losses(to_device(batch, device), world.LANGUAGES[step % 2], leave_out=done <= 1 - WHOLE)
         loss = sum(LOSS_WEIGHTS[key] * value for key, value in losses.items())
         optimizer.zero_grad()

@@ -160,7 +160,7 @@ class Engine:
                 self._loaded.popitem(last=False)
             try:
                 answerer = Answerer.from_weight(weight.path, self.vision_model, self.device)
-                self._loaded[weight] = answerer if self.window is None else answerer.keep_within(self.window)
+                self._loaded[weight] = answerer.keep_within(self.window)
             except UserError as error:  # its sentence names files of this machine: for the terminal, not the page
                 log.warning("weights cannot be used: %s", in_a_line(error))
                 raise Refused("bad_weights") from error

@@ -25,6 +25,7 @@ from scripts.export.stock import (
     generation_config,
     llava_config,
     llava_tensors,
+    own_ways,
     selected,
     stock_config,
 )
@@ -246,8 +247,7 @@ def _check_sight(source: Source, format_name: str) -> None:
     reasons = {
         f"the projector {config.projector} and not {projector}": config.projector != projector,
         f"a {kind} and not a {tower}": kind != tower,
-        f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
-        f"pictures cut into up to {config.tiles} tiles": bool(config.tiles),
+        **own_ways(config),
         f"token {config.image_token_id} for pictures and not {text}, {number}":
         (config.image_token_id, known.get(text, number)) != (number, number),
     }  # fmt: skip

@@ -11,6 +11,7 @@ from model.model_vlm import MiniMindVLM
 from model.projectors import MLPProjector, Projector
 from model.vision_encoder import DEFAULT_KIND, pixel_statistics, tower_config
 from scripts.export.llama_cpp import FILTER, FILTERS
+from scripts.export.stock import own_ways
 
 if TYPE_CHECKING:
     import gguf
@@ -38,8 +39,7 @@ def check_sight(config: VLMConfig) -> None:
         f"a tower with the activation {activation}": kind in TOWERS and activation not in ACTIVATIONS,
         f"the projector {config.projector}": config.projector not in ("linear", "mlp"),
         f"pictures scaled by {_filter(config)}": _filter(config) not in FILTERS,
-        f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
-        f"pictures cut into up to {config.tiles} tiles": bool(config.tiles),
+        **own_ways(config),
     }
     if found := [reason for reason, there in reasons.items() if there]:
         raise UserError(

@@ -116,14 +116,21 @@ def decoder_tensors(model: MiniMindForCausalLM) -> dict[str, torch.Tensor]:
     return named
 
 
+def own_ways(config: VLMConfig) -> dict[str, bool]:
+    """What our code may do with a picture and no stock format knows, each with whether this model does it."""
+    return {
+        f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
+        f"pictures cut into up to {config.tiles} tiles": bool(config.tiles),
+    }
+
+
 def check_llava(config: VLMConfig) -> None:
     """Raises UserError where transformers' Llava sees in another way than this model."""
     kind = config.vision_config.get("model_type", DEFAULT_KIND)
     reasons = {
         f"a {kind} tower, whose features Llava does not take as they are": kind not in SELECTED,
         f"the projector {config.projector}, which begins with a norm": config.projector not in ("linear", "mlp"),
-        f"patches folded into {config.image_tokens} tokens": config.fold != (1, 1),
-        f"pictures cut into up to {config.tiles} tiles": bool(config.tiles),
+        **own_ways(config),
     }
     if found := [reason for reason, there in reasons.items() if there]:
         raise UserError(f"Llava cannot hold {' and '.join(found)}: --to transformers takes this model with its code")

@@ -13,7 +13,6 @@ Both sides take turns on the same number of threads. Needs the package accelerat
 
 import argparse
 import gc
-import json
 import os
 import statistics
 import sys
@@ -37,6 +36,7 @@ from model.model_vlm import MiniMindVLM
 from model.tokenizer_files import read_tokenizer
 from model.weights import build_vlm, load_model, save_weights
 from scripts.export.formats import Source, export_llava
+from scripts.measure.figures import write_figures
 from scripts.measure.real_step import in_a_process
 from scripts.measure.stage_runs import WARM_UP, arguments_of, build_data, stage_metrics
 from scripts.measure.stock_way import StockAnswers, StockRun, check_accelerate, train_with_trainer
@@ -203,9 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         except (UserError, OSError) as error:
             raise SystemExit(f"against_transformers: {error}") from error
     print(summary(result))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_figures(options.json, result)
 
 
 def summary(result: dict) -> str:

@@ -9,7 +9,6 @@ moment of asking. They begin spread over the time of one answer, as people do; t
 figure of its own. All answers have the same length, so that all do the same work.
 """
 
-import json
 import statistics
 import time
 from argparse import Namespace
@@ -27,6 +26,7 @@ from model.inference.batcher import Batcher
 from model.inference.reader import Prompt
 from model.messages import UserError
 from model.model_vlm import MiniMindVLM
+from scripts.measure.figures import write_figures
 from scripts.measure.generation import QUESTIONS, make_prompt, picture_of_noise
 
 KINDS = ("text", "one_picture", "own_pictures")
@@ -147,11 +147,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         raise SystemExit(f"at_once: {error}") from error
     result = measure(answerer, options)
-    if options.json:
-        settings = {name: str(value) for name, value in vars(options).items() if name != "json"}
-        machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"settings": settings, "machine": machine, **result}, indent=1) + "\n")
+    settings = {name: str(value) for name, value in vars(options).items() if name != "json"}
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    write_figures(options.json, {"settings": settings, "machine": machine, **result})
 
 
 if __name__ == "__main__":

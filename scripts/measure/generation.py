@@ -8,7 +8,6 @@ a busy machine disturbs less than the figures themselves. Next to wall time stan
 """
 
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from model.device import choose_dtype
 from model.inference.answerer import Answerer, Options
 from model.inference.reader import Prompt
 from model.model_vlm import MiniMindVLM
+from scripts.measure.figures import write_figures
 
 QUESTIONS = ("What do you see in the picture?", "Where is it, and how many of them are there beside it?")
 ROWS = 16
@@ -259,9 +259,7 @@ def main() -> None:
     dtype = choose_dtype(options.dtype, torch.device("cpu"))
     result = measure_generation(options.repetitions, options.new_tokens, options.batches, dtype=dtype)
     print(table(result))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_figures(options.json, result)
 
 
 if __name__ == "__main__":

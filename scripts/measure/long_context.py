@@ -25,6 +25,7 @@ from model.inference.answerer import Answerer, add_weight_flags
 from model.inference.reader import Prompt
 from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
+from scripts.measure.figures import write_figures
 
 FIGURES = {  # in the table: name, scale, unit
     "prefill_seconds": ("prefill", 1.0, "s"),
@@ -129,9 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         raise SystemExit(f"long_context: {error}") from error
     print(table(found))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_figures(options.json, found)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from model.tokenizer_files import read_tokenizer
 from model.weights import load_model
 from scripts.build_needles import TENTHS
 from scripts.demo.weights import weights_or_newest
+from scripts.measure.figures import write_figures
 
 ANSWER = Options(max_new_tokens=32)
 BUCKET = 512  # positions of the first bucket; each further one ends at twice the position
@@ -187,9 +188,7 @@ def main() -> None:
     except UserError as error:
         raise SystemExit(f"needle: {error}") from error
     print(table(result))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_figures(options.json, result)
 
 
 if __name__ == "__main__":

@@ -191,6 +191,6 @@ def seen_pictures(
 def headings_of(sample: Sample, place: int, processor: VLMProcessor) -> tuple[str, ...]:
     """Of the views of a picture; as of one that is not cut, where it cannot be opened."""
     try:
-        return sample.cut(place, processor).headings
+        return sample.cut(place, processor.sight).headings
     except BadSample:
         return UNCUT.headings

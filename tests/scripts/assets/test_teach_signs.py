@@ -42,7 +42,7 @@ def overlap(patch: tuple, box: tuple) -> float:
     return max(width, 0) * max(height, 0) / PATCH**2
 
 
-def test_workers_share_the_close_ups():
+def test_close_ups_are_as_many_as_asked_and_the_same_each_time():
     alone = [one["text"] for one in CloseUps("1", "train", 9)]
     assert len(alone) == 9
     again = [one["text"] for one in CloseUps("1", "train", 9)]
