@@ -9,7 +9,7 @@ from random import Random
 
 from dataset.emoji_clips import FRAMES, RATE, STILL, Clip, shown
 from dataset.emoji_talks import conversation
-from dataset.emoji_words import NAMES_APART, REMARKS_APART
+from dataset.emoji_words import NAMES_APART, PLACES, REMARKS_APART
 from dataset.emoji_world import LANGUAGES, name
 from model.video import time_labels
 
@@ -90,8 +90,8 @@ QUESTIONS = {
     },
 }  # fmt: skip
 LOG_REQUESTS = {
-    "en": ("What is there at each time?", "List what each frame shows.", "Say for each time what you see."),
-    "zh": ("每个时间有什么？", "列出每一帧的东西。", "说说每个时刻能看到什么。"),
+    "en": ("What is where at each time?", "List what each frame shows, and where.", "Say for each time what is where."),
+    "zh": ("每个时间哪里有什么？", "列出每一帧的东西和位置。", "说说每个时刻什么在哪里。"),
 }
 Key = tuple[str, Hashable]  # a kind, and what of it is asked: first or last; a way's concept; ("after", concept)
 
@@ -170,14 +170,18 @@ def names_of(concepts: Sequence[int], language: str) -> str:
 
 
 def log(clip: Clip, language: str) -> str:
-    """What each frame shows, under the label that stands before it in the prompt."""
+    """What each frame shows and where, under the label that stands before it in the prompt."""
     labels = time_labels([(frame + 0.5) / RATE for frame in range(FRAMES)])
     space, end = ("", "；") if language == "zh" else (" ", "; ")
-    return end.join(label + space + names_of(shown(clip.there(frame)), language) for frame, label in enumerate(labels))
+    told = []
+    for frame, label in enumerate(labels):
+        things = [name(t.concept, language) + space + PLACES[language][t.place] for t in clip.there(frame)]
+        told.append(label + space + (NAMES_APART[language].join(things) or NOTHING[language]))
+    return end.join(told)
 
 
 def log_conversation(clip: Clip, rng: Random) -> list[dict]:
-    """Frame by frame, which is how a model learns to tell one frame from the next."""
+    """Frame by frame, which is how a model learns to tell one frame from the next; with places, to see what moves."""
     language = rng.choice(LANGUAGES)
     return conversation([(rng.choice(LOG_REQUESTS[language]), log(clip, language))], TAG)
 

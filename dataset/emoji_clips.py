@@ -57,8 +57,9 @@ class Actor:
 
     def at(self, frame: int) -> Thing:
         passed = self.step * (frame - self.comes)
-        x, y = WAYS[self.way]
-        return Thing(self.concept, 0, self.x + x * passed, self.y + y * passed, self.size, self.angle)
+        x, y = self.x + WAYS[self.way][0] * passed, self.y + WAYS[self.way][1] * passed
+        column, row = (min(max(int(3 * middle / IMAGE_SIZE), 0), 2) for middle in (x, y))
+        return Thing(self.concept, 3 * row + column, x, y, self.size, self.angle)
 
     def backwards(self) -> "Actor":
         last = self.at(self.leaves - 1)

@@ -76,6 +76,7 @@ SENTENCES = (
 )
 CHOICES = {"colour": COLOURS, "animal": ANIMALS, "place": PLACES, "thing": THINGS, "person": PEOPLE, "deed": DEEDS,
            "way": WAYS}  # fmt: skip
+SERIES = (12, 50)  # words of one to be said again
 MOST_PICTURES = 40  # a row
 FOLDS = 3  # one in so many pairs of colour and animal, and of words, is held out
 SPLITS = ("train", "held_out")
@@ -159,6 +160,21 @@ def word_counter(encode: Callable[[str], Sequence[int]]) -> Callable[[str], int]
     """
     of_word = functools.cache(lambda word: len(encode(f" {word}")))
     return lambda text: sum(map(of_word, text.split()))
+
+
+def repetition(place: tuple[int, str, int]) -> list[dict]:
+    """A series of words, and the same again from one of them on: practice in finding by what stood before.
+
+    Each word of the answer is found by the word before it. A fact is found so by several, of which none is enough: a
+    decoder without this practice learns from facts alone that some password is asked for, and not which.
+
+    place: as of a haystack. No word is a colour or of a password, so that no pair that is held out is ever said.
+    """
+    seed, split, index = place
+    rng = Random(f"series:{seed}:{split}:{index}")
+    words = rng.sample(ANIMALS + PLACES + THINGS, rng.randint(*SERIES))
+    start = rng.randrange(len(words) // 2)
+    return conversation([(f"Say it again from {words[start]} on.", " ".join(words[start:]))], " ".join(words))
 
 
 def _facts(rng: Random, split: str, count: int) -> tuple[Fact, ...]:

@@ -3,7 +3,8 @@
     python scripts/build_needles.py --output dataset/needles --lengths 512 1024 --train 4000
     python scripts/build_needles.py --output dataset/needles --train 0 --pictures 400 --held_out_pictures 40
 
-needles.jsonl            a text a line with questions about its facts, as one talk; one in eight is text alone
+needles.jsonl            a text a line with questions about its facts, as one talk; one in eight is text alone; and
+                         a share of --series: words that are said again
 held_out.jsonl           ten lines a text and length: one question about a fact at each tenth of the depth
 pictures.jsonl           rows of up to --most_pictures pictures with questions, as one talk
 held_out_pictures.jsonl  a question a line about rows of --most_pictures
@@ -17,7 +18,7 @@ from pathlib import Path
 from random import Random
 
 from dataset import emoji_world as world
-from dataset.needles import MOST_PICTURES, PictureRow, haystack, picture_row, word_counter
+from dataset.needles import MOST_PICTURES, PictureRow, haystack, picture_row, repetition, word_counter
 from model.command_line import CommandLine
 from model.files import ROOT
 from model.messages import UserError
@@ -34,6 +35,9 @@ def training(arguments: argparse.Namespace) -> Iterator[dict]:
     count_tokens = word_counter(VLMProcessor(load_tokenizer()).encode)
     for index in range(arguments.train):
         rng = Random(f"needle talks:{arguments.seed}:{index}")
+        if rng.random() < arguments.series:
+            yield {"conversations": repetition((arguments.seed, "train", index))}
+            continue
         length = rng.choice(arguments.lengths)
         facts = max(3, min(arguments.facts, length // TOKENS_A_FACT))
         found = haystack((arguments.seed, "train", index), length, [rng.random() for _ in range(facts)], count_tokens)
@@ -88,6 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--held_out", type=int, default=0, help="held-out texts of each length, ten questions each")
     parser.add_argument("--facts", type=int, default=16, help="in a text to train on, at most")
     parser.add_argument("--questions", type=int, default=16, help="about a text or a row to train on, at most")
+    parser.add_argument("--series", type=float, default=0.5, help="share of the texts that are words to say again")
     parser.add_argument("--pictures", type=int, default=0, help="rows of pictures to train on")
     parser.add_argument("--held_out_pictures", type=int, default=0, help="held-out rows, ten questions each")
     parser.add_argument("--most_pictures", type=int, default=10, help="in a row to train on; in each held-out one")
@@ -97,6 +102,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"--lengths: a held-out text hides ten facts and needs {10 * TOKENS_A_FACT} tokens")
     if min(arguments.lengths) < 3 * TOKENS_A_FACT:
         parser.error(f"--lengths: a text hides three facts at least and needs {3 * TOKENS_A_FACT} tokens")
+    if not 0 <= arguments.series <= 1:
+        parser.error(f"--series {arguments.series} is a share and must lie within 0 and 1")
     if not 2 <= arguments.most_pictures <= MOST_PICTURES:
         parser.error(f"--most_pictures {arguments.most_pictures} must lie within 2 and {MOST_PICTURES}")
     return arguments

@@ -8,6 +8,7 @@ import pytest
 
 from dataset import emoji_clip_words as words
 from dataset.emoji_clips import FRAMES, STILL, WAYS, Clip, draw_clip, sample_clip, shown
+from dataset.emoji_words import PLACES
 from dataset.emoji_world import GROUPS, IMAGE_SIZE, LANGUAGES, apart, name
 from helpers.clips import Reader
 
@@ -173,7 +174,16 @@ def test_conversations_of_a_clip(clips):
     assert said == words.log(clip, "en") or said == words.log(clip, "zh")
     frames = words.log(clip, "en").split("; ")
     assert len(frames) == FRAMES and frames[3].startswith("0:03 ")
-    assert frames[3] == "0:03 " + (", ".join(name(c, "en") for c in shown(clip.there(3))) or "nothing")
+    told = [f"{name(thing.concept, 'en')} {PLACES['en'][thing.place]}" for thing in clip.there(3)]
+    assert frames[3] == "0:03 " + (", ".join(told) or "nothing")
+
+
+def test_the_place_of_a_thing_goes_with_it(clips):
+    for actor in (actor for clip in clips[:200] for actor in clip.actors):
+        things = [actor.at(frame) for frame in range(actor.comes, actor.leaves)]
+        for thing in things:
+            assert divmod(thing.place, 3) == (thing.y // (IMAGE_SIZE / 3), thing.x // (IMAGE_SIZE / 3))
+        assert actor.way != STILL or len({thing.place for thing in things}) == 1
 
 
 def test_a_story_in_words():

@@ -6,7 +6,18 @@ from random import Random
 
 import pytest
 
-from dataset.needles import MOST_PICTURES, WORDS, Haystack, PictureRow, haystack, is_held_out, picture_row, word_counter
+from dataset.needles import (
+    COLOURS,
+    MOST_PICTURES,
+    WORDS,
+    Haystack,
+    PictureRow,
+    haystack,
+    is_held_out,
+    picture_row,
+    repetition,
+    word_counter,
+)
 from model.processing import VLMProcessor
 from model.tokenizer_files import load_tokenizer
 
@@ -91,6 +102,20 @@ def test_a_talk_asks_after_the_text_and_answers_word_for_word(make):
     assert first["content"] == f"{found.text}\n{asked[0].question}" and second["content"] == asked[1].question
     assert [answer["content"], last["content"]] == [fact.sentence for fact in asked]
     assert answer["content"] in found.text and " ".join(asked[0].password) in answer["content"]
+
+
+def test_a_series_is_said_again_from_one_of_its_words_on():
+    assert repetition((1, "train", 0)) == repetition((1, "train", 0)) != repetition((1, "train", 1))
+    starts = set()
+    for index in range(30):
+        question, answer = repetition((1, "train", index))
+        series, _, asked = question["content"].partition("\n")
+        words, again = series.split(), answer["content"].split()
+        assert words[words.index(again[0]) :] == again and asked == f"Say it again from {again[0]} on."
+        assert len(set(words)) == len(words) and len(again) >= len(words) / 2
+        assert not set(words) & {*WORDS, *COLOURS}  # nothing that could be a pair that is held out
+        starts.add(len(words) - len(again))
+    assert len(starts) > 8
 
 
 @pytest.mark.parametrize(
