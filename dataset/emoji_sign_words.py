@@ -4,6 +4,7 @@ A text is one token a letter or digit in the shipped tokenizer, in capitals as i
 keep it so inside a sentence, where a space before it would become a part of its first token.
 """
 
+from collections.abc import Sequence
 from random import Random
 
 from dataset import emoji_words as words
@@ -48,19 +49,30 @@ QUESTIONS = {  # {}: the colour of a board, of the kind "which" the text on it
 }  # fmt: skip
 
 
+READ_ALL = {
+    "en": ("Read all signs.", "What do the signs say?", "What is written here?", "Tell me what the signs say."),
+    "zh": ("读一读所有的牌子。", "牌子上都写着什么？", "这里写着什么？", "告诉我牌子上写了什么。"),
+}
+
+
 def kind_of(sign: Sign) -> str:
     return "number" if sign.text in NUMBERS else "word"
 
 
 def caption(scene: SignScene, language: str) -> str:
     """Everything: the things as Emoji World tells them, then the signs and what they say, in the order of BOARDS."""
-    number = words.NUMBERS[language][len(scene.signs) - 1]
-    listed = [(words.COLOURS[language][sign.colour], sign.text) for sign in scene.signs]
+    space = "" if language == "zh" else " "
+    return words.caption(scene, language) + space + told(scene.signs, language)
+
+
+def told(signs: Sequence[Sign], language: str) -> str:
+    """How many there are, and what they say."""
+    number = words.NUMBERS[language][len(signs) - 1]
+    listed = [(words.COLOURS[language][sign.colour], sign.text) for sign in signs]
     if language == "zh":
-        signs = f"{number}块牌子：" + "，".join(f"{colour}写着“{text}”" for colour, text in listed) + "。"
-        return words.caption(scene, language) + signs
-    signs = f"{number.capitalize()} signs: " + ", ".join(f'{colour} says "{text}"' for colour, text in listed) + "."
-    return f"{words.caption(scene, language)} {signs}"
+        return f"{number}块牌子：" + "，".join(f"{colour}写着“{text}”" for colour, text in listed) + "。"
+    plural = "s" if len(signs) > 1 else ""
+    return f"{number.capitalize()} sign{plural}: " + ", ".join(f'{c} says "{text}"' for c, text in listed) + "."
 
 
 def ask(
@@ -85,14 +97,32 @@ def caption_conversation(scene: SignScene, rng: Random) -> list[dict]:
     return conversation([(rng.choice(words.CAPTION_REQUESTS[language]), caption(scene, language))], TAG)
 
 
+def told_conversation(signs: Sequence[Sign], rng: Random) -> list[dict]:
+    """Stage 1's about a close-up: its signs are told, and nothing of the things, which may be cut."""
+    language = rng.choice(LANGUAGES)
+    return conversation([(rng.choice(READ_ALL[language]), told(signs, language))], TAG)
+
+
 def question_conversations(scene: SignScene, rng: Random, vocabulary: int | None = None) -> list[list[dict]]:
     """Stage 2's conversations about one picture, a question each: every sign is read in both languages and looked for
     in one, the signs are counted, and as many questions are about the things; and a caption."""
-    asked = []
-    for sign in scene.signs:
-        asked += [ask(scene, kind_of(sign), language, rng, sign=sign) for language in LANGUAGES]
-        asked.append(ask(scene, "which", rng.choice(LANGUAGES), rng, sign=sign))
+    asked = reading_pairs(scene, scene.signs, rng)
     for kind in ("signs", "where", "where", "yesno", "yesno"):
         asked.append(ask(scene, kind, rng.choice(LANGUAGES), rng, vocabulary))
     talks = [conversation([pair], TAG) for pair in dict.fromkeys(asked)]
     return [*talks, caption_conversation(scene, rng)]
+
+
+def close_up_conversations(scene: SignScene, signs: Sequence[Sign], rng: Random) -> list[list[dict]]:
+    """Stage 2's about a close-up: its signs are read and looked for, and told."""
+    pairs = reading_pairs(scene, signs, rng)
+    return [conversation([pair], TAG) for pair in dict.fromkeys(pairs)] + [told_conversation(signs, rng)]
+
+
+def reading_pairs(scene: SignScene, signs: Sequence[Sign], rng: Random) -> list[tuple[str, str]]:
+    """Questions and answers: each of these signs is read in both languages and looked for in one."""
+    asked = []
+    for sign in signs:
+        asked += [ask(scene, kind_of(sign), language, rng, sign=sign) for language in LANGUAGES]
+        asked.append(ask(scene, "which", rng.choice(LANGUAGES), rng, sign=sign))
+    return asked

@@ -7,6 +7,7 @@ remembered by its colour. The letters are Aileron Regular, the font inside Pillo
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -23,6 +24,7 @@ FONT_SIZES = (36, 44)  # pixels; a capital letter has seven tenths of that
 BOARD_WIDTHS, BOARD_HEIGHTS = (190, 230), (70, 84)  # pixels, whatever the text: a board's size tells nothing of it
 BORDER, CORNER = 4, 10  # pixels, the width of the line and the radius
 GAP = 10  # pixels between neighbours, and to the picture's edge
+CLEAR = 6  # pixels between a text and the edge of a close-up
 TRIES = 60  # places for one thing or sign before the scene is begun anew
 BLACK, WHITE = (20, 20, 20), (255, 255, 255)
 BOARDS = {  # by the place of its name in words.COLOURS and of its ground in world.GROUND_RGB: the board, the letters
@@ -158,6 +160,44 @@ def render(scene: SignScene) -> Image.Image:
         middle = ((left + right) / 2, (top + bottom) / 2)
         draw.text(middle, sign.text, letters, _font(sign.font_size), anchor="mm")
     return picture
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """A piece of a scene in its own size, as large as a picture of Emoji World, in which no text is cut."""
+
+    left: int  # pixels of the scene
+    top: int
+    signs: tuple[Sign, ...]  # whose text is in it, one or more
+
+
+def sample_close_up(scene: SignScene, rng: Random) -> CloseUp:
+    """Around a sign; boards at its edges may be cut, and things."""
+    texts = {sign: text_box(sign) for sign in scene.signs}
+    while True:
+        box = texts[rng.choice(scene.signs)]
+        left, top = (
+            rng.randint(max(high + CLEAR - world.IMAGE_SIZE, 0), min(low - CLEAR, IMAGE_SIZE - world.IMAGE_SIZE))
+            for low, high in zip(box[:2], box[2:], strict=True)
+        )
+        right, bottom = left + world.IMAGE_SIZE, top + world.IMAGE_SIZE
+        seen = [b[0] < right and b[2] > left and b[1] < bottom and b[3] > top for b in texts.values()]
+        whole = [b[0] >= left and b[2] <= right and b[1] >= top and b[3] <= bottom for b in texts.values()]
+        if seen == whole:
+            return CloseUp(left, top, tuple(sign for sign, there in zip(texts, whole, strict=True) if there))
+
+
+def text_box(sign: Sign) -> Corners:
+    """Where its letters are."""
+    x, y = (sum(sign.box[side::2]) / 2 for side in (0, 1))
+    left, top, right, bottom = _font(sign.font_size).getbbox(sign.text, anchor="mm")
+    return math.floor(x + left), math.floor(y + top), math.ceil(x + right), math.ceil(y + bottom)
+
+
+def render_close_up(scene: SignScene, close_up: CloseUp) -> Image.Image:
+    """RGB 224 x 224."""
+    left, top = close_up.left, close_up.top
+    return render(scene).crop((left, top, left + world.IMAGE_SIZE, top + world.IMAGE_SIZE))
 
 
 def attribution() -> str:

@@ -4,6 +4,9 @@ python scripts/build_emoji_signs.py --output dataset/data/signs --concepts 128
 
 pretrain.jsonl   a picture and its caption each (stage 1): things, signs, and what these say
 sft.jsonl        the same pictures with several lines each: a question, or another caption (stage 2)
+close_ups_pretrain.jsonl, close_ups_sft.jsonl
+                 the same of pieces of other such scenes, 224 x 224 pixels: signs alone, in their own size, so that
+                 they are read before they are searched for
 held_out.jsonl   one question a line, six kinds equally often, on new scenes, whose signs have texts that training never
                  shows on boards of their colour
 """
@@ -40,6 +43,20 @@ def questions(arguments: argparse.Namespace) -> Iterator[dict]:
             yield {"image": image, "conversations": messages}
 
 
+def close_ups(stage: str, arguments: argparse.Namespace) -> Iterator[dict]:
+    for index in range(arguments.close_ups):
+        scene, rng = scene_of("train", arguments.train + index, arguments)[0], Random(f"{arguments.seed}:{index}")
+        close_up, image = signs.sample_close_up(scene, rng), f"close_up_{index:06d}.jpg"
+        if stage == "pretrain":
+            picture = signs.render_close_up(scene, close_up)
+            picture.save(arguments.output / "images" / image, quality=QUALITY)
+            talks = [words.told_conversation(close_up.signs, rng)]
+        else:
+            talks = words.close_up_conversations(scene, close_up.signs, rng)
+        for messages in talks:
+            yield {"image": image, "conversations": messages}
+
+
 def held_out(arguments: argparse.Namespace) -> Iterator[dict]:
     for index in range(arguments.held_out):
         scene, image = scene_of("held_out", index, arguments)
@@ -66,12 +83,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--concepts", type=int, default=None, help="only the first so many things; all without it")
     parser.add_argument("--train", type=int, default=2000, help="pictures with captions and questions")
+    parser.add_argument("--close_ups", type=int, default=0, help="pieces of other scenes, the size of a tile")
     parser.add_argument("--held_out", type=int, default=150, help="held-out pictures, six questions each")
     arguments = parser.parse_args()
     (arguments.output / "images").mkdir(parents=True, exist_ok=True)
     if arguments.train:
         write(arguments.output / "pretrain.jsonl", captions(arguments))
         write(arguments.output / "sft.jsonl", questions(arguments))
+    for stage in ("pretrain", "sft") if arguments.close_ups else ():
+        write(arguments.output / f"close_ups_{stage}.jsonl", close_ups(stage, arguments))
     if arguments.held_out:
         write(arguments.output / "held_out.jsonl", held_out(arguments))
     (arguments.output / "LICENSE.txt").write_text(signs.attribution() + "\n")

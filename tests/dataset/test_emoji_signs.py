@@ -173,6 +173,33 @@ def test_every_text_stands_in_the_middle_of_the_smallest_board():
     assert len(drawn) == 130
 
 
+def test_no_text_is_cut_in_a_close_up(scenes):
+    """By what is missing in the picture when a text is: all of it, or nothing."""
+    for index, scene in enumerate(scenes["train"][:12] + scenes["held_out"][:12]):
+        close_up = signs.sample_close_up(scene, Random(index))
+        assert close_up == signs.sample_close_up(scene, Random(index)) and close_up.signs
+        left, top = close_up.left, close_up.top
+        picture, corners = signs.render(scene), (left, top, left + 224, top + 224)
+        near = signs.render_close_up(scene, close_up)
+        assert near.size == (224, 224) and near.tobytes() == picture.crop(corners).tobytes()
+        for number, sign in enumerate(scene.signs):
+            others = scene.signs[:number] + (replace(sign, text=""),) + scene.signs[number + 1 :]
+            missing = changed(picture, signs.render(replace(scene, signs=others)))
+            assert inside(missing, signs.text_box(sign)) and inside(signs.text_box(sign), sign.box)
+            if sign in close_up.signs:
+                assert inside(missing, corners)
+            else:
+                assert missing[0] >= corners[2] or missing[2] <= left or missing[1] >= corners[3] or missing[3] <= top
+
+
+def test_close_ups_are_taken_anywhere_around_a_sign(scenes):
+    taken = [signs.sample_close_up(scene, Random(index)) for index, scene in enumerate(scenes["train"])]
+    assert all(0 <= edge <= 896 - 224 for close_up in taken for edge in (close_up.left, close_up.top))
+    assert Counter(len(close_up.signs) for close_up in taken)[2] > 20
+    cut = sum(sign.box[0] < close_up.left for close_up in taken for sign in close_up.signs)
+    assert 100 < cut < 900  # boards that begin outside, as they do in tiles
+
+
 def test_letters_are_of_high_contrast():
     """By WCAG's measure, which asks for 4.5 of small text."""
 
@@ -244,6 +271,21 @@ def test_every_sign_is_read_in_both_languages_and_looked_for(scenes):
         assert read == {(sign.text, language): 1 for sign in scene.signs for language in ("en", "zh")}
         asked = " ".join(talk[0]["content"] for talk in talks)
         assert sorted(re.findall('["“]([A-Z0-9]+)["”]', asked)) == sorted(sign.text for sign in scene.signs)
+
+
+def test_a_close_up_is_asked_about_its_signs_alone(scenes):
+    for index, scene in enumerate(scenes["train"][:40]):
+        seen = signs.sample_close_up(scene, Random(index)).signs
+        talks = words.close_up_conversations(scene, seen, Random(index))
+        asked = " ".join(talk[0]["content"] for talk in talks[:-1])
+        assert sorted(re.findall('["“]([A-Z0-9]+)["”]', asked)) == sorted(sign.text for sign in seen)
+        read = Counter(talk[1]["content"] for talk in talks[:-1])
+        assert all(read[sign.text] == 2 for sign in seen) and len(talks) == 3 * len(seen) + 1
+        for told in (talks[-1], words.told_conversation(seen, Random(index))):
+            said, language = told[1]["content"], language_of(told[0]["content"])
+            assert said == words.told(seen, language) and language_of(said) == language
+            assert sorted(re.findall('["“]([A-Z0-9]+)["”]', said)) == sorted(sign.text for sign in seen)
+    assert words.told(seen[:1], "en").startswith("One sign: ")
 
 
 def test_half_of_yes_or_no_is_no(scenes):

@@ -73,6 +73,22 @@ def test_the_stages_read_what_it_writes(build, capsys):
     assert set(languages) == {"en", "zh"} and min(languages.values()) > 10
 
 
+def test_close_ups_are_of_other_scenes_and_change_nothing_else(build):
+    alone, beside = (
+        files_of(build(name, "--train", 2, *flags)) for name, flags in (("a", ()), ("b", ("--close_ups", 3)))
+    )
+    assert alone.items() <= beside.items()
+    images = [f"close_up_{number:06d}" for number in range(3)]
+    assert sorted(set(beside) - set(alone)) == sorted(
+        ["close_ups_pretrain.jsonl", "close_ups_sft.jsonl", *(f"images/{image}.jpg" for image in images)]
+    )
+    folder = build("c", "--train", 0, "--held_out", 0, "--close_ups", 3)
+    for stage in ("pretrain", "sft"):
+        samples = list(read_samples(folder / f"close_ups_{stage}.jsonl"))
+        assert [stem for stem, _ in groupby(sample.pictures[0].stem for sample in samples)] == images
+        assert {sample.open_picture(0).size for sample in samples} == {(224, 224)}
+
+
 def test_held_out_asks_each_kind_of_each_scene(build):
     folder = build("a", "--train", 0, "--held_out", 4)
     lines = [json.loads(line) for line in (folder / "held_out.jsonl").read_text(encoding="utf-8").splitlines()]
