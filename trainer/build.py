@@ -28,7 +28,7 @@ from trainer.checkpoint.resume import last_manifest
 from trainer.config import OPEN, SIZES, StageConfig
 from trainer.data import StageData
 
-LENGTH = ("rope_parameters", "rope_theta", "max_position_embeddings")  # what --rope_theta sets
+LENGTH = ("rope_parameters", "rope_theta", "max_position_embeddings")  # what --rope_theta and --yarn_factor set
 CHECKED_ROWS = 32  # for the text loss before training
 
 
@@ -72,7 +72,7 @@ def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
         if in_file.get(name, value) != value:
             say(f"--{name} {value} where {config.start_path} says {in_file[name]}")
     told = list(flags)  # whose difference a line has told
-    if config.rope_theta:
+    if config.rope_theta or config.yarn_factor:
         settings |= longer_context(config, settings, say)
         told += LENGTH
     if manifest is not None:
@@ -86,19 +86,29 @@ def decoder_settings(config: StageConfig, say: Callable = print) -> dict:
 
 
 def longer_context(config: StageConfig, settings: dict, say: Callable = print) -> dict:
-    """Of arguments of MiniMindConfig those that --rope_theta changes: RoPE's base, what scales it being kept, and how
-    many positions there are, where rows are longer than the weights to start from have been asked for. A line says so.
+    """Of arguments of MiniMindConfig those that --rope_theta and --yarn_factor change: RoPE's base, what scales it, and
+    how many positions there are. What is left open stays. A line says what is other than in the file to start from.
+
+    Raises UserError for a factor that shortens.
     """
+    if 0 < config.yarn_factor < 1:
+        raise UserError(f"--yarn_factor {config.yarn_factor:g} would shorten what can be read: give 1 or more, or 0")
     before = MiniMindConfig(**settings)
-    theta, positions = before.rope_parameters["rope_theta"], before.max_position_embeddings
-    if config.start_path and config.rope_theta != theta:
-        say(f"--rope_theta {config.rope_theta:g} where {config.start_path} says {theta:g}: the new one is kept")
-    if config.max_seq_len > positions:
-        say(f"--max_seq_len {config.max_seq_len} where there were {positions} positions: now there are as many")
-    return {
-        "rope_parameters": {**before.rope_parameters, "rope_theta": config.rope_theta}, "rope_theta": None,
-        "max_position_embeddings": max(positions, config.max_seq_len),
-    }  # fmt: skip
+    rope, positions = dict(before.rope_parameters), max(before.max_position_embeddings, config.max_seq_len)
+    if config.rope_theta and config.rope_theta != rope["rope_theta"]:
+        if config.start_path:
+            said = f"--rope_theta {config.rope_theta:g} where {config.start_path} says {rope['rope_theta']:g}"
+            say(f"{said}: the new one is kept")
+        rope["rope_theta"] = config.rope_theta
+    if config.yarn_factor:
+        rope = {"rope_type": "yarn", "rope_theta": rope["rope_theta"], "factor": config.yarn_factor,
+                "original_max_position_embeddings": config.max_seq_len}  # fmt: skip
+        positions = round(config.yarn_factor * config.max_seq_len)
+        say(f"--yarn_factor {config.yarn_factor:g} on rows of {config.max_seq_len}: {positions} positions")
+    elif config.max_seq_len > before.max_position_embeddings:
+        were = before.max_position_embeddings
+        say(f"--max_seq_len {config.max_seq_len} where there were {were} positions: now there are as many")
+    return {"rope_parameters": rope, "rope_theta": None, "max_position_embeddings": positions}
 
 
 def seeing_settings(config: StageConfig, image_token_id: int) -> dict:

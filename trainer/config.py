@@ -147,6 +147,11 @@ class StageConfig:
         "RoPE's base, 1e6: the larger, the more slowly positions turn; raise it to train on longer rows",
         at_least=0,
     )
+    yarn_factor: float = _model(
+        0.0,
+        "YaRN: read rows so many times as long as --max_seq_len, which is what is trained; 0: as --from_weight says",
+        at_least=0,
+    )
     dropout: float = _model(
         -1.0,
         "share of activations dropped in training, none; -1: as the weights to start from say",

@@ -10,6 +10,7 @@ from helpers.bases import save_base
 from helpers.models import SIZES
 from helpers.runs import assert_bit_equal, run_until, tiny, watched_run, weights_of, write_texts
 from model.config import MiniMindConfig
+from model.messages import UserError
 from model.model_minimind import MiniMindForCausalLM
 from model.processing import VLMProcessor
 from model.tokenizer_files import load_tokenizer
@@ -110,6 +111,29 @@ def test_rope_theta_is_replaced_said_and_recorded(starts_from, capsys):
     assert saved["rope_parameters"] == {**YARN, "rope_theta": 5e5} and saved["max_position_embeddings"] == 128
     slowed = load_model(build.with_sizes(config).weight_path).model.rotary.frequencies[1]  # by YaRN, four times
     assert float(slowed) == pytest.approx(5e5**-0.25 / 4, rel=1e-5)
+
+
+def test_yarn_factor_is_said_recorded_and_read_by(starts_from, capsys):
+    """Trained on rows of 64, read up to four times as far; the next stage keeps both."""
+    first = starts_from(decoder(rope_theta=1e4, max_position_embeddings=64))
+    config = dataclasses.replace(first, yarn_factor=4.0, max_seq_len=64)
+    stage.run_stage(config)
+    assert "--yarn_factor 4 on rows of 64: 256 positions" in capsys.readouterr().out
+    path = build.with_sizes(config).weight_path
+    saved = decoder_of(path)
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    assert saved["rope_parameters"] == yarn and saved["max_position_embeddings"] == 256
+    later = dataclasses.replace(first, from_weight=str(path), name="later", max_seq_len=64)
+    stage.run_stage(later)
+    assert decoder_of(build.with_sizes(later).weight_path)["rope_parameters"] == yarn
+    both = dataclasses.replace(config, from_weight=str(path), name="both", rope_theta=5e5, yarn_factor=2.0)
+    built = build.build_model(build.with_sizes(both), load_tokenizer()).config
+    assert built.rope_parameters == {**yarn, "rope_theta": 5e5, "factor": 2.0} and built.max_position_embeddings == 128
+
+
+def test_less_than_one_is_no_factor(starts_from):
+    with pytest.raises(UserError, match="0.5 would shorten what can be read"):
+        build.decoder_settings(dataclasses.replace(starts_from(decoder()), yarn_factor=0.5))
 
 
 def test_rope_theta_without_weights_to_start_from(starts_from):

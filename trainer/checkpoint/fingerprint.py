@@ -33,7 +33,7 @@ FREE_FLAGS = frozenset((
 SAME_ON_RANKS = ("batch_size", "accumulation_steps", "batch_tokens", "from_resume", "log_interval", "save_interval",
                  "eval_interval", "shard")  # fmt: skip
 # No part of it where open, so that older checkpoints have the same.
-LATER_FLAGS = ("projector", "image_tokens", "tiles", "frames", "rope_theta")
+LATER_FLAGS = ("projector", "image_tokens", "tiles", "frames", "rope_theta", "yarn_factor")
 SHOWN = 5  # differences a refusal lists
 SAMPLED_PICTURES = 2000  # rows, evenly chosen, whose pictures are part of the data's fingerprint
 
