@@ -93,6 +93,13 @@ LOG_REQUESTS = {
     "en": ("What is where at each time?", "List what each frame shows, and where.", "Say for each time what is where."),
     "zh": ("每个时间哪里有什么？", "列出每一帧的东西和位置。", "说说每个时刻什么在哪里。"),
 }
+ROLL_CALLS = {
+    "en": ("From when to when is each thing there, and which way does it go?", "Say of each thing when and which way.",
+           "Which things are there, from when to when, and where do they go?"),
+    "zh": ("每样东西从什么时候到什么时候在，往哪边走？", "说说每样东西的时间和方向。",
+           "有哪些东西，各在什么时间，往哪里走？"),
+}  # fmt: skip
+STAYS = {"en": "still", "zh": "不动"}
 Key = tuple[str, Hashable]  # a kind, and what of it is asked: first or last; a way's concept; ("after", concept)
 
 
@@ -171,10 +178,9 @@ def names_of(concepts: Sequence[int], language: str) -> str:
 
 def log(clip: Clip, language: str) -> str:
     """What each frame shows and where, under the label that stands before it in the prompt."""
-    labels = time_labels([(frame + 0.5) / RATE for frame in range(FRAMES)])
     space, end = ("", "；") if language == "zh" else (" ", "; ")
     told = []
-    for frame, label in enumerate(labels):
+    for frame, label in enumerate(_labels()):
         things = [name(t.concept, language) + space + PLACES[language][t.place] for t in clip.there(frame)]
         told.append(label + space + (NAMES_APART[language].join(things) or NOTHING[language]))
     return end.join(told)
@@ -186,13 +192,40 @@ def log_conversation(clip: Clip, rng: Random) -> list[dict]:
     return conversation([(rng.choice(LOG_REQUESTS[language]), log(clip, language))], TAG)
 
 
+def roll_call(clip: Clip, language: str) -> str:
+    """Of each thing the first time at which it is seen, the last, and its way, right behind its name.
+
+    A single question names a thing, and is answered some words later: the look that must be taken at the name is of no
+    use until its outcome is carried there, and neither is learnt without the other (emoji_talks.roll_call).
+    """
+    labels = _labels()
+    told = []
+    for actor in sorted(clip.actors, key=lambda actor: (actor.comes, actor.x)):
+        way = STAYS[language] if actor.way == STILL else WAY_NAMES[language][actor.way]
+        told.append(f"{name(actor.concept, language)} {labels[actor.comes]} {labels[actor.leaves - 1]} {way}")
+    return REMARKS_APART[language].join(told)
+
+
+def roll_call_conversation(clip: Clip, rng: Random) -> list[dict]:
+    language = rng.choice(LANGUAGES)
+    return conversation([(rng.choice(ROLL_CALLS[language]), roll_call(clip, language))], TAG)
+
+
+def _labels() -> list[str]:
+    """What stands before each frame in the prompt."""
+    return time_labels([(frame + 0.5) / RATE for frame in range(FRAMES)])
+
+
 def question_conversations(clip: Clip, rng: Random, count: int) -> list[list[dict]]:
-    """Conversations about one clip: `count` questions at most, each alone, and the log."""
+    """Conversations about one clip: `count` questions at most, each alone, the roll call, and the log."""
     possible = askable(clip)
     keys = list(possible)
     chosen = rng.choices(keys, _weights(keys), k=count) if keys else []
     pairs = [ask(key, possible[key], rng.choice(LANGUAGES), rng) for key in chosen]
-    return [conversation([pair], TAG) for pair in dict.fromkeys(pairs)] + [log_conversation(clip, rng)]
+    return [conversation([pair], TAG) for pair in dict.fromkeys(pairs)] + [
+        roll_call_conversation(clip, rng),
+        log_conversation(clip, rng),
+    ]
 
 
 def _weights(keys: Sequence[Key]) -> list[float]:

@@ -4,7 +4,8 @@ python scripts/build_emoji_clips.py --output dataset/data        # after: pip in
 
 clips/                  224 x 224 pixels, 8 frames, one a second, H.264
 pretrain_clips.jsonl    a clip and what each of its frames shows (stage 1)
-sft_clips.jsonl         several lines a clip: single questions, and what each frame shows (stage 2)
+sft_clips.jsonl         several lines a clip: single questions, from when to when each thing is there and which way it
+                        goes, and what each frame shows (stage 2)
 held_out_clips.jsonl    one question a line, of every kind that a clip can be asked, on clips whose things train never
                         shows together; all of them need the order of the frames
 """
@@ -30,8 +31,11 @@ SEEDS = {"pretrain": 1, "sft": 2, "held_out": 3}  # so that no two files share a
 
 def training(stage: str, arguments: argparse.Namespace) -> Iterator[dict]:
     for _, rng, clip, video in draw_clips(stage, arguments):
-        questions = arguments.questions if stage == "sft" else 0
-        for messages in words.question_conversations(clip, rng, questions):
+        if stage == "pretrain":
+            talks = [words.log_conversation(clip, rng)]
+        else:
+            talks = words.question_conversations(clip, rng, arguments.questions)
+        for messages in talks:
             yield {"video": video, "conversations": messages}
 
 

@@ -1,5 +1,6 @@
 """Emoji World's clips: pure, apart, exact, and who has the frames but not their order knows nothing of the answers."""
 
+import re
 from collections import Counter, defaultdict
 from random import Random
 
@@ -168,14 +169,30 @@ def test_every_wording_is_a_question_in_its_language(clips):
 def test_conversations_of_a_clip(clips):
     clip = next(clip for clip in clips if len(words.askable(clip)) > 6)
     talks = words.question_conversations(clip, Random(0), 9)
-    assert 5 <= len(talks) <= 10 and len({str(talk) for talk in talks}) == len(talks)
+    assert 6 <= len(talks) <= 11 and len({str(talk) for talk in talks}) == len(talks)
     assert all(talk[0]["content"].startswith("<video>\n") and len(talk) == 2 for talk in talks)
     said = talks[-1][1]["content"]
     assert said == words.log(clip, "en") or said == words.log(clip, "zh")
     frames = words.log(clip, "en").split("; ")
     assert len(frames) == FRAMES and frames[3].startswith("0:03 ")
+    assert talks[-2][1]["content"] in (words.roll_call(clip, "en"), words.roll_call(clip, "zh"))
     told = [f"{name(thing.concept, 'en')} {PLACES['en'][thing.place]}" for thing in clip.there(3)]
     assert frames[3] == "0:03 " + (", ".join(told) or "nothing")
+
+
+def test_a_roll_call_says_when_each_thing_is_there_and_which_way_it_goes(clips):
+    """By the frames alone: the first and the last that show it, and how far it is from one to the other."""
+    for clip in clips[:200]:
+        said = dict(
+            re.fullmatch(r"(.+?) (0:0\d 0:0\d .+)", part).groups() for part in words.roll_call(clip, "en").split(", ")
+        )
+        assert len(said) == len(clip.actors) == len(words.roll_call(clip, "zh").split("，"))
+        for actor in clip.actors:
+            seen = {f: t for f in range(FRAMES) for t in clip.there(f) if t.concept == actor.concept}
+            first, last = min(seen), max(seen)
+            x, y = (round(getattr(seen[last], axis) - getattr(seen[first], axis), 3) for axis in "xy")
+            way = "left" if x < 0 else "right" if x > 0 else "up" if y < 0 else "down" if y > 0 else "still"
+            assert said[name(actor.concept, "en")] == f"0:0{first} 0:0{last} {way}"
 
 
 def test_the_place_of_a_thing_goes_with_it(clips):

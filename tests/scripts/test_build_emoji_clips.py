@@ -43,7 +43,7 @@ def test_files_and_their_lines(folder):
             videos[record["video"]].append(record)
         assert [*videos] == [f"clips/{name}_{number:06d}.mp4" for number in range(clips)]
         assert all((folder / video).stat().st_size < 40_000 for video in videos)
-        most = {"pretrain": 1, "sft": 7, "held_out": len(KINDS)}[name]
+        most = {"pretrain": 1, "sft": 8, "held_out": len(KINDS)}[name]
         assert all(1 <= len(records) <= most for records in videos.values())
     assert {record["language"] for record in lines(folder / "held_out_clips.jsonl")} == {"en", "zh"}
 
