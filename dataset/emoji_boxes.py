@@ -2,7 +2,7 @@
 
 from random import Random
 
-from dataset.emoji_talks import TAG, conversation
+from dataset.emoji_talks import single_questions
 from dataset.emoji_words import REMARKS_APART
 from dataset.emoji_world import LANGUAGES, Scene, boxes, name
 
@@ -68,4 +68,4 @@ def box_conversations(scene: Scene, rng: Random) -> list[list[dict]]:
     for language in LANGUAGES:
         asked += [ask_box(scene, number, language, rng) for number in range(len(scene.things))]
         asked.append(ask_boxes(scene, language, rng))
-    return [conversation([pair], TAG) for pair in asked]
+    return single_questions(asked)

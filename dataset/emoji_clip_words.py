@@ -5,15 +5,17 @@ backwards. And only the kind `ends` can be answered from one frame, if one knows
 """
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from random import Random
 
 from dataset.emoji_clips import FRAMES, RATE, STILL, Clip, shown
-from dataset.emoji_talks import conversation
+from dataset.emoji_talks import single_questions, telling
 from dataset.emoji_words import NAMES_APART, PLACES, REMARKS_APART
 from dataset.emoji_world import LANGUAGES, name
 from model.video import time_labels
 
 TAG = "<video>"
+LABELS = time_labels([(frame + 0.5) / RATE for frame in range(FRAMES)])  # what stands before each frame in the prompt
 KINDS = ("in", "out", "after", "way", "count", "story", "ends")
 KIND_WEIGHTS = dict(zip(KINDS, (4, 4, 4, 3, 2, 1, 2), strict=True))
 SEEN_MOVING = 4  # frames, at the least, of a thing whose way is asked
@@ -180,7 +182,7 @@ def log(clip: Clip, language: str) -> str:
     """What each frame shows and where, under the label that stands before it in the prompt."""
     space, end = ("", "；") if language == "zh" else (" ", "; ")
     told = []
-    for frame, label in enumerate(_labels()):
+    for frame, label in enumerate(LABELS):
         things = [name(t.concept, language) + space + PLACES[language][t.place] for t in clip.there(frame)]
         told.append(label + space + (NAMES_APART[language].join(things) or NOTHING[language]))
     return end.join(told)
@@ -188,8 +190,7 @@ def log(clip: Clip, language: str) -> str:
 
 def log_conversation(clip: Clip, rng: Random) -> list[dict]:
     """Frame by frame, which is how a model learns to tell one frame from the next; with places, to see what moves."""
-    language = rng.choice(LANGUAGES)
-    return conversation([(rng.choice(LOG_REQUESTS[language]), log(clip, language))], TAG)
+    return telling(LOG_REQUESTS, partial(log, clip), rng, TAG)
 
 
 def roll_call(clip: Clip, language: str) -> str:
@@ -198,22 +199,15 @@ def roll_call(clip: Clip, language: str) -> str:
     A single question names a thing, and is answered some words later: the look that must be taken at the name is of no
     use until its outcome is carried there, and neither is learnt without the other (emoji_talks.roll_call).
     """
-    labels = _labels()
     told = []
     for actor in sorted(clip.actors, key=lambda actor: (actor.comes, actor.x)):
         way = STAYS[language] if actor.way == STILL else WAY_NAMES[language][actor.way]
-        told.append(f"{name(actor.concept, language)} {labels[actor.comes]} {labels[actor.leaves - 1]} {way}")
+        told.append(f"{name(actor.concept, language)} {LABELS[actor.comes]} {LABELS[actor.leaves - 1]} {way}")
     return REMARKS_APART[language].join(told)
 
 
 def roll_call_conversation(clip: Clip, rng: Random) -> list[dict]:
-    language = rng.choice(LANGUAGES)
-    return conversation([(rng.choice(ROLL_CALLS[language]), roll_call(clip, language))], TAG)
-
-
-def _labels() -> list[str]:
-    """What stands before each frame in the prompt."""
-    return time_labels([(frame + 0.5) / RATE for frame in range(FRAMES)])
+    return telling(ROLL_CALLS, partial(roll_call, clip), rng, TAG)
 
 
 def question_conversations(clip: Clip, rng: Random, count: int) -> list[list[dict]]:
@@ -222,10 +216,7 @@ def question_conversations(clip: Clip, rng: Random, count: int) -> list[list[dic
     keys = list(possible)
     chosen = rng.choices(keys, _weights(keys), k=count) if keys else []
     pairs = [ask(key, possible[key], rng.choice(LANGUAGES), rng) for key in chosen]
-    return [conversation([pair], TAG) for pair in dict.fromkeys(pairs)] + [
-        roll_call_conversation(clip, rng),
-        log_conversation(clip, rng),
-    ]
+    return [*single_questions(pairs, TAG), roll_call_conversation(clip, rng), log_conversation(clip, rng)]
 
 
 def _weights(keys: Sequence[Key]) -> list[float]:

@@ -5,11 +5,12 @@ keep it so inside a sentence, where a space before it would become a part of its
 """
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from dataset import emoji_words as words
 from dataset.emoji_signs import NUMBERS, Sign, SignScene
-from dataset.emoji_talks import TAG, conversation
+from dataset.emoji_talks import single_questions, telling
 from dataset.emoji_world import LANGUAGES
 
 SIGN_KINDS = ("word", "number", "which", "signs")
@@ -93,14 +94,12 @@ def ask(
 
 
 def caption_conversation(scene: SignScene, rng: Random) -> list[dict]:
-    language = rng.choice(LANGUAGES)
-    return conversation([(rng.choice(words.CAPTION_REQUESTS[language]), caption(scene, language))], TAG)
+    return telling(words.CAPTION_REQUESTS, partial(caption, scene), rng)
 
 
 def told_conversation(signs: Sequence[Sign], rng: Random) -> list[dict]:
     """Stage 1's about a close-up: its signs are told, and nothing of the things, which may be cut."""
-    language = rng.choice(LANGUAGES)
-    return conversation([(rng.choice(READ_ALL[language]), told(signs, language))], TAG)
+    return telling(READ_ALL, partial(told, signs), rng)
 
 
 def question_conversations(scene: SignScene, rng: Random, vocabulary: int | None = None) -> list[list[dict]]:
@@ -109,14 +108,12 @@ def question_conversations(scene: SignScene, rng: Random, vocabulary: int | None
     asked = reading_pairs(scene, scene.signs, rng)
     for kind in ("signs", "where", "where", "yesno", "yesno"):
         asked.append(ask(scene, kind, rng.choice(LANGUAGES), rng, vocabulary))
-    talks = [conversation([pair], TAG) for pair in dict.fromkeys(asked)]
-    return [*talks, caption_conversation(scene, rng)]
+    return [*single_questions(asked), caption_conversation(scene, rng)]
 
 
 def close_up_conversations(scene: SignScene, signs: Sequence[Sign], rng: Random) -> list[list[dict]]:
     """Stage 2's about a close-up: its signs are read and looked for, and told."""
-    pairs = reading_pairs(scene, signs, rng)
-    return [conversation([pair], TAG) for pair in dict.fromkeys(pairs)] + [told_conversation(signs, rng)]
+    return [*single_questions(reading_pairs(scene, signs, rng)), told_conversation(signs, rng)]
 
 
 def reading_pairs(scene: SignScene, signs: Sequence[Sign], rng: Random) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What the stages read about Emoji World: conversations about a scene, about two, and about scenes in words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from random import Random
 
 from dataset.emoji_words import (
@@ -65,6 +66,19 @@ def conversation(pairs: Iterable[tuple[str, str]], context: str = "") -> list[di
     return messages
 
 
+def single_questions(pairs: Iterable[tuple[str, str]], context: str = TAG) -> list[list[dict]]:
+    """A conversation for each question, none twice: what was asked before it can tell nothing of its answer."""
+    return [conversation([pair], context) for pair in dict.fromkeys(pairs)]
+
+
+def telling(
+    requests: Mapping[str, Sequence[str]], tell: Callable[[str], str], rng: Random, context: str = TAG
+) -> list[dict]:  # fmt: skip
+    """One of the requests of a language, by chance, and what is told in it. tell: gives that for a language."""
+    language = rng.choice(LANGUAGES)
+    return conversation([(rng.choice(requests[language]), tell(language))], context)
+
+
 def picture_behind(messages: Sequence[dict], context: str = TAG) -> list[dict]:
     """The same conversation with its picture, or pictures, behind the first question."""
     first = messages[0]["content"].removeprefix(f"{context}\n")
@@ -73,7 +87,7 @@ def picture_behind(messages: Sequence[dict], context: str = TAG) -> list[dict]:
 
 def caption_conversation(scene: Scene, rng: Random) -> list[dict]:
     """Stage 1's conversation: a request and the caption, in one language."""
-    return conversation([_caption_pair(scene, rng)], TAG)
+    return telling(CAPTION_REQUESTS, partial(caption, scene), rng)
 
 
 def question_conversations(
@@ -109,7 +123,7 @@ def reading_conversations(scene: Scene, rng: Random, count: int, vocabulary: int
         return _conversations(caption(scene, language), scene, rng, count, vocabulary, KIND_WEIGHTS)
     context = notes(scene, language, rng)
     talks = _conversations(context, scene, rng, count, vocabulary, KIND_WEIGHTS)
-    return [*talks, conversation([_caption_pair(scene, rng)], context)]
+    return [*talks, telling(CAPTION_REQUESTS, partial(caption, scene), rng, context)]
 
 
 def translation_conversation(rng: Random, count: int, vocabulary: int | None = None, zipf: float = 0.0) -> list[dict]:
@@ -187,7 +201,7 @@ def pair_conversations(scenes: Sequence[Scene], shared: int, rng: Random, count:
     possible = (*askable_of_pair(scenes), "what")
     kinds = rng.choices(possible, [PAIR_WEIGHTS[kind] for kind in possible], k=count)
     asked = [ask_pair(scenes, shared, kind, rng.choice(LANGUAGES), rng) for kind in kinds]
-    return [conversation([pair], f"{TAG}\n{TAG}") for pair in dict.fromkeys(asked)]
+    return single_questions(asked, f"{TAG}\n{TAG}")
 
 
 def _conversations(
@@ -198,8 +212,3 @@ def _conversations(
     asked = [ask(scene, kind, rng.choice(LANGUAGES), rng, vocabulary) for kind in kinds]
     talks = [[pair] for pair in dict.fromkeys(asked[TALK:])] + [list(dict.fromkeys(asked[:TALK]))]
     return [conversation(pairs, context) for pairs in talks]
-
-
-def _caption_pair(scene: Scene, rng: Random) -> tuple[str, str]:
-    language = rng.choice(LANGUAGES)
-    return rng.choice(CAPTION_REQUESTS[language]), caption(scene, language)
